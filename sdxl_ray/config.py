@@ -267,7 +267,7 @@ class Resources(Section):
 
 
 #: Sections that change where and how safely a run computes, but not what it computes.
-_NOT_IDENTITY = frozenset({"parallel", "checkpoint", "resources"})
+NOT_IDENTITY = frozenset({"parallel", "checkpoint", "resources"})
 
 
 def _base(value: Any) -> Any:
@@ -305,7 +305,7 @@ class Recipe(Section):
     @property
     def identity(self) -> str:
         """SHA-256 of what decides the result; equal for runs that may continue each other."""
-        plain = self.model_dump(mode="json", exclude=set(_NOT_IDENTITY))
+        plain = self.model_dump(mode="json", exclude=set(NOT_IDENTITY))
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,0 +1,55 @@
+# Everything runs from a fresh clone: each target installs into .venv first when pyproject.toml has changed.
+#
+#   make install   the package and its development tools, into .venv (Python 3.11 or newer)
+#   make demo      train the three arms on the embedded base and compare them
+#   make test      every check and every test
+#   make check     formatting, lint, types, import layers
+#   make bench     training speed and memory, printed
+#
+# Another interpreter: make install PYTHON=/path/to/python3.12
+
+PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11; do \
+	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$candidate; break; }; done)
+BIN := .venv/bin
+STAMP := .venv/installed
+
+# deepspeed's setup.py imports torch when it can and would otherwise guess; the same range as in pyproject.toml.
+TORCH = $(BIN)/python -c 'import tomllib; print(next(d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if d.startswith("torch>")))'
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or give PYTHON=/path/to/python"; exit 1; }
+	@command -v g++ >/dev/null || { \
+		echo "make: g++ is missing; ZeRO-3 on CPUs builds a DeepSpeed op with it (one test and zero_stage=3 need it)"; \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && apt-get install -y -qq --no-install-recommends g++; \
+		else echo "make: install it, for example: sudo apt-get install g++; going on without"; fi; }
+	$(PYTHON) -m venv .venv || { echo "make: no venv; on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/pip install "$$($(TORCH))"
+	$(BIN)/pip install --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/sdxl-ray compare demo
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The summary of pytest is the last thing printed.
+test: check
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/python tests/bench/train.py

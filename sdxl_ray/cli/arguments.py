@@ -1,0 +1,90 @@
+"""Arguments that several commands share, and how they become a Recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdxl_ray.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from sdxl_ray.config import Base, Recipe
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or a .yaml file")]
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="[A.B=C]...", help="settings to change, for example optim.lr=1e-4")
+]
+BaseId = Annotated[
+    str | None,
+    typer.Option("--base", metavar="BASE", help="tiny, a hub id with @revision, a diffusers folder or a file"),
+]
+Gpu = Annotated[str | None, typer.Option("--gpu", metavar="NAME", help="plan for this GPU: h200, h100, 4090, ...")]
+GpuMemory = Annotated[
+    str | None, typer.Option("--gpu-memory", metavar="SIZE", help="plan for a GPU of this memory: 24GiB")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+
+
+def read_recipe(name: str, settings: list[str] | None, base: str | None = None) -> Recipe:
+    """The recipe with the command line's settings in it; `--base` is applied first, so `base.vae=...` still works.
+
+    Raises UserError for an unknown recipe, setting or value.
+    """
+    from sdxl_ray import config
+
+    recipe = config.load(name)
+    if base is not None:
+        recipe = recipe.model_copy(update={"base": read_base(base)})
+    return config.override(recipe, config.parse_assignments(settings or []))
+
+
+def read_base(text: str) -> Base:
+    """`"tiny"`, `"folder"`, `"model.safetensors"` or `"org/name@<40-hex commit>"` as a Base."""
+    from sdxl_ray import config
+
+    name, at, revision = text.rpartition("@")
+    plain: dict[str, Any] = {"id": name, "revision": revision} if at and name.count("/") == 1 else {"id": text}
+    return config.parse({"base": plain}, "--base").base
+
+
+def read_size(text: str) -> int:
+    """`"24GiB"` -> bytes. A bare number is refused: 24 of what?"""
+    units = {
+        "KiB": 2**10,
+        "MiB": 2**20,
+        "GiB": 2**30,
+        "TiB": 2**40,
+        "KB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "TB": 10**12,
+    }
+    number = text.strip().rstrip("BKMGTikmgtb ")
+    unit = text.strip()[len(number) :].strip()
+    known = {name.lower(): size for name, size in units.items()}
+    try:
+        size = float(number)
+    except ValueError:
+        size = 0.0
+    if unit.lower() not in known:
+        raise UserError(f"size {text!r}: {nearest(unit, units)}, for example 24GiB")
+    if not 0 < size < 1e6:
+        raise UserError(f"size {text!r}: the number must be above 0, for example 24GiB")
+    return round(size * known[unit.lower()])
+
+
+@contextlib.contextmanager
+def libraries_on_stderr() -> Iterator[None]:
+    """While it lasts, what anybody prints goes to stderr: libraries log to stdout, where only our result belongs."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout, and nothing else."""
+    typer.echo(json.dumps(value, indent=2, default=str, allow_nan=False))

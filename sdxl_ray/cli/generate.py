@@ -1,0 +1,170 @@
+"""`sdxl-ray generate`: pictures from an artifact or from the base, as PNG files that say how they were made."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sdxl_ray import __version__
+from sdxl_ray.cli.arguments import AsJson, BaseId, libraries_on_stderr, print_json, read_base
+from sdxl_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from sdxl_ray.artifact import Artifact
+    from sdxl_ray.config import Base
+
+EXAMPLES = (
+    'sdxl-ray generate runs/dog/artifact "a photo of sks dog on the beach" --seed 1 --n 4 --out pictures',
+    'sdxl-ray generate base "a photo of a dog" --base tiny',
+)
+
+
+def run(
+    source: Annotated[str, typer.Argument(metavar="ARTIFACT|base", help="artifact folder of a run, or the word base")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="one prompt a word: quote them")],
+    *,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of the first picture of each prompt")] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, max=1000, help="pictures per prompt, seeds counting up")] = 1,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder of the pictures, made when missing")] = Path(
+        "pictures"
+    ),
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="denoising steps")] = 30,
+    guidance: Annotated[float, typer.Option(min=0, max=100, help="classifier-free guidance; 1 is none")] = 7.5,
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="what the pictures should not show")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="pixels: 1024 or 1216x832; default: the base's own")
+    ] = None,
+    base: BaseId = None,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="pictures drawn at once")] = 4,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16; auto: bf16 on a GPU, else fp32")] = "auto",
+    json: AsJson = False,
+) -> None:
+    """Draw pictures with an artifact or the base, and a grid of them."""
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise UserError(f"--precision {precision!r}: choose from auto, fp32, bf16, fp16")
+    if any(not prompt.strip() for prompt in prompts):
+        raise UserError("a prompt is empty: say what to draw, in quotes")
+    width_height = _read_size(size)
+    artifact, of = _source(source, base)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {str(out)!r} cannot be made: {error.strerror}") from None
+
+    from sdxl_ray.report.progress import Progress
+
+    asked = [(prompt, seed + count) for prompt in prompts for count in range(n)]
+    paths = [out / f"{_file_name(prompts.index(prompt), prompt)}-{number}.png" for prompt, number in asked]
+    settings: dict[str, Any] = {
+        "artifact": artifact.hash if artifact else "",
+        "base": f"{of.id}@{of.revision}" if of.revision else of.id,
+        "steps": steps,
+        "guidance": guidance,
+        "negative": negative or "",
+        "software": f"sdxl-ray {__version__}",
+    }
+    sheet = out / "grid.png"
+    with libraries_on_stderr(), Progress(sys.stderr) as progress:
+        progress.row({"kind": "phase", "name": "loading the model"})
+
+        from sdxl_ray.core.grid import grid
+        from sdxl_ray.core.pipeline import generate, load_pipeline
+
+        device, dtype = _device(precision)
+        settings["precision"] = str(dtype).removeprefix("torch.")
+        pipe = load_pipeline(of, artifact, dtype=dtype, device=device)
+        progress.row({"kind": "phase", "name": "drawing", "done": 0, "total": len(asked)})
+
+        def keep(index: int, picture: Image.Image) -> None:
+            prompt, number = asked[index]
+            _save(picture, paths[index], {"prompt": prompt, "seed": number, **settings})
+            progress.row({"kind": "phase", "name": "drawing", "done": index + 1, "total": len(asked)})
+
+        pictures = generate(
+            pipe,
+            [prompt for prompt, _ in asked],
+            seeds=[number for _, number in asked],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            negative_prompt=negative,
+            width=width_height[0],
+            height=width_height[1],
+            batch_size=batch,
+            on_picture=keep,
+        )
+        rows = [pictures[start : start + n] for start in range(0, len(pictures), n)]
+        _save(grid(rows, prompts, [f"seed {seed + count}" for count in range(n)]), sheet, settings)
+    if json:
+        made = [{"path": str(path), "prompt": p, "seed": s} for path, (p, s) in zip(paths, asked, strict=True)]
+        print_json({"pictures": made, "grid": str(sheet), **settings})
+    else:
+        for path in [*paths, sheet]:
+            typer.echo(path)
+
+
+def _source(source: str, base: str | None) -> tuple[Artifact | None, Base]:
+    """The verified artifact, or None for the base; and the base, as the artifact's recipe or `--base` names it."""
+    from sdxl_ray import config
+    from sdxl_ray.artifact import Artifact
+
+    if source == "base":
+        return None, read_base(base or "tiny")
+    artifact = Artifact.open(source)
+    recipe = config.parse(artifact.manifest.recipe, f"{source}: recipe")
+    return artifact, read_base(base) if base else recipe.base
+
+
+def _device(precision: str) -> tuple[Literal["cuda", "cpu"], torch.dtype]:
+    import torch
+
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if not torch.cuda.is_available():
+        # transformers imports deepspeed, which otherwise warns that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        return "cpu", dtypes.get(precision, torch.float32)
+    return "cuda", dtypes.get(precision, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+
+
+def _read_size(text: str | None) -> tuple[int | None, int | None]:
+    """`"1024"` -> (1024, 1024), `"1216x832"` -> (1216, 832): width, height in pixels."""
+    if text is None:
+        return None, None
+    numbers = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
+    if numbers is None:
+        raise UserError(f"--size {text!r}: write pixels as 1024 or as width x height, 1216x832")
+    width = int(numbers[1])
+    height = int(numbers[2] or numbers[1])
+    if max(width, height) > 4096:
+        raise UserError(f"--size {text!r}: at most 4096 pixels a side")
+    return width, height
+
+
+def _file_name(index: int, prompt: str) -> str:
+    """Words of the prompt that any file system takes, after its number, since two prompts may begin alike."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
+    return f"{index + 1}-{words}" if words else str(index + 1)
+
+
+def _save(picture: Image.Image, path: Path, facts: dict[str, Any]) -> None:
+    """A PNG with a text chunk per fact, under its name only when it is whole."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from sdxl_ray.errors import RunError
+
+    chunks = PngInfo()
+    for key, value in facts.items():
+        chunks.add_itxt(key, str(value))
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        picture.save(draft, format="PNG", pnginfo=chunks)
+        draft.replace(path)
+    except OSError as error:
+        raise RunError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error

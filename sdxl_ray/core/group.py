@@ -1,0 +1,43 @@
+"""Group: the processes that compute one run together, as the maths sees them; `Alone` is a group of one.
+
+Every method is collective: all ranks call it, in the same order. The cluster's version is in `distributed/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Group(Protocol):
+    """Ranks 0 … world-1 that work on one run."""
+
+    rank: int
+    world: int
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks in rank order, on every rank."""
+
+
+class Alone:
+    """The group of one process."""
+
+    rank = 0
+    world = 1
+
+    def barrier(self) -> None:
+        """Nothing to wait for."""
+
+    def gather(self, value: T) -> list[T]:
+        """`[value]`."""
+        return [value]
+
+
+def share(items: Sequence[Any], group: Group) -> list[Any]:
+    """This rank's part of a list that all ranks hold: every world-th item."""
+    return list(items[group.rank :: group.world])

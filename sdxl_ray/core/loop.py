@@ -1,0 +1,271 @@
+"""The training loop: the only one, for LoRA and full tuning, one process and a cluster, every ZeRO stage.
+
+A global batch is cut into chunks, `accumulation` per rank; all randomness is addressed by (seed, step, index in the
+global batch), and the loss of a step is the weighted mean over the whole global batch. So the cut does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdxl_ray.config import Recipe
+from sdxl_ray.core.checkpoints import CheckpointStore
+from sdxl_ray.core.diffusion import generator
+from sdxl_ray.core.ema import Ema
+from sdxl_ray.core.engine import Engine
+from sdxl_ray.core.optim import lr_multiplier
+from sdxl_ray.core.parts import Inputs, Parts
+from sdxl_ray.core.sampler import Example, Sampler
+from sdxl_ray.core.state import write_state
+from sdxl_ray.core.validation import validation_loss
+from sdxl_ray.errors import RunError
+
+#: Steps between looks at the losses on a GPU: each look waits for the device.
+GPU_LOOK = 10
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Best:
+    """The validation losses so far: the last, and the best with its step."""
+
+    last: float | None = None
+    loss: float = math.inf
+    step: int | None = None
+
+    def meta(self) -> dict[str, Any]:
+        """As plain JSON for a checkpoint."""
+        return {"last": self.last, "best_loss": None if self.step is None else self.loss, "best_step": self.step}
+
+    @classmethod
+    def of(cls, meta: dict[str, Any]) -> Best:
+        """The inverse of `meta`."""
+        best = meta["best_loss"]
+        return cls(meta["last"], math.inf if best is None else best, meta["best_step"])
+
+
+@dataclass
+class Training:
+    """A run that is ready to go: what to train, on what, and whom to tell.
+
+    `report(row)` is called on every rank with the same rows; `look(step)` draws sample pictures; `preempted()` is
+    collective and says whether a node is about to go.
+    """
+
+    recipe: Recipe
+    engine: Engine
+    parts: Parts
+    sampler: Sampler
+    held_out: Sequence[Example]
+    store: CheckpointStore
+    report: Report
+    look: Callable[[int], None]
+    ema: Ema | None = None
+    preempted: Callable[[], bool] = lambda: False
+    best: Best = field(default_factory=Best)
+
+
+def cut(examples: Sequence[Example], world: int, rank: int, accumulation: int) -> list[list[Example]]:
+    """This rank's chunks of a global batch, `accumulation` of them and all of one size on every rank.
+
+    Where the batch does not divide, chunks are filled with copies of weight 0, so any number of workers computes the same.
+    """
+    size = math.ceil(len(examples) / (world * accumulation))
+    filled = list(examples)
+    while len(filled) < size * world * accumulation:
+        filled.append(replace(examples[len(filled) % len(examples)], weight=0.0))
+    chunks = [filled[i : i + size] for i in range(0, len(filled), size)]
+    return chunks[rank * accumulation : (rank + 1) * accumulation]
+
+
+def accumulation_of(recipe: Recipe, global_batch: int, world: int) -> int:
+    """Forwards per optimizer step on each worker, from `parallel.micro_batch`."""
+    per_worker = math.ceil(global_batch / world)
+    return math.ceil(per_worker / (recipe.parallel.micro_batch or per_worker))
+
+
+def train(run: Training, start: int = 0) -> int:
+    """Train from step `start` to `optim.steps`; the last step. Checkpoints, validation and samples come on the way.
+
+    Raises RunError on every rank for a loss that is not finite, naming the step and the pictures.
+    """
+    recipe, engine = run.recipe, run.engine
+    multiplier = lr_multiplier(recipe.optim)
+    look_every = GPU_LOOK if engine.device.type == "cuda" else 1
+    ledger = Ledger(run, look_every)
+    engine.denoiser.train()
+    last = recipe.optim.steps
+    if start == 0:
+        _validate(run, 0, False)
+        _look(run, 0)
+    with Prefetch(run, start) as batches:
+        for step, (examples, micro_batches) in batches:
+            engine.set_lr(multiplier(step))
+            losses = _step(run, step, len(examples), micro_batches)
+            done = step + 1
+            if run.ema is not None:
+                run.ema.update(done)
+            ledger.add(done, examples, losses, recipe.optim.lr * multiplier(step))
+            checkpoint_due = done % recipe.checkpoint.every == 0 or done == last
+            look_due = done == last or (recipe.evaluation.every > 0 and done % recipe.evaluation.every == 0)
+            if done % look_every == 0 or checkpoint_due or look_due:
+                ledger.flush()
+            if look_due or checkpoint_due:
+                _validate(run, done, checkpoint_due)
+            if look_due:
+                _look(run, done)
+            if checkpoint_due or (done % GPU_LOOK == 0 and run.preempted()):
+                save(run, done)
+            if look_due or checkpoint_due:
+                ledger.restart_clock()
+    return last
+
+
+def save(run: Training, step: int) -> None:
+    """Collective. Write a checkpoint of `step`."""
+    started = time.monotonic()
+    run.store.save(step, run.best.meta(), lambda folder: write_state(run.engine, run.ema, folder))
+    run.report({"kind": "checkpoint", "step": step, "seconds": time.monotonic() - started})
+
+
+def _step(run: Training, step: int, global_batch: int, micro_batches: list[Inputs]) -> list[tuple[Inputs, Tensor]]:
+    """One optimizer step; the losses of this rank's examples. Repeats the batch when fp16 overflowed."""
+    engine = run.engine
+    share = engine.group.world * engine.accumulation / global_batch
+    while True:
+        losses, moved = [], False
+        for x in micro_batches:
+            # Dropout inside the model is the one ambient generator: set it by what is computed, not by what came before.
+            torch.manual_seed(generator(run.recipe.seed, "dropout", step, x.indices[0]).initial_seed())
+            on_device = x.to(engine.device)
+            loss_B = run.parts.losses(engine, on_device)
+            engine.backward((loss_B * on_device.weight_B).sum() * share)
+            losses.append((x, loss_B.detach()))
+            moved = engine.step()
+        if moved:
+            return losses
+
+
+def _validate(run: Training, step: int, checkpointed: bool) -> None:
+    if not run.held_out:
+        return
+    with _averaged(run, step):
+        loss = validation_loss(run.engine, run.parts, run.held_out)
+    if not math.isfinite(loss):
+        raise RunError(f"the validation loss is {loss} after step {step}: lower optim.lr or use parallel.precision=fp32")
+    run.best.last = loss
+    if checkpointed and loss < run.best.loss:  # only a step that has a checkpoint can be gone back to
+        run.best.loss, run.best.step = loss, step
+    run.report({"kind": "validation", "step": step, "loss": loss, "n": len(run.held_out) * run.recipe.evaluation.draws})
+
+
+def _look(run: Training, step: int) -> None:
+    with _averaged(run, step):
+        run.look(step)
+
+
+def _averaged(run: Training, step: int) -> AbstractContextManager[None]:
+    """The averaged weights where there are any: what is looked at is what will be exported."""
+    return run.ema.swapped_in() if run.ema is not None and step else nullcontext()
+
+
+class Ledger:
+    """Losses of the steps since the last look; one look gathers them from all ranks and reports a row per step."""
+
+    def __init__(self, run: Training, every: int) -> None:
+        self._run, self._every = run, every
+        self._steps: list[tuple[int, list[Example], list[tuple[Inputs, Tensor]], float]] = []
+        self._since = time.monotonic()
+
+    def add(self, step: int, examples: list[Example], losses: list[tuple[Inputs, Tensor]], lr: float) -> None:
+        """Remember a step without waiting for the device."""
+        self._steps.append((step, examples, losses, lr))
+
+    def restart_clock(self) -> None:
+        """Leave what was not training out of the next step's time."""
+        self._since = time.monotonic()
+
+    def flush(self) -> None:
+        """Collective. Report every remembered step; RunError for a loss that is not finite."""
+        if not self._steps:
+            return
+        engine = self._run.engine
+        mine = [
+            {i: float(v) for x, loss_B in losses for i, v in zip(x.indices, loss_B.tolist(), strict=True)}
+            for _, _, losses, _ in self._steps
+        ]
+        norm = engine.grad_norm()
+        ranks = engine.group.gather((mine, peak_bytes(engine.device)))
+        seconds = (time.monotonic() - self._since) / len(self._steps)
+        for k, (step, examples, _, lr) in enumerate(self._steps):
+            losses = {i: value for values, _ in ranks for i, value in values[k].items()}
+            self._require_finite(step, examples, losses)
+            # fsum in index order: the same number for any number of workers, as far as the forwards agree.
+            loss = math.fsum(e.weight * losses[e.index] for e in examples) / len(examples)
+            row = {"kind": "step", "step": step, "loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}
+            row |= {"samples_per_s": len(examples) / seconds, "peak_bytes": max(peak for _, peak in ranks)}
+            row |= {"workers": engine.group.world, "steps": self._run.recipe.optim.steps}
+            row["examples"] = [(e.index, e.view.key, losses[e.index]) for e in examples]
+            self._run.report(row)
+        self._steps.clear()
+        self.restart_clock()
+
+    def _require_finite(self, step: int, examples: list[Example], losses: dict[int, float]) -> None:
+        bad = [e for e in examples if not math.isfinite(losses[e.index])]
+        if bad:
+            sources = ", ".join(sorted({e.view.picture.source for e in bad}))
+            raise RunError(
+                f"the loss is not finite at step {step} for {sources}: nothing of this step is kept; "
+                "lower optim.lr, or use parallel.precision=fp32"
+            )
+
+
+class Prefetch:
+    """Global batches by step with this rank's micro-batches, the next one prepared while the current one computes."""
+
+    def __init__(self, run: Training, start: int) -> None:
+        self._run, self._start = run, start
+
+    def __enter__(self) -> Iterator[tuple[int, tuple[list[Example], list[Inputs]]]]:
+        self._pool = ThreadPoolExecutor(1, "prefetch")
+        return self._batches()
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _prepare(self, step: int) -> tuple[list[Example], list[Inputs]]:
+        run, group = self._run, self._run.engine.group
+        examples = run.sampler.batch(step)
+        chunks = cut(examples, group.world, group.rank, run.engine.accumulation)
+        return examples, [run.parts.inputs(chunk, step, run.recipe.seed) for chunk in chunks]
+
+    def _batches(self) -> Iterator[tuple[int, tuple[list[Example], list[Inputs]]]]:
+        last = self._run.recipe.optim.steps
+        if self._start >= last:
+            return
+        coming = self._pool.submit(self._prepare, self._start)
+        for step in range(self._start, last):
+            ready = coming.result()
+            if step + 1 < last:
+                coming = self._pool.submit(self._prepare, step + 1)
+            yield step, ready
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak memory so far: allocated on a GPU, resident in a CPU process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,196 @@
+"""One way from a base and an artifact to pictures, for samples, evaluation, serving and export alike.
+
+pipe = load_pipeline(recipe.base, Artifact.open("runs/dog/artifact"), dtype=torch.float32, device="cpu")
+pictures = generate(pipe, ["a photo of sks dog"], seeds=[1], num_inference_steps=30, guidance_scale=7.5)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+
+from sdxl_ray.artifact import Artifact
+from sdxl_ray.config import Base
+from sdxl_ray.core.basefiles import check_folder
+from sdxl_ray.core.bases import load_components, locate
+from sdxl_ray.core.weightfiles import read_header
+from sdxl_ray.errors import RunError, UserError
+
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+ADAPTER = "tuned"
+
+
+def load_pipeline(
+    base: Base, artifact: Artifact | None, *, dtype: torch.dtype, device: torch.device | str
+) -> StableDiffusionXLPipeline:
+    """The base, or what an artifact made of it, ready to draw (evaluation mode, no gradients).
+
+    A LoRA stays beside the base's weights as the adapter "tuned". A full artifact is loaded by itself: the base's
+    weights need not be on this machine. `base.vae` and `base.vae_precision` hold for both.
+    Raises UserError: an artifact of another base, or adapter weights that match no module.
+    """
+    if artifact is None:
+        return load_components(locate(base), base, dtype=dtype, device=device).pipeline()
+    _require_same_base(base, artifact)
+    if artifact.manifest.kind == "full":
+        return _load_full(base, artifact, dtype, device)
+    pipe = load_components(locate(base), base, dtype=dtype, device=device).pipeline()
+    _load_lora(pipe, artifact.folder / LORA_WEIGHTS)
+    return pipe
+
+
+def generate(
+    pipe: StableDiffusionXLPipeline,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    num_inference_steps: int,
+    guidance_scale: float,
+    negative_prompt: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int = 4,
+    on_picture: Callable[[int, Image.Image], None] | None = None,
+) -> list[Image.Image]:
+    """One picture per (prompt, seed), in order.
+
+    A picture depends on its prompt, its seed and the settings, not on its neighbours in the batch (up to rounding:
+    one 8-bit level in fp32), because each has its own CPU generator and its noise is drawn in fp32. height, width:
+    pixels, multiples of 8; default, the base's own size. negative_prompt None: the unconditional prompt (zeros).
+    on_picture(index, picture) is called as pictures are finished.
+    Raises RunError when the UNet or the VAE gives NaN or infinity, naming which and for what.
+    """
+    if len(prompts) != len(seeds):
+        raise UserError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt")
+    size_hw = tuple(_edge(pipe, name, value) for name, value in (("height", height), ("width", width)))
+    pipe.set_progress_bar_config(disable=True)
+    pictures: list[Image.Image] = []
+    for start in range(0, len(prompts), batch_size):
+        some = slice(start, start + batch_size)
+        latents_BCHW = _denoise(
+            pipe,
+            prompts[some],
+            seeds[some],
+            size_hw=size_hw,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+        )
+        _require_finite(latents_BCHW, "UNet", prompts[some], seeds[some], "lower guidance_scale or use precision bf16")
+        images_BCHW = decode(pipe.vae, latents_BCHW)
+        _require_finite(images_BCHW, "VAE", prompts[some], seeds[some], "use base.vae_precision=fp32")
+        for picture in pipe.image_processor.postprocess(images_BCHW, output_type="pil"):
+            if on_picture is not None:
+                on_picture(len(pictures), picture)
+            pictures.append(picture)
+    return pictures
+
+
+@torch.no_grad()
+def decode(vae: Any, latents_BCHW: torch.Tensor) -> torch.Tensor:
+    """Latents as the UNet sees them -> images_BCHW in [-1, 1], fp32; computed in the VAE's own dtype.
+
+    The pipeline's own decoding cannot be used: it needs a VAE of the UNet's dtype (or fp16 with `force_upcast`).
+    """
+    config = vae.config
+    latents_BCHW = latents_BCHW.float() / config.scaling_factor
+    if getattr(config, "latents_mean", None) is not None and getattr(config, "latents_std", None) is not None:
+        mean, std = (
+            torch.tensor(numbers, device=latents_BCHW.device).view(1, -1, 1, 1)
+            for numbers in (config.latents_mean, config.latents_std)
+        )
+        latents_BCHW = latents_BCHW * std + mean
+    elif getattr(config, "shift_factor", None) is not None:
+        latents_BCHW = latents_BCHW + config.shift_factor
+    images_BCHW: torch.Tensor = vae.decode(latents_BCHW.to(vae.dtype), return_dict=False)[0]
+    return images_BCHW.float()
+
+
+def _denoise(
+    pipe: StableDiffusionXLPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    size_hw: tuple[int, ...],
+    num_inference_steps: int,
+    guidance_scale: float,
+    negative_prompt: str | None,
+) -> torch.Tensor:
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    shape = (1, pipe.unet.config.in_channels, *(edge // pipe.vae_scale_factor for edge in size_hw))
+    # Drawn in fp32 whatever the pipeline's dtype: another precision must not mean another picture.
+    noise_BCHW = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    pipe.scheduler = type(pipe.scheduler).from_config(
+        pipe.scheduler.config
+    )  # some schedulers remember the last picture
+    latents_BCHW: torch.Tensor = pipe(
+        list(prompts),
+        negative_prompt=None if negative_prompt is None else [negative_prompt] * len(prompts),
+        height=size_hw[0],
+        width=size_hw[1],
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        generator=generators,
+        latents=noise_BCHW.to(pipe.unet.dtype),
+        output_type="latent",
+    ).images
+    return latents_BCHW
+
+
+def _edge(pipe: StableDiffusionXLPipeline, name: str, pixels: int | None) -> int:
+    if pixels is None:
+        return int(pipe.default_sample_size * pipe.vae_scale_factor)
+    if pixels < 8 or pixels % 8:
+        raise UserError(f"{name} = {pixels}: pictures have multiples of 8 pixels, try {max(8, round(pixels / 8) * 8)}")
+    return pixels
+
+
+def _require_finite(
+    numbers_BCHW: torch.Tensor, part: str, prompts: Sequence[str], seeds: Sequence[int], fix: str
+) -> None:
+    finite_B = torch.isfinite(numbers_BCHW).flatten(1).all(dim=1)
+    if not bool(finite_B.all()):
+        bad = int((~finite_B).nonzero()[0])
+        raise RunError(f"the {part} gave NaN or infinity for prompt {prompts[bad]!r}, seed {seeds[bad]}: {fix}")
+
+
+def _require_same_base(base: Base, artifact: Artifact) -> None:
+    made_on = artifact.manifest.base
+    # A hub id is its commit: a full artifact then works where the base was never downloaded.
+    here = base.revision if base.revision and not Path(base.id).expanduser().exists() else locate(base).revision
+    if made_on.revision != here:
+        raise UserError(
+            f"artifact {str(artifact.folder)!r} was made on base {made_on.id!r} at {made_on.revision[:12]}, "
+            f"not on {base.id!r} at {here[:12]}: give that base"
+        )
+
+
+def _load_full(
+    base: Base, artifact: Artifact, dtype: torch.dtype, device: torch.device | str
+) -> StableDiffusionXLPipeline:
+    check_folder(artifact.folder, str(artifact.folder))
+    whole = Base(
+        id=str(artifact.folder), vae=base.vae, vae_revision=base.vae_revision, vae_precision=base.vae_precision
+    )
+    files = replace(locate(whole), revision=artifact.hash)
+    return load_components(files, whole, dtype=dtype, device=device).pipeline()
+
+
+def _load_lora(pipe: StableDiffusionXLPipeline, file: Path) -> None:
+    if not file.is_file():
+        raise UserError(f"artifact {str(file.parent)!r} holds no {LORA_WEIGHTS}")
+    pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER, local_files_only=True)
+    models = (pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
+    # diffusers only logs weights that fit nowhere; a part of a LoRA is another LoRA.
+    placed = sum(f".{ADAPTER}" in name for model in models for name, _ in model.named_parameters())
+    stored = sum("alpha" not in name for name in read_header(file, f"artifact {str(file.parent)!r}"))
+    if placed != stored:
+        raise UserError(f"artifact {str(file.parent)!r}: {placed} of {stored} adapter tensors fit the base's modules")
+    for model in models:
+        model.eval().requires_grad_(False)

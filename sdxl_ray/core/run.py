@@ -1,0 +1,270 @@
+"""One run on one rank, from recipe to artifact: what a process does once somebody has started it.
+
+The caller brings the group, the device and a way to make an engine, so the same code is the laptop's run and a
+worker's run under Ray Train. Every rank calls `run_training`; the order of collective calls is the order of this file.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdxl_ray.artifact import write_manifest
+from sdxl_ray.config import LoraTuning, Recipe
+from sdxl_ray.core.bases import Components, load_components, locate
+from sdxl_ray.core.cache import TensorCache, namespace
+from sdxl_ray.core.checkpoints import CheckpointStore
+from sdxl_ray.core.classpictures import class_pictures
+from sdxl_ray.core.dataset import Picture, PictureSet
+from sdxl_ray.core.denoiser import Denoiser
+from sdxl_ray.core.diffusion import Diffusion, scheduler_overrides
+from sdxl_ray.core.ema import Ema
+from sdxl_ray.core.encode import CODE_VERSION, LatentSource, TextSource
+from sdxl_ray.core.engine import Engine
+from sdxl_ray.core.group import Group, share
+from sdxl_ray.core.loop import Best, Report, Training, accumulation_of, train
+from sdxl_ray.core.parts import Parts
+from sdxl_ray.core.sampler import Example, Sampler, View, validation_examples
+from sdxl_ray.core.samples import Samples, on_device, sample_prompts
+from sdxl_ray.core.state import read_state
+from sdxl_ray.core.tuning import TUNINGS, Trainable, denoiser_of
+from sdxl_ray.errors import RunError
+
+#: (denoiser, trainable, micro batch, accumulation) -> engine
+MakeEngine = Callable[[Denoiser, Trainable, int, int], Engine]
+
+#: Views encoded at once, and captions: small enough for a GPU's memory at 1024 px, large enough to keep it busy.
+_VIEWS_AT_ONCE = 4
+_CAPTIONS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank computes and what it may touch. `report` gets every row on every rank."""
+
+    group: Group
+    device: torch.device
+    precision: torch.dtype
+    make_engine: MakeEngine
+    folder: Path
+    cache: Path
+    report: Report
+    preempted: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a run: scanned once, before it started."""
+
+    train: PictureSet
+    held_out: PictureSet
+    given_class: PictureSet
+
+
+def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, Any]:
+    """Collective. Train (or go on training) in `place.folder` and write the artifact; a summary of plain numbers."""
+    started = time.monotonic()
+    components = load_components(locate(recipe.base), recipe.base, dtype=place.precision, device="cpu")
+    resolution = resolution_of(recipe, components)
+    classes = _class_pictures(recipe, pictures, components, resolution, place)
+    sampler = Sampler(
+        pictures.train, classes, recipe.data, resolution=resolution, batch_size=recipe.optim.batch_size, seed=recipe.seed
+    )
+    held_out = validation_examples(pictures.held_out, recipe.data, resolution)
+    parts = _parts(recipe, components, _reader(pictures, classes), place)
+    _fill_caches(recipe, components, parts, sampler, held_out, place)
+
+    denoiser = denoiser_of(components, recipe.tuning)
+    strategy = TUNINGS[type(recipe.tuning)]
+    trainable = strategy.prepare(denoiser, recipe.tuning, recipe.seed)
+    _prepare_forward(recipe, denoiser)
+    accumulation = accumulation_of(recipe, len(sampler), place.group.world)
+    micro_batch = -(-len(sampler) // (place.group.world * accumulation))
+    with _live_parts(recipe, components, place):
+        engine = place.make_engine(denoiser, trainable, micro_batch, accumulation)
+        prompts = sample_prompts(recipe, sampler.captions())
+        samples = Samples(recipe, components, prompts, resolution, place.folder / "samples")
+        store = CheckpointStore(
+            place.folder / "checkpoints", place.group, keep=recipe.checkpoint.keep, keep_best=recipe.checkpoint.keep_best
+        )
+        ema = Ema(engine, recipe.optim.ema) if recipe.optim.ema is not None else None
+
+        def look(step: int) -> None:
+            path = samples.draw(engine, step)
+            place.report({"kind": "sample", "step": step, "path": place.group.gather(path and str(path))[0]})
+
+        run = Training(
+            recipe, engine, parts, sampler, held_out, store, place.report, look, ema=ema, preempted=place.preempted
+        )
+        prepared = time.monotonic()
+        start = _resume(run)
+        train(run, start)
+        trained = time.monotonic()
+        _export(run, components, place)
+    return {
+        "trainable": trainable.count,
+        "steps": recipe.optim.steps,
+        "samples": (recipe.optim.steps - start) * len(sampler),
+        "prepare_s": prepared - started,
+        "train_s": trained - prepared,
+        "validation_loss": run.best.last,
+        "best_step": run.best.step,
+        "resumed_at": start,
+    }
+
+
+def resolution_of(recipe: Recipe, components: Components) -> int:
+    """Pixels: the recipe's, else the size that the base was made for."""
+    scale = 2 ** (len(components.vae.config.block_out_channels) - 1)
+    return recipe.data.resolution or int(components.unet.config.sample_size) * scale
+
+
+def _class_pictures(
+    recipe: Recipe, pictures: Pictures, components: Components, resolution: int, place: Place
+) -> PictureSet:
+    if recipe.data.prior is None:
+        return PictureSet(())
+
+    def progress(done: int, total: int) -> None:
+        place.report({"kind": "phase", "name": "drawing class pictures", "done": done, "total": total})
+
+    given = pictures.given_class
+    components.unet.to(place.device)
+    with on_device(components, place.device):
+        drawn = class_pictures(
+            recipe.data, len(given), components, resolution, place.cache / "class", place.group, progress
+        )
+    return PictureSet((*given, *drawn))
+
+
+def _reader(pictures: Pictures, classes: PictureSet) -> Callable[[View], Any]:
+    sets: dict[Picture, PictureSet] = {p: s for s in (pictures.train, pictures.held_out, classes) for p in s}
+    return lambda view: sets[view.picture].read(view.picture)
+
+
+def _parts(recipe: Recipe, components: Components, read: Callable[[View], Any], place: Place) -> Parts:
+    vae_dtype = str(components.vae.dtype)
+    base = components.files.content
+
+    def latents_cache() -> TensorCache:
+        kind = namespace("latents", base=base, precision=vae_dtype, code=CODE_VERSION)
+        return TensorCache(place.cache / "latents", kind)
+
+    def text_source(i: int) -> TextSource | None:
+        if i + 1 in recipe.tuning.text_encoders:
+            return None
+        kind = namespace("text", base=base, encoder=i + 1, precision=str(place.precision), code=CODE_VERSION)
+        cache = TensorCache(place.cache / "text", kind) if recipe.data.cache_text else None
+        return TextSource(components.tokenizers[i], components.text_encoders[i], i == 1, cache)
+
+    return Parts(
+        recipe=recipe,
+        diffusion=Diffusion.of(components.scheduler.config, recipe.objective),
+        vae_config=components.vae.config,
+        tokenizers=components.tokenizers,
+        latents=LatentSource(components.vae, read, latents_cache() if recipe.data.cache_latents else None),
+        text=(text_source(0), text_source(1)),
+        zero_empty_prompt=components.force_zeros_for_empty_prompt,
+    )
+
+
+def _fill_caches(
+    recipe: Recipe, components: Components, parts: Parts, sampler: Sampler, held_out: list[Example], place: Place
+) -> None:
+    """Collective. Encode what no cache has yet, each rank its share."""
+    captions = sorted({*sampler.captions(), *(e.caption for e in held_out)})
+    views = [*sampler.views(), *(e.view for e in held_out)]
+    with on_device(components, place.device):
+        for source in (s for s in parts.text if s is not None):
+            # Every rank must cut the same list, so one rank's view of the cache decides.
+            missing = place.group.gather(source.missing(captions))[0]
+            _fill(source, share(missing, place.group), _CAPTIONS_AT_ONCE, "caching captions", place)
+        missing = place.group.gather(parts.latents.missing(list(dict.fromkeys(views))))[0]
+        _fill(parts.latents, share(missing, place.group), _VIEWS_AT_ONCE, "caching pictures", place)
+    place.group.barrier()
+    for source in (parts.latents, *parts.text):
+        if source is not None:
+            source.refresh()
+
+
+def _fill(source: Any, items: list[Any], at_once: int, name: str, place: Place) -> None:
+    for start in range(0, len(items), at_once):
+        source.fill(items[start : start + at_once])
+        done = min(start + at_once, len(items))
+        place.report({"kind": "phase", "name": name, "done": done, "total": len(items)})
+
+
+def _prepare_forward(recipe: Recipe, denoiser: Denoiser) -> None:
+    """Checkpointing and compilation, which change speed and memory but no result."""
+    encoders = [e for e in (denoiser.text_encoder_1, denoiser.text_encoder_2) if e is not None]
+    if recipe.parallel.gradient_checkpointing:
+        denoiser.unet.enable_gradient_checkpointing()
+        for encoder in encoders:
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    if recipe.parallel.compile:
+        denoiser.unet.compile_repeated_blocks()
+
+
+@contextmanager
+def _live_parts(recipe: Recipe, components: Components, place: Place) -> Iterator[None]:
+    """Parts that are asked in every step (no cache) stay on the device; the others wait on the CPU."""
+    live = not (recipe.data.cache_latents and recipe.data.cache_text)
+    with on_device(components, place.device) if live else nullcontext():
+        yield
+
+
+def _resume(run: Training) -> int:
+    """Collective. Put the newest whole checkpoint into the run, if there is one; the step to go on from."""
+    run.store.clean()
+    info = run.store.latest()
+    if info is None:
+        return 0
+    read_state(run.engine, run.ema, info)
+    run.best = Best.of(info.meta)
+    run.report({"kind": "resume", "step": info.step, "workers": info.world})
+    return info.step
+
+
+def _export(run: Training, components: Components, place: Place) -> None:
+    """Collective. All ranks gather, rank 0 writes beside and renames."""
+    recipe, final = run.recipe, place.folder / "artifact"
+    beside = final.with_name("artifact.partial")
+    averaged = run.ema.swapped_in() if run.ema is not None else nullcontext()
+    problem = None
+    with averaged, run.engine.whole():
+        if place.group.rank == 0:
+            try:
+                _write_artifact(run, components, place, beside, final)
+            except OSError as error:
+                shutil.rmtree(beside, ignore_errors=True)
+                problem = f"the artifact could not be written: {error.strerror or error}; all checkpoints are intact"
+    problem = place.group.gather(problem)[0]
+    if problem:
+        raise RunError(problem)
+    place.report({"kind": "artifact", "step": recipe.optim.steps, "path": str(final)})
+
+
+def _write_artifact(run: Training, components: Components, place: Place, beside: Path, final: Path) -> None:
+    recipe = run.recipe
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    components.scheduler.register_to_config(**scheduler_overrides(recipe.objective.model_dump()))
+    TUNINGS[type(recipe.tuning)].export(run.engine.denoiser, components, beside, place.precision)
+    write_manifest(
+        beside,
+        kind="lora" if isinstance(recipe.tuning, LoraTuning) else "full",
+        recipe=recipe.model_dump(mode="json"),
+        recipe_identity=recipe.identity,
+        base_id=components.files.id,
+        base_revision=components.files.revision,
+        step=recipe.optim.steps,
+    )
+    shutil.rmtree(final, ignore_errors=True)
+    beside.rename(final)

@@ -1,0 +1,140 @@
+"""The folder of a run: which recipe and pictures made it, so that the same command goes on and another one is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdxl_ray.artifact import Artifact
+from sdxl_ray.config import NOT_IDENTITY, Recipe
+from sdxl_ray.core.dataset import PictureSet, scan, scan_class, split
+from sdxl_ray.core.run import Pictures
+from sdxl_ray.errors import UserError
+
+_SETS = ("train", "held_out", "given_class")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`<storage>/<name>`, opened for a recipe; `cache` is shared by all runs of the storage."""
+
+    folder: Path
+    cache: Path
+
+    @property
+    def artifact(self) -> Path:
+        """Where the result is when the run has ended."""
+        return self.folder / "artifact"
+
+    def pictures(self) -> Pictures:
+        """The run's pictures as they were scanned."""
+        sets = (pq.read_table(self.folder / "pictures" / f"{name}.parquet").to_pylist() for name in _SETS)
+        return Pictures(*(PictureSet.from_rows(rows) for rows in sets))
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the run came to, or None while it has not ended with an intact artifact."""
+        path = self.folder / "summary.json"
+        if not path.is_file():
+            return None
+        try:
+            Artifact.open(self.artifact)
+        except UserError:
+            return None
+        summary: dict[str, Any] = json.loads(path.read_text())
+        return summary
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Say that the run has ended."""
+        _write(self.folder / "summary.json", json.dumps(summary, indent=1))
+
+
+def default_name(recipe: Recipe) -> str:
+    """A name that the same command finds again: subject, method, and the recipe's identity."""
+    what = recipe.data.subject or Path(str(recipe.data.images).rpartition(":")[2]).stem
+    method = ("dreambooth_lora" if recipe.data.prior else "lora") if recipe.tuning.kind == "lora" else "dreambooth"
+    return f"{re.sub(r'[^a-z0-9]+', '-', what.lower()).strip('-')}-{method}-{recipe.identity[:8]}"
+
+
+def scan_pictures(recipe: Recipe) -> Pictures:
+    """Read every picture once; UserError that lists all that cannot be used."""
+    train, held_out = split(scan(recipe.data), recipe.data)
+    return Pictures(train, held_out, scan_class(recipe.data))
+
+
+def open_run(recipe: Recipe, storage: Path, name: str | None, pictures: Pictures) -> RunFolder:
+    """Create the run's folder, or go on in it.
+
+    Raises UserError when it was made by another recipe (naming the first difference) or with other pictures.
+    """
+    folder = (storage / (name or default_name(recipe))).absolute()
+    run = RunFolder(folder, storage.absolute() / "cache")
+    mine = {"format": 1, "recipe": recipe.model_dump(mode="json"), "pictures": _fingerprint(pictures)}
+    try:
+        if (folder / "run.json").is_file():
+            _require_same(json.loads((folder / "run.json").read_text()), mine, folder)
+            return run
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{str(folder)!r} is not empty and not a run folder: give another --name")
+        (folder / "pictures").mkdir(parents=True)
+        for key in _SETS:
+            rows = getattr(pictures, key).index_rows()
+            pq.write_table(pa.Table.from_pylist(rows, schema=_INDEX), folder / "pictures" / f"{key}.parquet")
+        _write(folder / "run.json", json.dumps(mine, indent=1))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        free = " (the disk is full)" if error.errno == errno.ENOSPC else ""
+        raise UserError(f"run folder {str(folder)!r} cannot be made: {reason}{free}; give another --storage") from None
+    return run
+
+
+_INDEX = pa.schema(
+    [(name, pa.string()) for name in ("key", "source", "caption")]
+    + [(name, pa.int64()) for name in ("width", "height")]
+    + [("role", pa.string())]
+)
+
+
+def _fingerprint(pictures: Pictures) -> str:
+    rows = [sorted((p.key, p.caption) for p in getattr(pictures, name)) for name in _SETS]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _require_same(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:
+    old = {path: value for path, value in _flat(there["recipe"]).items() if path.partition(".")[0] not in NOT_IDENTITY}
+    new = {path: value for path, value in _flat(here["recipe"]).items() if path.partition(".")[0] not in NOT_IDENTITY}
+    for path in sorted(old.keys() | new.keys()):
+        if old.get(path) != new.get(path):
+            raise UserError(
+                f"run folder {str(folder)!r} was made by another recipe ({path} is {old.get(path)!r} there, "
+                f"{new.get(path)!r} here): give another --name, or the old value"
+            )
+    if there["pictures"] != here["pictures"]:
+        raise UserError(
+            f"run folder {str(folder)!r} was made with other pictures or captions: give another --name, or put them back"
+        )
+
+
+def _flat(plain: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(plain, dict):
+        return {path: plain}
+    return {k: v for key, value in plain.items() for k, v in _flat(value, f"{path}.{key}" if path else key).items()}
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_suffix(".partial")
+    try:
+        beside.write_text(text)
+        beside.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise

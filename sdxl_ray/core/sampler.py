@@ -1,0 +1,227 @@
+"""Which pictures a step sees and how they are cut: pure functions of (seed, step, index in the global batch).
+
+No state walks from step to step, so a resumed run, another number of workers or more accumulation see the same
+examples. A global batch has one bucket, and buckets occur as often as their pictures do. A view carries SDXL's
+micro-conditioning of its own crop (arXiv 2307.01952, section 2.2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdxl_ray.config import Data
+from sdxl_ray.core.buckets import Buckets, cover
+from sdxl_ray.core.dataset import Picture
+from sdxl_ray.errors import UserError
+
+
+def counted(seed: int, purpose: str, *counters: int) -> np.random.Generator:
+    """A generator (Philox) of its arguments alone: equal arguments give equal draws, anywhere and in any order."""
+    words = repr((int(seed), purpose, *map(int, counters))).encode()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(words).digest()[:16], "little")))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One way to cut a picture: resize, then crop to the bucket, then mirror. All sizes are (height, width) pixels."""
+
+    picture: Picture
+    bucket: tuple[int, int]
+    resize: tuple[int, int]
+    crop: tuple[int, int]  # (top, left) in the resized picture, before the mirror
+    flip: bool
+
+    @property
+    def key(self) -> str:
+        """The pixels' name, stable across runs: the picture's content and the geometry; captions play no part."""
+        (h, w), (resize_h, resize_w), (top, left) = self.bucket, self.resize, self.crop
+        return f"{self.picture.key}-{h}x{w}-{resize_h}x{resize_w}-{top},{left}{'-flip' if self.flip else ''}"
+
+    @property
+    def time_ids(self) -> tuple[int, int, int, int, int, int]:
+        """(original h, w before any resize; crop top, left as seen after the mirror; target h, w), in pixels."""
+        top, left = self.crop
+        if self.flip:
+            left = self.resize[1] - self.bucket[1] - left
+        return (self.picture.height, self.picture.width, top, left, *self.bucket)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One member of a global batch."""
+
+    view: View
+    caption: str
+    dropped: bool  # caption dropout: the model sees the empty prompt instead of `caption`
+    weight: float  # of its loss
+    index: int  # in the global batch: instance pictures first, then class pictures
+
+
+def render(image: Image.Image, view: View) -> Image.Image:
+    """The view's pixels (RGB, bucket size) from its upright picture."""
+    assert image.size == (view.picture.width, view.picture.height), (image.size, view.picture)
+    (h, w), (resize_h, resize_w), (top, left) = view.bucket, view.resize, view.crop
+    resized = image.resize((resize_w, resize_h), Image.Resampling.LANCZOS)
+    cropped = resized.crop((left, top, left + w, top + h))
+    return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else cropped
+
+
+class Sampler:
+    """The examples of any step.
+
+    Step s takes the bucket of the picture at position s of an endless stream of shuffled instance pictures. The k-th
+    step of a bucket takes pictures [k * batch_size, (k + 1) * batch_size) of the bucket's own stream, so over
+    len(instances) steps each picture is seen exactly batch_size times, whatever the buckets. Class pictures
+    (round(batch_size * data.prior.ratio), at least one) come from a stream of their own, cut to the step's bucket.
+    """
+
+    def __init__(
+        self,
+        instances: Iterable[Picture],
+        class_pictures: Iterable[Picture],
+        data: Data,
+        *,
+        resolution: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        """`resolution` in pixels; `batch_size` counts instance pictures over all workers.
+
+        Raises UserError: nothing to train on, a prior without class pictures, an impossible resolution.
+        """
+        self._instances = _in_order(instances)
+        self._classes = _in_order(class_pictures) if data.prior else ()
+        if not self._instances:
+            raise UserError("no instance pictures to train on: add pictures to data.images or lower data.holdout")
+        if data.prior and not self._classes:
+            raise UserError(
+                "data.prior is set and there are no class pictures: generate them, or give data.prior.images"
+            )
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.class_count = max(1, math.floor(batch_size * data.prior.ratio + 0.5)) if data.prior else 0
+        self._buckets = Buckets(resolution, data.buckets)
+        shapes = [self._buckets.bucket(picture.width, picture.height) for picture in self._instances]
+        present = set(shapes)
+        #: Buckets that instance pictures have, in table order.
+        self.buckets = tuple(shape for shape in self._buckets.table if shape in present)
+        self._bucket_of = np.array([self.buckets.index(shape) for shape in shapes])
+        self._members = [np.flatnonzero(self._bucket_of == number) for number in range(len(self.buckets))]
+
+    def __len__(self) -> int:
+        """Examples in a global batch, class pictures included."""
+        return self.batch_size + self.class_count
+
+    def epoch_of(self, step: int) -> float:
+        """How often each instance picture has been seen when `step` steps are done, on average."""
+        return step * self.batch_size / len(self._instances)
+
+    def batch(self, step: int) -> list[Example]:
+        """The global batch of a step (from 0), by index; every view has the same bucket."""
+        number, use = self._bucket_at(step)
+        members, stream = self._members[number], f"bucket {self.buckets[number]}"
+        positions = range(use * self.batch_size, (use + 1) * self.batch_size)
+        instances = [self._instances[members[_at(self.seed, stream, at, len(members))]] for at in positions]
+        positions = range(step * self.class_count, (step + 1) * self.class_count)
+        classes = [self._classes[_at(self.seed, "class", at, len(self._classes))] for at in positions]
+        return [self._example(picture, number, step, index) for index, picture in enumerate(instances + classes)]
+
+    def views(self) -> Iterator[View]:
+        """Every view that any step can have, each key once: instances in their bucket, class pictures in all of them."""
+        for picture in _distinct(self._instances):
+            yield from self._views(picture, self._buckets.bucket(picture.width, picture.height))
+        for picture in _distinct(self._classes):
+            for bucket in self.buckets:
+                yield from self._views(picture, bucket)
+
+    def captions(self) -> list[str]:
+        """Every caption that any step can have, sorted; the empty one is among them when captions can be dropped."""
+        empty = {""} if self.data.caption_dropout > 0 else set()
+        return sorted(empty | {picture.caption for picture in (*self._instances, *self._classes)})
+
+    def _bucket_at(self, step: int) -> tuple[int, int]:
+        """(number of the step's bucket, how many steps before this one had it), without going through the steps."""
+        epoch, position = divmod(step, len(self._instances))
+        passed = self._bucket_of[_permutation(self.seed, "order", epoch, len(self._instances))[: position + 1]]
+        number = int(passed[-1])
+        return number, epoch * len(self._members[number]) + int(np.count_nonzero(passed == number)) - 1
+
+    def _example(self, picture: Picture, number: int, step: int, index: int) -> Example:
+        draws = counted(self.seed, "augment", step, index).random(
+            3
+        )  # always all three: one setting moves no other draw
+        instance = picture.role == "instance"
+        variants = _crops(picture, self.buckets[number], self.data)
+        view = _view(
+            picture,
+            self.buckets[number],
+            variants[int(draws[0] * len(variants))],
+            flip=self.data.flip and bool(draws[1] < 0.5),
+        )
+        dropped = instance and bool(draws[2] < self.data.caption_dropout)
+        weight = 1.0 if instance or self.data.prior is None else self.data.prior.weight
+        return Example(view, picture.caption, dropped, weight, index)
+
+    def _views(self, picture: Picture, bucket: tuple[int, int]) -> Iterator[View]:
+        for crop in dict.fromkeys(_crops(picture, bucket, self.data)):
+            for flip in (False, True) if self.data.flip else (False,):
+                yield _view(picture, bucket, crop, flip=flip)
+
+
+def validation_examples(pictures: Iterable[Picture], data: Data, resolution: int) -> list[Example]:
+    """Held-out pictures as they are always seen: in content order, centre crop, no mirror, no dropout, weight 1."""
+    buckets = Buckets(resolution, data.buckets)
+    centred = data.model_copy(update={"crop": "center"})
+    examples = []
+    for index, picture in enumerate(_in_order(pictures)):
+        bucket = buckets.bucket(picture.width, picture.height)
+        view = _view(picture, bucket, _crops(picture, bucket, centred)[0], flip=False)
+        examples.append(Example(view, picture.caption, False, 1.0, index))
+    return examples
+
+
+def _in_order(pictures: Iterable[Picture]) -> tuple[Picture, ...]:
+    # By content: neither file names nor the order in which workers report change a run.
+    return tuple(sorted(pictures, key=lambda picture: (picture.key, picture.caption)))
+
+
+def _distinct(pictures: tuple[Picture, ...]) -> Iterator[Picture]:
+    """One of each content: a picture with two captions stands twice, side by side, and has the same views."""
+    return (next(same) for _, same in groupby(pictures, key=lambda picture: picture.key))
+
+
+def _view(picture: Picture, bucket: tuple[int, int], crop: tuple[int, int], *, flip: bool) -> View:
+    return View(picture, bucket, cover(picture.width, picture.height, bucket), crop, flip)
+
+
+def _crops(picture: Picture, bucket: tuple[int, int], data: Data) -> list[tuple[int, int]]:
+    """The (top, left) corners that a picture has in a bucket; from its content, so that the few can be cached.
+
+    Random corners are stratified: variant v lies in the v-th part of the room, so even two differ visibly.
+    """
+    resize_h, resize_w = cover(picture.width, picture.height, bucket)
+    room_h, room_w = resize_h - bucket[0], resize_w - bucket[1]
+    if data.crop == "center":
+        return [(room_h // 2, room_w // 2)]
+    count = data.crop_variants
+    shares = (np.arange(count) + counted(int(picture.key[:16], 16), "crop", *bucket).random(count)) / count
+    return [(int(share * (room_h + 1)), int(share * (room_w + 1))) for share in shares]
+
+
+def _at(seed: int, stream: str, position: int, length: int) -> int:
+    """Element `position` of an endless stream of shuffles of range(length)."""
+    epoch, place = divmod(position, length)
+    return int(_permutation(seed, stream, epoch, length)[place])
+
+
+@lru_cache(maxsize=64)
+def _permutation(seed: int, stream: str, epoch: int, length: int) -> NDArray[np.int64]:
+    return counted(seed, stream, epoch).permutation(length)

@@ -1,0 +1,95 @@
+"""Sample pictures on the way: the same prompts and seeds at every look, drawn by all ranks."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from sdxl_ray.config import Recipe
+from sdxl_ray.core.bases import Components
+from sdxl_ray.core.engine import Engine
+from sdxl_ray.core.grid import grid
+from sdxl_ray.core.pipeline import generate
+
+_PLACES = ("", " on the beach", " in the snow", " on a wooden table")
+
+
+def sample_prompts(recipe: Recipe, captions: list[str]) -> list[str]:
+    """The recipe's prompts; else the subject in a few places; else the first captions."""
+    if recipe.evaluation.prompts:
+        return list(recipe.evaluation.prompts)
+    prompt = recipe.data.instance_prompt
+    return [f"{prompt}{place}" for place in _PLACES] if prompt else captions[: len(_PLACES)]
+
+
+class Samples:
+    """Draws the looks of one run into `folder` as `step-0000100/<i>.png`, and one grid of prompts x looks."""
+
+    def __init__(self, recipe: Recipe, components: Components, prompts: list[str], resolution: int, folder: Path) -> None:
+        self._recipe, self._components, self._resolution, self._folder = recipe, components, resolution, folder
+        n = recipe.evaluation.samples_per_prompt
+        self._jobs = [(prompt, recipe.evaluation.seed + i) for prompt in prompts for i in range(n)]
+
+    def draw(self, engine: Engine, step: int) -> Path | None:
+        """Collective. Draw every job at the model's present weights; the grid so far, on rank 0."""
+        group, jobs = engine.group, self._jobs
+        # Under ZeRO-3 a forward is collective: each rank draws as many, the last ones draw a picture twice.
+        rounds = math.ceil(len(jobs) / group.world)
+        mine = [min(k * group.world + group.rank, len(jobs) - 1) for k in range(rounds)]
+        engine.denoiser.eval()
+        with on_device(self._components, engine.device):
+            pictures = generate(
+                self._components.pipeline(),
+                [jobs[i][0] for i in mine],
+                seeds=[jobs[i][1] for i in mine],
+                num_inference_steps=self._recipe.evaluation.num_inference_steps,
+                guidance_scale=self._recipe.evaluation.guidance_scale,
+                height=self._resolution,
+                width=self._resolution,
+                batch_size=4,
+            )
+        engine.denoiser.train()
+        drawn = group.gather([(i, _png(picture)) for i, picture in zip(mine, pictures, strict=True)])
+        if group.rank != 0:
+            return None
+        home = self._folder / f"step-{step:07d}"
+        home.mkdir(parents=True, exist_ok=True)
+        for i, data in dict(pair for rank in drawn for pair in rank).items():
+            (home / f"{i:03d}.png").write_bytes(data)
+        return self._grid()
+
+    def _grid(self) -> Path:
+        """Rows are jobs, columns are looks: before training on the left, the newest on the right."""
+        looks = sorted(self._folder.glob("step-*"))
+        shown = looks if len(looks) <= 6 else [looks[round(k * (len(looks) - 1) / 5)] for k in range(6)]
+        rows = [[Image.open(look / f"{i:03d}.png") for look in shown] for i in range(len(self._jobs))]
+        labels = [f"{prompt} (seed {seed})" for prompt, seed in self._jobs]
+        columns = ["before" if int(look.name[5:]) == 0 else f"step {int(look.name[5:])}" for look in shown]
+        path = self._folder / "grid.png"
+        grid(rows, labels, columns).save(path)
+        return path
+
+
+@contextmanager
+def on_device(components: Components, device: torch.device) -> Iterator[None]:
+    """Inside, the VAE and the frozen text encoders are on `device`; afterwards they give its memory back."""
+    guests = [m for m in (components.vae, *components.text_encoders) if m.device != device]
+    for module in guests:
+        module.to(device)
+    try:
+        yield
+    finally:
+        for module in guests:
+            module.to("cpu")
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()

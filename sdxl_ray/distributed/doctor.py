@@ -1,0 +1,203 @@
+"""Doctor: what this machine can do, and what is unsafe about it. It reads; it starts and changes nothing.
+
+    for finding in examine(Path("runs")):
+        print(finding.state, finding.name, finding.value, finding.fix)
+
+The hub and other machines are not contacted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from sdxl_ray.report.units import bytes_text
+
+#: Lowest versions that work; for these below, everything older also has a published vulnerability.
+FLOORS = {
+    "accelerate": "1.10",
+    "deepspeed": "0.19",
+    "diffusers": "0.38",
+    "peft": "0.19",
+    "Pillow": "12.3",
+    "pyarrow": "17",
+    "ray": "2.54",
+    "torch": "2.11",
+    "transformers": "5",
+}
+SECURITY_FLOORS = frozenset({"diffusers", "Pillow", "ray"})
+
+#: Run folders of the embedded base need megabytes; a full SDXL checkpoint with AdamW's state is about 31 GB.
+_FULL_CHECKPOINT_BYTES = 31 * 10**9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report.
+
+    state: ok; note (works, but know this); unsafe (works, but somebody could abuse it); broken (a command will fail).
+    fix: what to do about anything but ok.
+    """
+
+    name: str
+    value: str
+    state: Literal["ok", "note", "unsafe", "broken"] = "ok"
+    fix: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """Plain text fields, for JSON."""
+        return asdict(self)
+
+
+def examine(storage: Path, environment: Mapping[str, str] = os.environ) -> list[Finding]:
+    """Everything there is to say about this machine. storage: where runs will be written (need not exist yet)."""
+    return [
+        Finding("python", sys.version.split()[0]),
+        *packages(),
+        *_torch(),
+        *_machine(storage),
+        *_compiler(),
+        ray_authentication(environment),
+    ]
+
+
+def packages(floors: Mapping[str, str] = FLOORS) -> Iterator[Finding]:
+    """One finding for each package of `floors`."""
+    for name, floor in floors.items():
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding(name, "missing", "broken", f"pip install '{name}>={floor}'")
+            continue
+        if _numbers(version) >= _numbers(floor):
+            yield Finding(name, version)
+        else:
+            unsafe = name in SECURITY_FLOORS
+            why = "older ones have known vulnerabilities" if unsafe else "older ones are not tested"
+            yield Finding(name, version, "unsafe" if unsafe else "broken", f"pip install '{name}>={floor}': {why}")
+
+
+def ray_authentication(environment: Mapping[str, str]) -> Finding:
+    """Who may run code on a cluster started from this shell. Ray without a token obeys anyone who reaches its port."""
+    mode = environment.get("RAY_AUTH_MODE", "").lower()
+    if mode in ("token", "k8s"):
+        return Finding("ray authentication", mode)
+    return Finding(
+        "ray authentication",
+        f"RAY_AUTH_MODE={mode}" if mode else "RAY_AUTH_MODE is not set",
+        "unsafe",
+        "on a shared network: `ray get-auth-token --generate` once, then export RAY_AUTH_MODE=token on every node",
+    )
+
+
+def container_memory_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """The container's memory limit (cgroup 2, else 1), or None when there is none; psutil sees the whole machine."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = (groups / name).read_text().strip()
+        except OSError:
+            continue
+        return int(text) if text.isdigit() and int(text) < 2**60 else None
+    return None
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except Exception as error:  # a broken installation fails in many ways, all of them worth one line
+        yield Finding(
+            "torch import", f"{type(error).__name__}: {error}".partition("\n")[0], "broken", "reinstall torch"
+        )
+        return
+    cuda = torch.version.cuda or torch.version.hip
+    yield Finding("torch build", f"CUDA {cuda}" if cuda else "CPU only")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16: precision fp16"
+            yield Finding(f"gpu {index}", f"{card.name}, {bytes_text(card.total_memory)}, {bf16}")
+    else:
+        driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+        if driver and not cuda:
+            yield Finding("gpu", "a driver, but a CPU build of torch", "note", "install torch's CUDA build")
+        else:
+            yield Finding(
+                "gpu", "none: training runs on the CPU; right for the embedded base, hopeless for SDXL", "note"
+            )
+    yield from _torchvision(str(torch.__version__))
+
+
+def _torchvision(torch_version: str) -> Iterator[Finding]:
+    """Its wheel must have been built for this torch; nothing here needs it, but transformers imports it when it can."""
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        import torchvision  # type: ignore[import-not-found, unused-ignore]  # optional: absent where mypy runs
+    except Exception as error:
+        yield Finding(
+            "torchvision",
+            f"does not load with torch {torch_version}: {error}".partition("\n")[0],
+            "broken",
+            "pip uninstall torchvision (nothing here needs it), or install the build for this torch",
+        )
+        return
+    yield Finding("torchvision", str(torchvision.__version__))
+
+
+def _machine(storage: Path) -> Iterator[Finding]:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Finding("cpu cores", str(usable))
+    memory = psutil.virtual_memory()
+    limit = container_memory_bytes()
+    inside = f", of which this container may use {bytes_text(limit)}" if limit and limit < memory.total else ""
+    yield Finding("memory", f"{bytes_text(memory.total)}, {bytes_text(memory.available)} free{inside}")
+    where = storage.absolute()
+    while not where.exists():
+        where = where.parent
+    free = shutil.disk_usage(where).free
+    text = f"{bytes_text(free)} free for {storage}"
+    if free < 2 * _FULL_CHECKPOINT_BYTES:
+        fix = f"enough for LoRA; full SDXL keeps two checkpoints of {bytes_text(_FULL_CHECKPOINT_BYTES)}: --storage DIR"
+        yield Finding("disk", text, "note", fix)
+    else:
+        yield Finding("disk", text)
+    shared = Path("/dev/shm")
+    if shared.exists() and (size := shutil.disk_usage(shared).total) < 2**30:
+        fix = "Ray's object store and ZeRO-3 use it: start the container with --shm-size=2g or more"
+        yield Finding("shared memory", bytes_text(size), "note", fix)
+
+
+def _compiler() -> Iterator[Finding]:
+    """ZeRO-3 on CPUs builds DeepSpeed's communication op the first time: ninja and a C++ compiler."""
+    beside_python = Path(sys.executable).with_name("ninja")
+    ninja = shutil.which("ninja") or (str(beside_python) if beside_python.exists() else None)
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+    for name, found, fix in (
+        ("ninja", ninja, "pip install ninja"),
+        ("g++", compiler, "apt-get install g++, or your system's C++ compiler"),
+    ):
+        if found:
+            yield Finding(name, found)
+        else:
+            yield Finding(name, "missing", "note", f"only parallel.zero_stage=3 on CPUs needs it: {fix}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+def summary(findings: list[Finding]) -> dict[str, Any]:
+    """`{"state": the worst state, "findings": [...]}` for JSON."""
+    order = ["ok", "note", "unsafe", "broken"]
+    worst = max((finding.state for finding in findings), key=order.index, default="ok")
+    return {"state": worst, "findings": [finding.as_dict() for finding in findings]}

@@ -1,0 +1,211 @@
+"""ZeroEngine: DeepSpeed ZeRO 0-3 behind the `Engine` that the training loop knows (arXiv 1910.02054).
+
+State leaves and enters as full tensors per parameter, through DeepSpeed's public accessors, so a checkpoint fits any
+number of workers and any stage. Two things are done here because DeepSpeed has no accessor for them: laying out zero
+moments before the first step, and putting a rank's slice into a padded ZeRO-3 partition.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from sdxl_ray.config import Optim, Parallel
+from sdxl_ray.core.denoiser import Denoiser
+from sdxl_ray.core.engine import MOMENTS, State, hold_masters, load_optimizer_rest, optimizer_rest
+from sdxl_ray.core.group import Group
+from sdxl_ray.core.optim import build_optimizer
+from sdxl_ray.core.tuning import Trainable
+from sdxl_ray.errors import RunError
+
+
+def deepspeed_config(
+    parallel: Parallel, optim: Optim, *, micro_batch: int, accumulation: int, world: int, precision: torch.dtype
+) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run (https://www.deepspeed.ai/docs/config-json)."""
+    zero: dict[str, Any] = {"stage": parallel.zero_stage, "contiguous_gradients": True}
+    if parallel.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if parallel.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    config: dict[str, Any] = {
+        "train_batch_size": micro_batch * accumulation * world,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": optim.clip or 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # torch's fused AdamW steps offloaded state too; DeepSpeed's own would need a compiler on every node.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+    if parallel.zero_stage == 0 and precision != torch.float32:
+        # Stage 0 keeps fp32 weights whole, as plain data parallelism does; its forward runs under autocast.
+        config["torch_autocast"] = {"enabled": True, "dtype": str(precision).removeprefix("torch.")}
+    elif precision == torch.bfloat16:
+        config["bf16"] = {"enabled": True}
+    elif precision == torch.float16:
+        config["fp16"] = {"enabled": True, "initial_scale_power": 14}
+    return config
+
+
+class ZeroEngine:
+    """A denoiser under DeepSpeed. Every rank of the group builds one with the same arguments."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        trainable: Trainable,
+        optim: Optim,
+        parallel: Parallel,
+        *,
+        micro_batch: int,
+        accumulation: int,
+        device: torch.device,
+        precision: torch.dtype,
+        group: Group,
+    ) -> None:
+        self.denoiser, self.trainable, self.group = denoiser, trainable, group
+        self.device, self.accumulation = device, accumulation
+        self._stage, self._micro, self._norm = parallel.zero_stage, 0, 0.0
+        if self._stage == 0:
+            hold_masters(denoiser)
+        optimizer = build_optimizer(optim, trainable)
+        self._base_lr = [group["lr"] for group in optimizer.param_groups]
+        config = deepspeed_config(
+            parallel, optim, micro_batch=micro_batch, accumulation=accumulation, world=group.world, precision=precision
+        )
+        self._engine, _, _, _ = deepspeed.initialize(model=denoiser, optimizer=optimizer, config=config)
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        prediction: Tensor = self._engine(*inputs)
+        return prediction
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+
+    def step(self) -> bool:
+        self._micro += 1
+        last = self._micro == self.accumulation
+        if last and self._stage == 0:
+            grads = [p.grad for _, p in self.trainable.named if p.grad is not None]
+            self._norm = float(nn.utils.get_total_norm(grads))
+        self._engine.step()
+        if not last:
+            return False
+        self._micro = 0
+        if self._stage > 0:
+            self._norm = float(self._engine.get_global_grad_norm() or 0.0)
+        moved = bool(self._engine.was_step_applied())
+        if not moved and self._loss_scale() <= 1:
+            raise RunError("fp16 loss scale fell to 1: every gradient overflows; use parallel.precision=bf16 or fp32")
+        return moved
+
+    def set_lr(self, multiplier: float) -> None:
+        for group, lr in zip(self._engine.optimizer.param_groups, self._base_lr, strict=True):
+            group["lr"] = lr * multiplier
+
+    def grad_norm(self) -> float:
+        return self._norm
+
+    def local(self, parameter: nn.Parameter) -> Tensor:
+        shard: Tensor = parameter.ds_tensor if self._stage == 3 else parameter.data  # type: ignore[attr-defined]
+        return shard
+
+    def full(self, parameter: nn.Parameter, local: Tensor) -> Tensor:
+        if self._stage != 3:
+            return local
+        local = local.to(self.device).flatten()
+        whole = torch.empty(local.numel() * self.group.world, dtype=local.dtype, device=self.device)
+        dist.all_gather_into_tensor(whole, local)
+        return whole[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
+
+    def part(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
+        if self._stage != 3:
+            return full
+        size = self.local(parameter).numel()
+        padded = full.new_zeros(size * self.group.world)  # the last ranks' partitions end in padding
+        padded[: full.numel()] = full.flatten()
+        return padded[size * self.group.rank : size * (self.group.rank + 1)]
+
+    def refresh(self) -> None:
+        if self._stage == 3 and self._engine.optimizer.persistent_parameters:
+            # Small parameters keep a full copy beside their shard: drop it, and gather it from the shards again.
+            persistent = self._engine.optimizer.persistent_parameters
+            persistent[0].partition(persistent)
+            persistent[0].all_gather(persistent)
+
+    def whole(self) -> AbstractContextManager[None]:
+        if self._stage != 3:
+            return nullcontext()
+        gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(self.denoiser.parameters()))
+        return gathered
+
+    def state(self, parameter: nn.Parameter) -> State:
+        if self._stage == 0:
+            moments = self._torch_optimizer.state.get(parameter, {})
+            return {"weight": parameter.data, **{name: moments[name] for name in MOMENTS if name in moments}}
+        state = {"weight": safe_get_full_fp32_param(parameter)}
+        if self._has_moments:
+            state |= {name: safe_get_full_optimizer_state(parameter, name).clone() for name in MOMENTS}
+        return state
+
+    def load(self, parameter: nn.Parameter, state: State) -> None:
+        values = {name: value.to(self.device) for name, value in state.items()}
+        weight = values.pop("weight")
+        self.local(parameter).copy_(self.part(parameter, weight))
+        if self._stage == 0:
+            for name, value in values.items():
+                self._torch_optimizer.state[parameter][name].copy_(value)
+        elif self._stage == 3:
+            safe_set_local_fp32_param(parameter, self.part(parameter, weight.float()))
+            for name, value in values.items():
+                safe_set_local_optimizer_state(parameter, self.part(parameter, value), name)
+        else:
+            safe_set_full_fp32_param(parameter, weight)
+            for name, value in values.items():
+                safe_set_full_optimizer_state(parameter, value, name)
+
+    def opaque_state(self) -> dict[str, Any]:
+        return {"scaler": self._scaler(), "optimizer": optimizer_rest(self._torch_optimizer)}
+
+    def load_opaque(self, state: dict[str, Any]) -> None:
+        load_optimizer_rest(self._torch_optimizer, state["optimizer"])
+        if self._stage in (1, 2) and self._has_moments:
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, value in state["scaler"].items():
+            setattr(self._engine.optimizer.loss_scaler, name, value)
+
+    @property
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that steps: the client's own, which DeepSpeed has given its flat partitions."""
+        optimizer: torch.optim.Optimizer = self._engine.basic_optimizer
+        return optimizer
+
+    @property
+    def _has_moments(self) -> bool:
+        return isinstance(self._torch_optimizer, torch.optim.AdamW) and any(self._torch_optimizer.state.values())
+
+    def _loss_scale(self) -> float:
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        return float(scaler.cur_scale) if scaler is not None else float("inf")
+
+    def _scaler(self) -> dict[str, Any]:
+        """The counters of a dynamic loss scaler; empty for fp32 and bf16."""
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        if scaler is None or not getattr(scaler, "dynamic", False):
+            return {}
+        return {name: value for name, value in vars(scaler).items() if isinstance(value, int | float)}

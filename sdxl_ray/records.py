@@ -1,0 +1,217 @@
+"""Records: what a run did, as rows of Parquet tables in `<run>/records/`.
+
+Tables, plots and reports are pure functions of these rows. A table is a set of part files `<table>-<first>.parquet`,
+where `<first>` counts the rows before it. A part is complete before it gets that name, so a process killed at any
+moment loses at most its unwritten rows and never leaves a file that cannot be read. Floats are float64: a Python
+float comes back bit for bit.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from sdxl_ray.errors import RunError, UserError, nearest
+
+#: Written into every part; raised when a column changes its meaning.
+FORMAT_VERSION = 1
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    """Columns whose names end in `_` (removed) are required; the others may be null."""
+    fields = [pa.field(name.rstrip("_"), kind, nullable=not name.endswith("_")) for name, kind in columns.items()]
+    return pa.schema(fields, metadata={"sdxl_ray.records": str(FORMAT_VERSION)})
+
+
+_WHOLE, _REAL, _TEXT = pa.int64(), pa.float64(), pa.string()
+
+#: Columns of every table. `step` counts optimizer steps from 1; step 0 is what was measured before the first one.
+TABLES: dict[str, pa.Schema] = {
+    # One row an optimizer step. loss: weighted mean over the global batch; peak_bytes: of the fullest worker.
+    "steps": _schema(
+        step_=_WHOLE, loss_=_REAL, lr=_REAL, text_lr=_REAL, grad_norm=_REAL, samples=_WHOLE, samples_per_s=_REAL,
+        seconds=_REAL, peak_bytes=_WHOLE, workers=_WHOLE,
+    ),
+    # One row an example of a step; index: its place in the global batch; picture: SHA-256 of the file's bytes.
+    "examples": _schema(
+        step_=_WHOLE, index_=_WHOLE, picture_=_TEXT, loss_=_REAL, weight=_REAL, timestep=_WHOLE, role=_TEXT,
+    ),
+    # One row a look at the held-out pictures; n: (picture, noise, timestep) triples behind the mean.
+    "validation": _schema(step_=_WHOLE, loss_=_REAL, n_=_WHOLE, seconds=_REAL),
+    # One row a worker and phase. peak_bytes: the allocator's on a GPU, the resident set's on a CPU.
+    "memory": _schema(step_=_WHOLE, rank_=_WHOLE, phase_=_TEXT, peak_bytes_=_WHOLE, now_bytes=_WHOLE),
+    # One row a named stretch of time (prepare, cache, train, checkpoint, export).
+    "timings": _schema(step_=_WHOLE, name_=_TEXT, seconds_=_REAL),
+}  # fmt: skip
+
+#: What makes a row one of a kind, and the order of `read`. Of rows with equal keys the one written last counts.
+KEYS: dict[str, tuple[str, ...]] = {
+    "steps": ("step",),
+    "examples": ("step", "index"),
+    "validation": ("step",),
+    "memory": ("step", "rank", "phase"),
+    "timings": ("step", "name"),
+}
+
+
+class Recorder:
+    """Appends rows to the tables of one folder. One writer per folder.
+
+    Rows wait in memory until there are `rows` of a table or the oldest has waited `seconds`; call `flush` before a
+    checkpoint is reported, because a resumed run writes only what comes after the checkpoint.
+
+    folder: a local path or a URI that pyarrow.fs knows (`s3://bucket/runs/dog/records`). Created when missing.
+    Raises UserError for a folder that cannot be made, RunError when a part cannot be written (a full disk, for
+    example; the parts written before stay intact).
+    """
+
+    def __init__(self, folder: str | Path, *, rows: int = 512, seconds: float = 15.0) -> None:
+        self._rows, self._seconds = rows, seconds
+        self._waiting: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+        self._since: dict[str, float] = {}
+        self._files, self._folder = _open(folder)
+        try:
+            self._files.create_dir(self._folder, recursive=True)
+        except OSError as error:
+            raise UserError(f"records folder {str(folder)!r} cannot be made: {error}") from None
+        self._next = {name: self._end(name) for name in TABLES}
+
+    def write(self, table: str, row: Mapping[str, Any]) -> None:
+        """Add one row. Raises ValueError for an unknown table or column, or a required column that is missing."""
+        schema = _table(table)
+        for column in row:
+            if column not in schema.names:
+                raise ValueError(f"table {table!r} has no column {column!r}: {nearest(column, schema.names)}")
+        for field in schema:
+            if not field.nullable and row.get(field.name) is None:
+                raise ValueError(f"a row of table {table!r} needs {field.name!r}")
+        self._waiting[table].append(dict(row))
+        now = time.monotonic()
+        if len(self._waiting[table]) >= self._rows or now - self._since.setdefault(table, now) >= self._seconds:
+            self._write_out(table)
+
+    def flush(self) -> None:
+        """Write every waiting row."""
+        for table in TABLES:
+            self._write_out(table)
+
+    def resume(self, step: int) -> None:
+        """Forget every row after `step`, waiting or written: the run goes on from the checkpoint of that step."""
+        for table in TABLES:
+            self._waiting[table] = [row for row in self._waiting[table] if row["step"] <= step]
+            for _, path in _parts(self._files, self._folder, table):
+                part = _load(self._files, path)
+                kept = part.filter(pc.less_equal(part["step"], step))
+                if kept.num_rows == 0:
+                    self._files.delete_file(path)
+                elif kept.num_rows < part.num_rows:
+                    self._put(path, kept)
+            self._next[table] = self._end(table)
+
+    def close(self) -> None:
+        """Write every waiting row; the recorder can be used on."""
+        self.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
+
+    def _end(self, table: str) -> int:
+        parts = _parts(self._files, self._folder, table)
+        if not parts:
+            return 0
+        first, path = parts[-1]
+        rows: int = _load(self._files, path).num_rows
+        return first + rows
+
+    def _write_out(self, table: str) -> None:
+        waiting = self._waiting[table]
+        if not waiting:
+            return
+        part = pa.Table.from_pylist(waiting, schema=TABLES[table])
+        self._put(f"{self._folder}/{table}-{self._next[table]:09d}.parquet", part)
+        self._next[table] += len(waiting)
+        self._waiting[table] = []
+        self._since.pop(table, None)
+
+    def _put(self, path: str, part: pa.Table) -> None:
+        buffer = pa.BufferOutputStream()
+        pq.write_table(part, buffer, compression="zstd")
+        folder, _, name = path.rpartition("/")
+        hidden = f"{folder}/.writing-{name}"  # no reader matches this name; the next write of the part replaces it
+        try:
+            with self._files.open_output_stream(hidden) as stream:
+                stream.write(buffer.getvalue())
+            self._files.move(hidden, path)
+        except OSError as error:
+            raise RunError(f"records {path!r} cannot be written: {error}") from error
+
+
+def read(folder: str | Path, table: str) -> pa.Table:
+    """Every row of a table, sorted by its key (`KEYS`), without duplicates; no rows when nothing was recorded.
+
+    Raises UserError for a missing folder and for a part that is damaged or of a newer format.
+    """
+    schema = _table(table)
+    files, path = _open(folder)
+    if files.get_file_info(path).type != pafs.FileType.Directory:
+        raise UserError(f"no records folder at {str(folder)!r}: give <run>/records")
+    parts = [_load(files, part) for _, part in _parts(files, path, table)]
+    if not parts:
+        return schema.empty_table()
+    rows = pa.concat_tables([part.select(schema.names).cast(schema) for part in parts])
+    keys = list(KEYS[table])
+    order = rows.select(keys).append_column("row", pa.array(range(rows.num_rows), pa.int64()))
+    last = order.group_by(keys).aggregate([("row", "max")])["row_max"]
+    return rows.take(last).sort_by([(key, "ascending") for key in keys]).replace_schema_metadata(schema.metadata)
+
+
+def _table(name: str) -> pa.Schema:
+    if name not in TABLES:
+        raise ValueError(f"no table {name!r}: {nearest(name, TABLES)}")
+    return TABLES[name]
+
+
+def _open(folder: str | Path) -> tuple[pafs.FileSystem, str]:
+    text = str(folder)
+    if len(urlsplit(text).scheme) < 2:  # one letter is a Windows drive
+        return pafs.LocalFileSystem(), str(Path(text).absolute())
+    try:
+        files, path = pafs.FileSystem.from_uri(text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"records folder {text!r} cannot be opened: {error}") from None
+    return files, path.rstrip("/")
+
+
+def _parts(files: pafs.FileSystem, folder: str, table: str) -> list[tuple[int, str]]:
+    """(rows before it, path) of each part of a table, in the order they were written."""
+    pattern = re.compile(rf"{table}-(\d+)\.parquet")
+    found = files.get_file_info(pafs.FileSelector(folder))
+    named = ((pattern.fullmatch(info.base_name), info.path) for info in found)
+    return sorted((int(match[1]), path) for match, path in named if match)
+
+
+def _load(files: pafs.FileSystem, path: str) -> pa.Table:
+    try:
+        with files.open_input_file(path) as source:
+            part = pq.ParquetFile(source).read()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"records {path!r} cannot be read: {error}") from None
+    version = int((part.schema.metadata or {}).get(b"sdxl_ray.records", b"0"))
+    if version != FORMAT_VERSION:
+        raise UserError(f"records {path!r} have format {version}, this version reads {FORMAT_VERSION}")
+    return part

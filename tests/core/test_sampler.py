@@ -1,0 +1,223 @@
+"""Any step's examples from (seed, step, index) alone: reproducible, proportional, each with its own conditioning."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sdxl_ray.config import Data, Prior
+from sdxl_ray.core.dataset import Picture, Role
+from sdxl_ray.core.sampler import Sampler, View, counted, render, validation_examples
+from sdxl_ray.errors import UserError
+
+
+def picture(number: int, width: int = 1000, height: int = 1000, role: Role = "instance", caption: str = "") -> Picture:
+    key = hashlib.sha256(f"{role}{number}".encode()).hexdigest()
+    return Picture(key, f"{number}.png", caption or f"{role} {number}", width, height, role)
+
+
+SQUARE, WIDE, TALL = (1000, 1000), (1500, 1000), (900, 1200)
+MIXED = [picture(n, *size) for n, size in enumerate([SQUARE] * 3 + [WIDE] * 2 + [TALL])]
+CLASSES = [picture(n, 1024, 1024, "class") for n in range(5)]
+BUSY: dict[str, Any] = {"crop": "random", "flip": True, "caption_dropout": 0.3}
+
+
+def sampler(
+    instances: list[Picture] = MIXED, batch_size: int = 4, seed: int = 7, prior: bool = True, **data: Any
+) -> Sampler:
+    settings = Data(class_name="dog", prior=Prior(ratio=0.75, weight=0.5) if prior else None, **data)
+    return Sampler(instances, CLASSES, settings, resolution=512, batch_size=batch_size, seed=seed)
+
+
+def test_a_batch_is_a_function_of_seed_and_step() -> None:
+    steps = [0, 1, 5, 6, 13, 200]
+    forward = {step: sampler(**BUSY).batch(step) for step in steps}
+    one = sampler(list(reversed(MIXED)), **BUSY)  # neither the order of steps nor of files plays a part
+    for step in reversed(steps):
+        assert one.batch(step) == forward[step]
+    assert sampler(seed=8, **BUSY).batch(5) != forward[5]
+
+
+def test_another_process_draws_the_same() -> None:
+    code = (
+        "import hashlib; from sdxl_ray.core.sampler import counted; "
+        "print(counted(3, 'noise', 4, 5).integers(2**62), counted(3, 'noise', 4, 5).permutation(9).tolist())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split(maxsplit=1)[0] == str(counted(3, "noise", 4, 5).integers(2**62))
+    # Written down: a change of these draws is a change of every run.
+    assert counted(0, "order", 0).permutation(8).tolist() == [3, 4, 5, 7, 0, 6, 1, 2]
+
+
+def test_counted_draws_depend_on_every_argument() -> None:
+    base = counted(1, "a", 2, 3).random()
+    assert base == counted(np.int64(1), "a", np.int64(2), 3).random()  # type: ignore[arg-type]  # as NumPy hands them
+    others = [(2, "a", 2, 3), (1, "b", 2, 3), (1, "a", 3, 2), (1, "a", 2), (1, "a", 23), (1, "a", 2, 3, 0)]
+    assert base not in {counted(*arguments).random() for arguments in others}
+
+
+def test_the_long_way_round_gives_the_same_batches() -> None:
+    """The closed form against a plain walk over the steps."""
+    one = sampler(batch_size=4, prior=False)
+    uses: Counter[tuple[int, int]] = Counter()
+    streams: dict[tuple[int, int], list[str]] = {}
+    for step in range(60):
+        batch = one.batch(step)
+        bucket = batch[0].view.bucket
+        streams.setdefault(bucket, []).extend(example.view.picture.key for example in batch)
+        uses[bucket] += 1
+    members = Counter(view.bucket for view in one.views())
+    for bucket, keys in streams.items():
+        size = members[bucket]
+        assert uses[bucket] == 60 * size // len(MIXED)
+        for start in range(0, len(keys) - size + 1, size):  # one shuffle after another, none broken at a batch
+            assert len(set(keys[start : start + size])) == size
+    shuffles = {
+        tuple(streams[bucket][at : at + 3]) for bucket in streams for at in range(0, 30, 3) if members[bucket] == 3
+    }
+    assert len(shuffles) > 2
+
+
+def test_batches_have_one_bucket_and_see_pictures_equally() -> None:
+    one = sampler(batch_size=4)
+    seen: Counter[str] = Counter()
+    for step in range(len(MIXED)):
+        batch = one.batch(step)
+        assert [example.index for example in batch] == list(range(len(one))) == list(range(7))
+        assert len({example.view.bucket for example in batch}) == 1
+        assert [example.view.picture.role for example in batch] == ["instance"] * 4 + ["class"] * 3
+        assert [example.weight for example in batch] == [1.0] * 4 + [0.5] * 3
+        seen.update(example.view.picture.key for example in batch[:4])
+    assert set(seen.values()) == {4}
+    assert len(seen) == len(MIXED)
+    assert one.epoch_of(len(MIXED)) == 4
+
+
+def test_class_pictures_are_seen_in_turn_with_their_own_conditioning() -> None:
+    one = sampler(batch_size=4)
+    drawn = [example for step in range(5) for example in one.batch(step)[4:]]
+    assert set(Counter(example.view.picture.key for example in drawn).values()) == {3}
+    for example in drawn:
+        assert example.view.time_ids[:2] == (1024, 1024)
+        assert example.view.time_ids[4:] == example.view.bucket
+
+
+@pytest.mark.parametrize(
+    ("ratio", "batch_size", "count"), [(1.0, 4, 4), (0.01, 4, 1), (0.5, 3, 2), (2.0, 1, 2), (0.5, 5, 3)]
+)
+def test_class_pictures_in_a_batch(ratio: float, batch_size: int, count: int) -> None:
+    data = Data(class_name="dog", prior=Prior(ratio=ratio))
+    one = Sampler(MIXED, CLASSES, data, resolution=64, batch_size=batch_size, seed=0)
+    assert len(one.batch(3)) == len(one) == batch_size + count
+
+
+def test_nothing_to_sample_is_refused() -> None:
+    with pytest.raises(UserError, match="no instance pictures"):
+        sampler([])
+    with pytest.raises(UserError, match="no class pictures"):
+        Sampler(MIXED, [], Data(class_name="dog", prior=Prior()), resolution=64, batch_size=1, seed=0)
+    assert len(Sampler(MIXED, CLASSES, Data(), resolution=64, batch_size=2, seed=0).batch(0)) == 2
+
+
+@pytest.mark.parametrize("settings", [{}, {"flip": True}, {"crop": "random"}, BUSY, {**BUSY, "buckets": False}])
+def test_views_and_captions_are_all_there_is(settings: dict[str, Any]) -> None:
+    one = sampler(**settings)
+    views = list(one.views())
+    assert len({view.key for view in views}) == len(views)
+    drawn = [example for step in range(300) for example in one.batch(step)]
+    assert {example.view for example in drawn} <= set(views)
+    assert {example.caption for example in drawn} <= set(one.captions())
+    assert ("" in one.captions()) == ("caption_dropout" in settings)
+    if settings.get("crop") != "random":  # few enough that all of them have come up
+        assert {example.view for example in drawn} == set(views)
+    per_picture = Counter((view.picture.key, view.bucket) for view in views)
+    limit = (4 if settings.get("crop") == "random" else 1) * (2 if settings.get("flip") else 1)
+    assert max(per_picture.values()) <= limit
+
+
+def test_two_captions_of_one_picture_share_its_views() -> None:
+    twins = [picture(0, caption="one"), picture(0, caption="two")]
+    one = sampler(twins, prior=False)
+    assert len(list(one.views())) == 1
+    assert one.captions() == ["one", "two"]
+
+
+def test_random_draws_have_their_shares() -> None:
+    one = sampler(batch_size=8, **BUSY)
+    drawn = [example for step in range(250) for example in one.batch(step)]
+    instances = [example for example in drawn if example.view.picture.role == "instance"]
+    assert not any(example.dropped for example in drawn if example.view.picture.role == "class")
+    assert 0.26 < np.mean([example.dropped for example in instances]) < 0.34
+    assert 0.46 < np.mean([example.view.flip for example in drawn]) < 0.54
+    wide = [view for view in one.views() if view.picture.width == 1500 and not view.flip]
+    assert len({view.crop for view in wide if view.picture == wide[0].picture}) == 4
+
+
+def test_one_setting_moves_no_other_draw() -> None:
+    busy, unflipped = sampler(**BUSY), sampler(**{**BUSY, "flip": False})
+    for step in range(20):
+        for a, b in zip(busy.batch(step), unflipped.batch(step), strict=True):
+            assert (a.view.crop, a.dropped, a.view.picture) == (b.view.crop, b.dropped, b.view.picture)
+
+
+def test_time_ids_follow_the_mirror() -> None:
+    view = View(picture(0, 1500, 1000), (512, 512), (512, 768), (0, 40), False)
+    assert view.time_ids == (1000, 1500, 0, 40, 512, 512)
+    assert View(view.picture, view.bucket, view.resize, view.crop, True).time_ids == (
+        1000,
+        1500,
+        0,
+        768 - 512 - 40,
+        512,
+        512,
+    )
+    assert View(view.picture, view.bucket, view.resize, view.crop, True).key == view.key + "-flip"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(8, 300), st.integers(8, 300), st.sampled_from(["center", "random"]), st.integers(0, 50))
+def test_every_view_lies_inside_its_picture(width: int, height: int, crop: str, number: int) -> None:
+    data = Data(crop=crop, flip=True)
+    one = Sampler([picture(number, width, height)], [], data, resolution=64, batch_size=1, seed=0)
+    image = Image.new("RGB", (width, height), (200, 100, 50))
+    for view in one.views():
+        rendered = render(image, view)
+        assert rendered.size == (view.bucket[1], view.bucket[0])
+        assert rendered.getextrema() == ((200, 200), (100, 100), (50, 50))  # nothing from outside the picture
+        assert min(view.time_ids) >= 0
+
+
+def test_a_rendered_mirror_shows_what_its_conditioning_says() -> None:
+    columns = np.tile(np.arange(96, dtype=np.uint8)[None, :, None], (64, 1, 3))
+    wide = picture(0, 96, 64)
+    for flip in (False, True):
+        view = View(wide, (64, 64), (64, 96), (0, 10), flip)
+        pixels = np.asarray(render(Image.fromarray(columns), view))
+        seen = columns[:, ::-1] if flip else columns
+        left = view.time_ids[3]
+        assert (pixels == seen[:, left : left + 64]).all()
+
+
+def test_validation_examples_never_change() -> None:
+    data = Data(**BUSY)
+    examples = validation_examples(MIXED, data, 512)
+    assert validation_examples(list(reversed(MIXED)), data, 512) == examples
+    assert [example.index for example in examples] == list(range(6))
+    assert not any(example.dropped or example.view.flip for example in examples)
+    for view in (example.view for example in examples):
+        assert abs(view.resize[1] - view.bucket[1] - 2 * view.crop[1]) <= 1
+        assert abs(view.resize[0] - view.bucket[0] - 2 * view.crop[0]) <= 1
+
+
+def test_a_late_step_costs_no_replay() -> None:
+    one = sampler([picture(n, *(SQUARE if n % 3 else WIDE)) for n in range(5_000)], prior=False)
+    assert len(one.batch(10**9)) == 4

@@ -1,0 +1,172 @@
+"""The command line: exit codes, one-line errors, help with examples, and JSON that is only JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Cli
+from PIL import Image
+
+from sdxl_ray import __version__
+from sdxl_ray.__main__ import COMMANDS
+from sdxl_ray.cli.arguments import read_base, read_recipe, read_size
+from sdxl_ray.cli.config import reference
+from sdxl_ray.config import Recipe, load, names, override
+from sdxl_ray.distributed.doctor import FLOORS, container_memory_bytes, examine, packages, ray_authentication
+from sdxl_ray.errors import UserError
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    done = cli("--help")
+    assert done.returncode == 0
+    listed = done.stdout.partition("Commands:\n")[2]
+    assert [line.split()[0] for line in listed.splitlines() if line[:3].strip()] == list(COMMANDS)
+    assert "..." not in listed  # no first sentence is cut
+    assert cli("--version").stdout == f"sdxl-ray {__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_ends_with_examples_of_it(cli: Cli, name: str) -> None:
+    done = cli(name, "--help")
+    assert done.returncode == 0
+    examples = [line.strip() for line in done.stdout.partition("Examples:\n")[2].splitlines()]
+    assert examples == list(COMMANDS[name][1])
+    for example in examples:
+        assert shlex.split(example)[:2] == ["sdxl-ray", name]
+    assert "--json" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["recpes"], "Did you mean 'recipes'?"),
+        (["recipes", "--jsn"], "--json"),
+        (["recipes", "lroa"], "did you mean 'lora'?"),
+        (["config", "lora", "optim.lrr=1"], "did you mean 'lr'?"),
+        (["config", "lora", "optim.lr"], "write path=value"),
+        (["config", "lora", "optim.lr=-1"], "optim.lr = -1"),
+        (["config", "none.yaml"], "none.yaml"),
+        (["generate", "nowhere", "a dog"], "no such folder"),
+        (["generate", "base", ""], "a prompt is empty"),
+        (["generate", "base", "a dog", "--size", "big"], "1216x832"),
+        (["generate", "base", "a dog", "--size", "65"], "try 64"),
+        (["generate", "base", "a dog", "--steps", "0"], "steps"),
+        (["generate", "base", "a dog", "--seed", "-1"], "seed"),
+        (["generate", "base", "a dog", "--n", "x"], "--n"),
+        (["generate", "base", "a dog", "--guidance", "nan"], "guidance"),
+        (["generate", "base", "a dog", "--precision", "int8"], "bf16"),
+        (["generate", "base", "a dog", "--base", "nowhere/at-all"], "nowhere/at-all"),
+        (["generate", "base", "a dog", "--out", "/dev/null/x"], "/dev/null/x"),
+        (["generate", "base"], "PROMPT"),
+    ],
+)
+def test_wrong_input_is_exit_2_and_one_error_line(cli: Cli, words: list[str], line: str) -> None:
+    done = cli(*words)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    errors = [text for text in done.stderr.splitlines() if text.lower().startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert line in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_recipes_lists_what_is_shipped_and_prints_one(cli: Cli) -> None:
+    listed = cli("recipes").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == names()
+    assert all(len(line.split()) > 3 for line in listed)
+    assert set(json.loads(cli("recipes", "--json").stdout)) == set(names())
+    printed = cli("recipes", "lora").stdout
+    assert printed.startswith("# LoRA for SDXL")
+    assert override(Recipe(), yaml.safe_load(printed)).tuning == load("lora").tuning
+
+
+def test_a_printed_recipe_is_a_recipe(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(cli("recipes", "dreambooth").stdout)
+    printed = yaml.safe_load(cli("config", "mine.yaml", "seed=3", "--base", "tiny").stdout)
+    assert Recipe.model_validate(printed) == override(load("dreambooth"), {"base": "tiny", "seed": 3})
+    assert json.loads(cli("config", "mine.yaml", "seed=3", "--base", "tiny", "--json").stdout) == printed
+
+
+def test_the_reference_has_every_setting(cli: Cli) -> None:
+    lines = {setting.path: setting for setting in reference()}
+    for section in ("base", "data", "optim", "objective", "parallel", "checkpoint", "evaluation", "resources"):
+        for field in getattr(Recipe(), section).__class__.model_fields:
+            assert any(path.startswith(f"{section}.{field}") for path in lines), (section, field)
+    assert lines["optim.lr"].values == "number > 0"
+    assert lines["optim.lr"].default == "0.0001"
+    assert lines["data.prior.count"].default == "200"
+    assert lines["tuning.rank [kind lora]"].values == "whole number >= 1"
+    assert lines["parallel.zero_stage"].values == "0 | 1 | 2 | 3"
+    assert len(json.loads(cli("config", "--json").stdout)) == len(lines)
+    assert cli("config").stdout.count("\n") >= len(lines)
+
+
+def test_generate_draws_the_same_pictures_again_and_says_how(cli: Cli, tmp_path: Path) -> None:
+    words = ["generate", "base", "a photo of a dog", "a cat", "--n", "2", "--seed", "5", "--steps", "2", "--json"]
+    first = cli(*words, "--out", "one")
+    assert first.returncode == 0, first.stderr
+    made = json.loads(first.stdout)  # nothing but JSON on stdout
+    assert [(p["prompt"], p["seed"]) for p in made["pictures"]] == [
+        ("a photo of a dog", 5), ("a photo of a dog", 6), ("a cat", 5), ("a cat", 6),
+    ]  # fmt: skip
+    again = cli(*words[:-1], "--batch", "1", "--out", "two")
+    paths = again.stdout.splitlines()
+    assert [Path(path).name for path in paths] == [*(Path(p["path"]).name for p in made["pictures"]), "grid.png"]
+    differences = []
+    for picture, path in zip(made["pictures"], paths, strict=False):
+        with Image.open(tmp_path / picture["path"]) as one, Image.open(tmp_path / path) as two:
+            assert one.text["prompt"] == picture["prompt"]  # type: ignore[attr-defined]  # PNG only
+            assert one.text["seed"] == str(picture["seed"])  # type: ignore[attr-defined]
+            assert one.text["base"] == "tiny"  # type: ignore[attr-defined]
+            differences.append(max(abs(a - b) for a, b in zip(one.tobytes(), two.tobytes(), strict=True)))
+    assert max(differences) <= 1  # another batch: rounding of one 8-bit level at most
+    assert sorted(file.name for file in (tmp_path / "one").iterdir()) == sorted(Path(path).name for path in paths)
+
+
+def test_doctor_looks_at_this_machine(cli: Cli) -> None:
+    done = cli("doctor", "--json", RAY_AUTH_MODE="disabled")
+    report = json.loads(done.stdout)
+    by_name = {finding["name"]: finding for finding in report["findings"]}
+    assert done.returncode == (1 if report["state"] == "broken" else 0)
+    assert set(FLOORS) <= set(by_name)
+    assert {"torch build", "cpu cores", "memory", "disk", "ninja", "g++"} <= set(by_name)
+    assert by_name["ray authentication"]["state"] == "unsafe"
+    assert "RAY_AUTH_MODE=token" in by_name["ray authentication"]["fix"]
+    assert "ray authentication" in cli("doctor").stdout
+
+
+def test_doctor_knows_old_missing_and_safe(tmp_path: Path) -> None:
+    states = {f.name: f for f in packages({"Pillow": "99", "pyarrow": "99.1", "ray": "2.9", "no-such-thing": "1"})}
+    assert states["Pillow"].state == "unsafe"
+    assert states["pyarrow"].state == "broken"
+    assert states["ray"].state == "ok"
+    assert states["no-such-thing"].fix == "pip install 'no-such-thing>=1'"
+    assert ray_authentication({"RAY_AUTH_MODE": "token"}).state == "ok"
+    assert ray_authentication({}).state == "unsafe"
+    assert all(finding.fix for finding in examine(tmp_path, {}) if finding.state in ("unsafe", "broken"))
+
+
+def test_doctor_reads_the_limit_of_a_container(tmp_path: Path) -> None:
+    assert container_memory_bytes(tmp_path) is None
+    (tmp_path / "memory.max").write_text("max\n")
+    assert container_memory_bytes(tmp_path) is None
+    (tmp_path / "memory.max").write_text("2147483648\n")
+    assert container_memory_bytes(tmp_path) == 2**31
+
+
+def test_shared_arguments() -> None:
+    assert read_size("24GiB") == 24 * 2**30
+    assert read_size(" 1.5 gb") == 1_500_000_000
+    for text in ("24", "GiB", "-1GiB", "24 apples", "", "nanGiB", "infGB"):
+        with pytest.raises(UserError, match="24GiB"):
+            read_size(text)
+    commit = "4" * 40
+    pinned = read_base(f"org/name@{commit}")
+    assert (pinned.id, pinned.revision) == ("org/name", commit)
+    assert read_base("some/deep/folder@home").id == "some/deep/folder@home"
+    recipe = read_recipe("lora", ["base.vae=folder/vae"], "tiny")
+    assert (recipe.base.id, recipe.base.revision, recipe.base.vae) == ("tiny", None, "folder/vae")
