@@ -1,4 +1,4 @@
-"""What every test needs: one thread a process, no network, and the command line as a child process."""
+"""What every test needs: one thread a process, no network, and the command line, in a child process or in this one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test that reaches for the hub should fail here as it would on a machine without a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+#: `here(*words)` -> exit code, stdout, stderr.
+Here = Callable[..., tuple[object, str, str]]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -32,5 +34,24 @@ def cli(tmp_path: Path) -> Cli:
             timeout=300,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """`here("plan", "lora")` runs the command in this process, in the empty folder that `cli` uses too: quicker."""
+    from sdxl_ray.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+
+    def run(*words: str) -> tuple[object, str, str]:
+        monkeypatch.setattr("sys.argv", ["sdxl-ray", *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code or 0, *capsys.readouterr()
 
     return run

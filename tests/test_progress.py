@@ -58,6 +58,9 @@ def test_a_log_gets_phases_looks_and_notes_at_once() -> None:
         {"kind": "validation", "step": 10, "loss": 0.125},
         {"kind": "sample", "step": 10, "path": "runs/dog/samples/a.png"},
         {"kind": "note", "text": "worker 1 was lost [really]"},
+        {"kind": "checkpoint", "step": 10, "seconds": 1.25},
+        {"kind": "resume", "step": 10, "workers": 1},
+        {"kind": "artifact", "step": 100, "path": "runs/dog/artifact"},
         {"kind": "unheard of", "x": 1},
     ]
     assert logged([(0.0, row) for row in rows]) == [
@@ -68,6 +71,9 @@ def test_a_log_gets_phases_looks_and_notes_at_once() -> None:
         "step 10: validation loss 0.1250",
         "step 10: samples in runs/dog/samples/a.png",
         "worker 1 was lost [really]",
+        "step 10: checkpoint written in 1.2 s",
+        "going on from step 10 with 1 worker",
+        "artifact in runs/dog/artifact",
         "kind unheard of, x 1",
     ]
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdxl_ray.errors import UserError, nearest
-
 if TYPE_CHECKING:
     from sdxl_ray.config import Base, Recipe
 
@@ -52,35 +50,9 @@ def read_base(text: str) -> Base:
     return config.parse({"base": plain}, "--base").base
 
 
-def read_size(text: str) -> int:
-    """`"24GiB"` -> bytes. A bare number is refused: 24 of what?"""
-    units = {
-        "KiB": 2**10,
-        "MiB": 2**20,
-        "GiB": 2**30,
-        "TiB": 2**40,
-        "KB": 10**3,
-        "MB": 10**6,
-        "GB": 10**9,
-        "TB": 10**12,
-    }
-    number = text.strip().rstrip("BKMGTikmgtb ")
-    unit = text.strip()[len(number) :].strip()
-    known = {name.lower(): size for name, size in units.items()}
-    try:
-        size = float(number)
-    except ValueError:
-        size = 0.0
-    if unit.lower() not in known:
-        raise UserError(f"size {text!r}: {nearest(unit, units)}, for example 24GiB")
-    if not 0 < size < 1e6:
-        raise UserError(f"size {text!r}: the number must be above 0, for example 24GiB")
-    return round(size * known[unit.lower()])
-
-
 @contextlib.contextmanager
 def libraries_on_stderr() -> Iterator[None]:
-    """While it lasts, what anybody prints goes to stderr: libraries log to stdout, where only our result belongs."""
+    """While it lasts, what anybody prints goes to stderr, as progress does: stdout is for the result alone."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 

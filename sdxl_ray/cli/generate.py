@@ -144,6 +144,9 @@ def _read_size(text: str | None) -> tuple[int | None, int | None]:
     height = int(numbers[2] or numbers[1])
     if max(width, height) > 4096:
         raise UserError(f"--size {text!r}: at most 4096 pixels a side")
+    for edge in (width, height):
+        if edge % 8 or edge == 0:
+            raise UserError(f"--size {text!r}: pictures have multiples of 8 pixels, try {max(8, round(edge / 8) * 8)}")
     return width, height
 
 

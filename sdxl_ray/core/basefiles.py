@@ -93,10 +93,20 @@ def component_configs(files: BaseFiles) -> dict[str, dict[str, Any]]:
         configs = layout.configs()
     else:
         configs = {name: read_json(files.config / name / "config.json") for name in MODELS}
-        configs["scheduler"] = read_json(files.config / "scheduler" / "scheduler_config.json")
+        scheduler = read_json(files.config / "scheduler" / "scheduler_config.json")
+        configs["scheduler"] = {**scheduler, **single_file_changes(files)}
     if files.vae is not None:
         configs["vae"] = read_json(files.vae / "config.json")
     return configs
+
+
+def single_file_changes(files: BaseFiles) -> dict[str, Any]:
+    """What the markers in a single file (`v_pred`, `ztsnr`) say about its scheduler; such files have no config."""
+    header = read_header(files.path, f"base {files.id!r}") if files.kind == "file" else {}
+    changes: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in header else {}
+    if changes and "ztsnr" in header:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return changes
 
 
 def _locate_tiny(base: Base) -> BaseFiles:

@@ -10,13 +10,15 @@ torch and diffusers are imported inside the functions that need them, so that a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.config import Base
-from sdxl_ray.core.basefiles import MODELS, BaseFiles, component_configs, locate
-from sdxl_ray.core.weightfiles import find_weights, read_header, read_json
+from sdxl_ray.core.basefiles import MODELS, BaseFiles, component_configs, locate, single_file_changes
+from sdxl_ray.core.weightfiles import find_weights, read_json
 from sdxl_ray.errors import UserError
 from sdxl_ray.tiny import build
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-__all__ = ["BaseFiles", "Components", "component_configs", "load_components", "locate"]
+__all__ = ["BaseFiles", "Components", "component_configs", "load_components", "load_vae", "locate"]
 
 
 @dataclass
@@ -66,27 +68,10 @@ def load_components(files: BaseFiles, base: Base, *, dtype: torch.dtype, device:
     The VAE keeps its `force_upcast` setting, which a saved copy needs again. Raises UserError when a file does not
     fit its config.
     """
-    import torch
-
-    vae_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(base.vae_precision, torch.float32)
-    if files.is_tiny:
-        try:
-            build.folder()
-        except OSError as error:
-            raise UserError(
-                f"the embedded base cannot be built in {files.path.parent}: {error}; set XDG_CACHE_HOME"
-            ) from None
-    load = _load_file if files.kind == "file" else _load_folder
-    try:
-        with build.no_progress_bars():
-            loaded = load(files, dtype, vae_dtype)
-            if files.vae is not None:
-                loaded["vae"] = _load_model("vae", files.vae, vae_dtype)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, UserError | torch.OutOfMemoryError):
-            raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"base {files.id!r} cannot be loaded: {first[:300]}") from error
+    with _readable(files):
+        vae = _load_vae(files, _vae_dtype(base))
+        loaded = _load_file(files, dtype, vae) if files.kind == "file" else _load_folder(files, dtype)
+        loaded |= {"vae": vae, **_load_words(files)}
     for name in MODELS:
         loaded[name].to(device).eval().requires_grad_(False)
     return Components(
@@ -102,11 +87,60 @@ def load_components(files: BaseFiles, base: Base, *, dtype: torch.dtype, device:
     )
 
 
-def _load_folder(files: BaseFiles, dtype: torch.dtype, vae_dtype: torch.dtype) -> dict[str, Any]:
-    loaded = {name: _load_model(name, files.path / name, dtype) for name in ("unet", "text_encoder", "text_encoder_2")}
-    if files.vae is None:
-        loaded["vae"] = _load_model("vae", files.path / "vae", vae_dtype)
-    return {**loaded, **_load_words(files.config)}
+def load_vae(files: BaseFiles, base: Base, *, device: torch.device | str) -> AutoencoderKL:
+    """The VAE alone, as `load_components` gives it: for processes that only encode pictures."""
+    with _readable(files):
+        return _load_vae(files, _vae_dtype(base)).to(device).eval().requires_grad_(False)
+
+
+def _vae_dtype(base: Base) -> torch.dtype:
+    import torch
+
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(base.vae_precision, torch.float32)
+
+
+@contextmanager
+def _readable(files: BaseFiles) -> Iterator[None]:
+    """Inside, the embedded base is built, no bars are drawn, and what a library cannot read is one line."""
+    import torch
+
+    if files.is_tiny:
+        try:
+            build.folder()
+        except OSError as error:
+            raise UserError(
+                f"the embedded base cannot be built in {files.path.parent}: {error}; set XDG_CACHE_HOME"
+            ) from None
+    try:
+        with build.no_progress_bars():
+            yield
+    except NotImplementedError:
+        # torch's way of saying that a weight has no data: it was in the config, but not in the single file.
+        raise UserError(
+            f"base {files.id!r} lacks weights that {files.config} names: the file is incomplete, "
+            "or base.config belongs to another model"
+        ) from None
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, UserError | torch.OutOfMemoryError):
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"base {files.id!r} cannot be loaded: {first[:300]}") from error
+
+
+def _load_folder(files: BaseFiles, dtype: torch.dtype) -> dict[str, Any]:
+    return {name: _load_model(name, files.path / name, dtype) for name in ("unet", "text_encoder", "text_encoder_2")}
+
+
+def _load_vae(files: BaseFiles, dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKL
+
+    if files.vae is not None:
+        return _load_model("vae", files.vae, dtype)
+    if files.kind == "folder":
+        return _load_model("vae", files.path / "vae", dtype)
+    return AutoencoderKL.from_single_file(
+        str(files.path), subfolder="vae", torch_dtype=dtype, config=str(files.config), local_files_only=True
+    )
 
 
 def _load_model(part: str, folder: Path, dtype: torch.dtype) -> Any:
@@ -123,57 +157,48 @@ def _load_model(part: str, folder: Path, dtype: torch.dtype) -> Any:
     }
     options["dtype" if part.startswith("text") else "torch_dtype"] = dtype
     model, info = kinds[part].from_pretrained(folder, output_loading_info=True, **options)
-    # Both libraries fill what is missing with random weights and only log it.
-    _require_whole(f"{part} in {folder}", sorted(info["missing_keys"]))
+    missing = sorted(info["missing_keys"])
+    if missing:  # both libraries would go on with random weights and only log it
+        raise UserError(f"{part} in {folder} lacks {len(missing)} weights, as {missing[0]}: copy or download it again")
     return model
 
 
-def _require_whole(where: str, missing: list[str]) -> None:
-    if missing:
-        raise UserError(f"{where} lacks {len(missing)} weights, the first is {missing[0]}: copy or download it again")
-
-
-def _load_words(folder: Path) -> dict[str, Any]:
+def _load_words(files: BaseFiles) -> dict[str, Any]:
     """Tokenizers and scheduler, which have no weights."""
     from transformers import CLIPTokenizer
 
     return {
-        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        "tokenizer_2": CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True),
-        "scheduler": _load_scheduler(folder / "scheduler"),
+        "tokenizer": CLIPTokenizer.from_pretrained(files.config / "tokenizer", local_files_only=True),
+        "tokenizer_2": CLIPTokenizer.from_pretrained(files.config / "tokenizer_2", local_files_only=True),
+        "scheduler": _load_scheduler(files),
     }
 
 
-def _load_scheduler(folder: Path) -> Any:
+def _load_scheduler(files: BaseFiles) -> Any:
     import diffusers
 
+    folder = files.config / "scheduler"
     name = str(read_json(folder / "scheduler_config.json").get("_class_name"))
     kind: Any = getattr(diffusers, name, None)
     known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
     if not known:
         raise UserError(f"scheduler {name!r} in {folder} is not one of diffusers: SDXL's is EulerDiscreteScheduler")
-    return kind.from_pretrained(folder, local_files_only=True)
+    return kind.from_config({**kind.load_config(folder, local_files_only=True), **single_file_changes(files)})
 
 
-def _load_file(files: BaseFiles, dtype: torch.dtype, vae_dtype: torch.dtype) -> dict[str, Any]:
-    """A checkpoint in SGM names, through diffusers' own conversion."""
-    from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+def _load_file(files: BaseFiles, dtype: torch.dtype, vae: AutoencoderKL) -> dict[str, Any]:
+    """UNet and text encoders of a checkpoint in SGM names, through diffusers' own conversion.
 
-    words = _load_words(files.config)
-    header = read_header(files.path, f"base {files.id!r}")
-    # Markers that v-prediction checkpoints carry instead of a config.
-    if "v_pred" in header:
-        changes: dict[str, Any] = {"prediction_type": "v_prediction"}
-        if "ztsnr" in header:
-            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        words["scheduler"] = type(words["scheduler"]).from_config(words["scheduler"].config, **changes)
-    local = {"config": str(files.config), "local_files_only": True}
-    # Loaded on its own: through the pipeline's dtype it would be rounded on its way to fp32.
-    vae = AutoencoderKL.from_single_file(str(files.path), subfolder="vae", torch_dtype=vae_dtype, **local)
-    pipeline = StableDiffusionXLPipeline.from_single_file(str(files.path), torch_dtype=dtype, vae=vae, **words, **local)
-    loaded = {**pipeline.components, **words, "vae": vae}
-    for part in MODELS:
-        # What the file does not hold stays on the meta device, without data.
-        lacking = [name for name, weight in loaded[part].named_parameters() if weight.is_meta]
-        _require_whole(f"{part} in {files.path}", lacking)
-    return loaded
+    The VAE comes loaded: read with the others it would be rounded to their dtype on its way to fp32.
+    """
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline.from_single_file(
+        str(files.path),
+        torch_dtype=dtype,
+        vae=vae,
+        config=str(files.config),
+        local_files_only=True,
+        **_load_words(files),
+    )
+    return dict(pipeline.components)

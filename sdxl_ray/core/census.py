@@ -24,13 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from sdxl_ray.core.live_memory import forward_bytes, same_attention, training_bytes
 from sdxl_ray.errors import UserError
 from sdxl_ray.plan.architecture import COMPONENTS, SDXL, TINY, Configs, key, sdxl_configs
-from sdxl_ray.plan.model import Bytes, Census, Component, Layer, Mode, Polynomial, Segment, Training
+from sdxl_ray.plan.model import LORA_RANK, Bytes, Census, Component, Layer, Mode, Polynomial, Segment, Training
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-#: Adapters are measured at this rank and at twice it; what lies between and beyond is linear in the rank.
-RANK = 16
-PRECISIONS = {"2": torch.bfloat16, "4": torch.float32}
+#: Bytes are counted in 2-byte precision; fp32 doubles them (but for the log-sum-exps, a third of a per cent).
+HALF = torch.bfloat16
 MODES: tuple[Mode, ...] = ("full", "lora", "lora_all")
 
 
@@ -144,36 +143,35 @@ class Taker:
             module.zero_grad(set_to_none=True)
         return _parabola([side * side for side in sides], counts) if len(counts) == 3 else Polynomial(constant=counts[0])
 
-    def inference(self, part: str, precision: str) -> Bytes:
+    def inference(self, part: str) -> Bytes:
         """Live bytes of a forward without gradients."""
-        dtype = PRECISIONS[precision]
-        module = self.parts[_module_of(part)]
-        nn.Module.to(module.eval(), dtype)
+        module = nn.Module.to(self.parts[_module_of(part)].eval(), HALF)
 
         def measure(batch: int, side: int) -> int:
-            known, forward = self.inputs(part, batch, side, dtype)
+            known, forward = self.inputs(part, batch, side, HALF)
             return forward_bytes([*known, *module.parameters(), *module.buffers()], lambda: forward(module))
 
-        return _bytes(self.sides, measure)
+        return _line(self.sides, (measure(1, self.sides[0]), measure(1, self.sides[2]), measure(2, self.sides[2])))
 
     def training(self, part: str, mode: Mode, checkpointing: bool) -> Training:
         """FLOP and live bytes of a forward and backward of the UNet or a text encoder."""
-        ranks = (RANK,) if mode == "full" else (RANK, 2 * RANK)
-        work: list[Polynomial] = []
-        segments: dict[str, list[tuple[Segment, ...]]] = {precision: [] for precision in PRECISIONS}
-        for rank in ranks:
-            module = self._trainable(part, mode, rank, checkpointing)
-            work.append(self.flop(part, module, train=True))
-            for precision, dtype in PRECISIONS.items():
-                segments[precision].append(self._segments(part, nn.Module.to(module, dtype), dtype))
-        zero = Bytes(fixed=0, per_sample=0, per_latent_pixel=0.0)
+        module = self._trainable(part, mode, LORA_RANK, checkpointing)
+        flop = self.flop(part, module, train=True)
+        segments = self._segments(part, nn.Module.to(module, HALF))
+        rank_flop, rank_bytes = Polynomial(constant=0), Bytes(fixed=0, per_sample=0, per_latent_pixel=0.0)
+        # What a checkpointed block keeps of its adapters lasts for that block only and never makes the peak.
+        if mode != "full" and not checkpointing:
+            # In between and beyond, everything is linear in the rank.
+            wider = self._trainable(part, mode, 2 * LORA_RANK, checkpointing)
+            rank_flop = _per_rank(flop, self.flop(part, wider, train=True))
+            rank_bytes = _growth(segments[0].live, self._segments(part, nn.Module.to(wider, HALF))[0].live)
         return Training(
             mode=mode,
             checkpointing=checkpointing,
-            flop=work[0],
-            per_rank_flop=_per_rank(work) if len(ranks) == 2 else Polynomial(constant=0),
-            segments={precision: found[0] for precision, found in segments.items()},
-            per_rank={p: _growth(found[0][0].live, found[1][0].live) if len(ranks) == 2 else zero for p, found in segments.items()},
+            flop=flop,
+            per_rank_flop=rank_flop,
+            segments=segments,
+            per_rank=rank_bytes,
         )
 
     def _trainable(self, part: str, mode: Mode, rank: int, checkpointing: bool) -> nn.Module:
@@ -198,11 +196,11 @@ class Taker:
             enable(enable=True, gradient_checkpointing_func=_CHECKPOINT)
         return module.train()
 
-    def _segments(self, part: str, module: nn.Module, dtype: torch.dtype) -> tuple[Segment, ...]:
+    def _segments(self, part: str, module: nn.Module) -> tuple[Segment, ...]:
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
 
         def measure(batch: int, side: int) -> list[tuple[int, int]]:
-            known, forward = self.inputs(part, batch, side, dtype)
+            known, forward = self.inputs(part, batch, side, HALF)
             return training_bytes(module, known, lambda: forward(module), _stretch)
 
         small, large, two = measure(1, self.sides[0]), measure(1, self.sides[2]), measure(2, self.sides[2])
@@ -226,7 +224,7 @@ def take(name: str, configs: Configs) -> Census:
         text_tokens=taker.tokens,
         components={part: component(part, module) for part, module in taker.parts.items()},
         flop={part: taker.flop(part, taker.parts[_module_of(part)], train=False) for part in works},
-        inference={precision: {part: taker.inference(part, precision) for part in works} for precision in PRECISIONS},
+        inference={part: taker.inference(part) for part in works},
         training={
             part: tuple(taker.training(part, mode, recompute) for mode in MODES for recompute in (False, True)) for part in trains
         },
@@ -274,22 +272,17 @@ def _line(sides: tuple[int, ...], peaks: tuple[int, int, int]) -> Bytes:
     return Bytes(fixed=native - sample, per_sample=round(sample - slope * sides[2] ** 2), per_latent_pixel=slope)
 
 
-def _bytes(sides: tuple[int, ...], measure: Any) -> Bytes:
-    return _line(sides, (measure(1, sides[0]), measure(1, sides[2]), measure(2, sides[2])))
-
-
 def _growth(at: Bytes, doubled: Bytes) -> Bytes:
     """What one more rank adds."""
     return Bytes(
-        fixed=(doubled.fixed - at.fixed) // RANK,
-        per_sample=(doubled.per_sample - at.per_sample) // RANK,
-        per_latent_pixel=(doubled.per_latent_pixel - at.per_latent_pixel) / RANK,
+        fixed=(doubled.fixed - at.fixed) // LORA_RANK,
+        per_sample=(doubled.per_sample - at.per_sample) // LORA_RANK,
+        per_latent_pixel=(doubled.per_latent_pixel - at.per_latent_pixel) / LORA_RANK,
     )
 
 
-def _per_rank(work: list[Polynomial]) -> Polynomial:
-    pairs = {name: (getattr(work[1], name) - getattr(work[0], name)) // RANK for name in ("constant", "linear", "quadratic")}
-    return Polynomial(**pairs)
+def _per_rank(at: Polynomial, doubled: Polynomial) -> Polynomial:
+    return Polynomial(constant=(doubled.constant - at.constant) // LORA_RANK, linear=(doubled.linear - at.linear) // LORA_RANK)
 
 
 def known() -> dict[str, Configs]:

@@ -145,11 +145,12 @@ def unique(pictures: Iterable[Picture]) -> Iterator[Picture]:
     """
     first: dict[tuple[str, str], str] = {}
     for picture in pictures:
-        kept = first.setdefault((picture.key, picture.caption), picture.source)
-        if kept == picture.source:
-            yield picture
+        what = (picture.key, picture.caption)
+        if what in first:
+            log.warning("picture %s is the same as %s: one is used", picture.source, first[what])
         else:
-            log.warning("picture %s is the same as %s: one is used", picture.source, kept)
+            first[what] = picture.source
+            yield picture
 
 
 def _scan(found: list[Entry], role: Role) -> PictureSet:

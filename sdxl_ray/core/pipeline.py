@@ -185,12 +185,26 @@ def _load_full(
 def _load_lora(pipe: StableDiffusionXLPipeline, file: Path) -> None:
     if not file.is_file():
         raise UserError(f"artifact {str(file.parent)!r} holds no {LORA_WEIGHTS}")
-    pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER, local_files_only=True)
-    models = (pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
-    # diffusers only logs weights that fit nowhere; a part of a LoRA is another LoRA.
-    placed = sum(f".{ADAPTER}" in name for model in models for name, _ in model.named_parameters())
-    stored = sum("alpha" not in name for name in read_header(file, f"artifact {str(file.parent)!r}"))
-    if placed != stored:
-        raise UserError(f"artifact {str(file.parent)!r}: {placed} of {stored} adapter tensors fit the base's modules")
-    for model in models:
+    where = f"artifact {str(file.parent)!r}"
+    try:
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER, local_files_only=True)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # what PEFT raises for names it cannot place
+        raise UserError(f"{where}: {LORA_WEIGHTS} does not fit the base: {str(error).splitlines()[0][:200]}") from error
+    models = {"unet": pipe.unet, "text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
+    # diffusers only logs names that fit nowhere, and leaves random numbers where a weight is missing.
+    stored = {_bare(name) for name in read_header(file, where) if not name.endswith(".alpha")}
+    placed = {
+        _bare(f"{part}.{name}".replace(f".{ADAPTER}", ""))
+        for part, model in models.items()
+        for name, _ in model.named_parameters()
+        if f".{ADAPTER}" in name
+    }
+    if stored != placed:
+        raise UserError(f"{where}: adapter weights do not match the base's modules, as {min(stored ^ placed)}")
+    for model in models.values():
         model.eval().requires_grad_(False)
+
+
+def _bare(name: str) -> str:
+    """A weight's name without what differs between versions of transformers and PEFT."""
+    return name.replace(".text_model.", ".").removesuffix(".weight")

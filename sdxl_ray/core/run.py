@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,7 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
     """Collective. Train (or go on training) in `place.folder` and write the artifact; a summary of plain numbers."""
     started = time.monotonic()
     components = load_components(locate(recipe.base), recipe.base, dtype=place.precision, device="cpu")
-    resolution = resolution_of(recipe, components)
+    resolution = resolution_of(recipe, components.unet.config, components.vae.config)
     classes = _class_pictures(recipe, pictures, components, resolution, place)
     sampler = Sampler(
         pictures.train, classes, recipe.data, resolution=resolution, batch_size=recipe.optim.batch_size, seed=recipe.seed
@@ -120,10 +120,18 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
     }
 
 
-def resolution_of(recipe: Recipe, components: Components) -> int:
+def resolution_of(recipe: Recipe, unet_config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
     """Pixels: the recipe's, else the size that the base was made for."""
-    scale = 2 ** (len(components.vae.config.block_out_channels) - 1)
-    return recipe.data.resolution or int(components.unet.config.sample_size) * scale
+    scale = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    return recipe.data.resolution or int(unet_config["sample_size"]) * scale
+
+
+def latent_source(
+    recipe: Recipe, vae: Any, base_content: str, read: Callable[[View], Any], cache: Path
+) -> LatentSource:
+    """Posteriors of a base's VAE, cached under `cache` if the recipe says so; equal arguments share their entries."""
+    kind = namespace("latents", base=base_content, precision=str(vae.dtype), code=CODE_VERSION)
+    return LatentSource(vae, read, TensorCache(cache / "latents", kind) if recipe.data.cache_latents else None)
 
 
 def _class_pictures(
@@ -150,12 +158,7 @@ def _reader(pictures: Pictures, classes: PictureSet) -> Callable[[View], Any]:
 
 
 def _parts(recipe: Recipe, components: Components, read: Callable[[View], Any], place: Place) -> Parts:
-    vae_dtype = str(components.vae.dtype)
     base = components.files.content
-
-    def latents_cache() -> TensorCache:
-        kind = namespace("latents", base=base, precision=vae_dtype, code=CODE_VERSION)
-        return TensorCache(place.cache / "latents", kind)
 
     def text_source(i: int) -> TextSource | None:
         if i + 1 in recipe.tuning.text_encoders:
@@ -169,7 +172,7 @@ def _parts(recipe: Recipe, components: Components, read: Callable[[View], Any], 
         diffusion=Diffusion.of(components.scheduler.config, recipe.objective),
         vae_config=components.vae.config,
         tokenizers=components.tokenizers,
-        latents=LatentSource(components.vae, read, latents_cache() if recipe.data.cache_latents else None),
+        latents=latent_source(recipe, components.vae, base, read, place.cache),
         text=(text_source(0), text_source(1)),
         zero_empty_prompt=components.force_zeros_for_empty_prompt,
     )

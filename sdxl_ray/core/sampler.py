@@ -135,7 +135,7 @@ class Sampler:
         return [self._example(picture, number, step, index) for index, picture in enumerate(instances + classes)]
 
     def views(self) -> Iterator[View]:
-        """Every view that any step can have, each key once: instances in their bucket, class pictures in all of them."""
+        """Every view that any step can have, each key once: instances in their bucket, class pictures in all."""
         for picture in _distinct(self._instances):
             yield from self._views(picture, self._buckets.bucket(picture.width, picture.height))
         for picture in _distinct(self._classes):

@@ -122,10 +122,8 @@ def of(base: Base) -> Architecture:
     A hub id whose configs are not on this machine, and a single file, are taken for SDXL base 1.0 and the result says so.
     Raises UserError when a folder's configs are missing or not SDXL's.
     """
-    if base.id == "tiny":
-        from sdxl_ray.tiny.layout import configs
-
-        return Architecture(census(configs()))
+    if base.id == TINY:
+        return Architecture(next(c for c in _shipped().values() if c.name == TINY))
     folder = Path(base.id).expanduser()
     if folder.is_dir():
         return Architecture(census(_folder_configs(folder)))

@@ -12,6 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+#: Rank at which a census measures adapters.
+LORA_RANK = 16
+
 Mode = Literal["full", "lora", "lora_all"]
 
 
@@ -31,15 +34,19 @@ class Polynomial(_Frozen):
 
 
 class Bytes(_Frozen):
-    """Memory of a forward or a forward and backward: `fixed + batch * (per_sample + per_latent_pixel * latent_pixels)`."""
+    """Memory of a forward, or a forward and backward, in 2-byte precision.
+
+    `fixed + batch * (per_sample + per_latent_pixel * latent_pixels)`; twice that in fp32.
+    """
 
     fixed: int
     per_sample: int
     per_latent_pixel: float
 
-    def at(self, batch: int, latent_pixels: int) -> int:
-        """Bytes for a batch of that many samples of that size."""
-        return max(0, round(self.fixed + batch * (self.per_sample + self.per_latent_pixel * latent_pixels)))
+    def at(self, batch: int, latent_pixels: int, width: int = 2) -> int:
+        """Bytes for a batch of that many samples of that size, with numbers `width` bytes wide."""
+        total = self.fixed + batch * (self.per_sample + self.per_latent_pixel * latent_pixels)
+        return max(0, round(total * width / 2))
 
 
 class Layer(_Frozen):
@@ -87,21 +94,24 @@ class Segment(_Frozen):
 
 
 class Training(_Frozen):
-    """Forward and backward of one part in one mode: FLOP of one sample and live bytes, in 2- and 4-byte precision."""
+    """Forward and backward of one part in one mode: FLOP of one sample and live bytes.
+
+    LoRA is counted at rank 16 (lora: attention, lora_all: every layer); per_rank is what one more rank adds.
+    """
 
     mode: Mode
     checkpointing: bool
     flop: Polynomial
     per_rank_flop: Polynomial
-    segments: dict[str, tuple[Segment, ...]]
-    per_rank: dict[str, Bytes]
+    segments: tuple[Segment, ...]
+    per_rank: Bytes
 
 
 class Census(_Frozen):
     """Everything counted of one architecture.
 
     flop: of one forward by name (unet, vae_encode, vae_decode, text_encoder, text_encoder_2); inference: live bytes of
-    the same forwards without gradients, by bytes per number ("2", "4"); training: by component.
+    the same forwards without gradients; training: by component.
     """
 
     format: Literal[1] = 1
@@ -112,7 +122,7 @@ class Census(_Frozen):
     text_tokens: int
     components: dict[str, Component]
     flop: dict[str, Polynomial]
-    inference: dict[str, dict[str, Bytes]]
+    inference: dict[str, Bytes]
     training: dict[str, tuple[Training, ...]]
 
     def parameters(self) -> int:

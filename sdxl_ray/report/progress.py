@@ -5,7 +5,10 @@
         progress.row({"kind": "step", "step": 7, "steps": 800, "loss": 0.12, "samples_per_s": 3.1, "peak_bytes": [9e9]})
         progress.row({"kind": "validation", "step": 100, "loss": 0.11})
         progress.row({"kind": "sample", "step": 100, "path": "runs/dog/samples/step-0000100.png"})
-        progress.row({"kind": "note", "text": "worker 1 was lost; going on from step 100"})
+        progress.row({"kind": "checkpoint", "step": 100, "seconds": 1.4})
+        progress.row({"kind": "resume", "step": 100, "workers": 2})
+        progress.row({"kind": "artifact", "path": "runs/dog/artifact"})
+        progress.row({"kind": "note", "text": "worker 1 was lost"})
 
 `Progress.row` is what `train.launch(on_row=...)` wants. Only `kind` and the first two or three fields of each row
 above are needed; what a row lacks is not shown. Floor 0: it knows no cluster.
@@ -106,6 +109,12 @@ class Progress:
                 self._say(f"step {step}: validation loss {loss:.4f}")
             case {"kind": "sample", "step": step, "path": path}:
                 self._say(f"step {step}: samples in {path}")
+            case {"kind": "checkpoint", "step": step, "seconds": seconds}:
+                self._say(f"step {step}: checkpoint written in {seconds_text(seconds)}")
+            case {"kind": "resume", "step": step, "workers": workers}:
+                self._say(f"going on from step {step} with {workers} worker{'s' if workers != 1 else ''}")
+            case {"kind": "artifact", "path": path}:
+                self._say(f"artifact in {path}")
             case {"kind": "note", "text": text}:
                 self._say(str(text))
             case _:

@@ -69,7 +69,7 @@ class Pen:
         turns = [2 * math.pi * step / 48 for step in range(48)]
         self.polygon([(x + across * math.cos(turn), y + down * math.sin(turn)) for turn in turns], color)
 
-    def arc(self, x: float, y: float, radius: float, begin: float, end: float, width: float, color: str) -> None:
+    def arc(self, x: float, y: float, radius: float, *, begin: float, end: float, width: float, color: str) -> None:
         """A thick part of a circle, between two angles in degrees, clockwise from the right."""
         turns = [math.radians(begin + (end - begin) * step / 24) for step in range(25)]
         outer = [(x + (radius + width / 2) * math.cos(t), y + (radius + width / 2) * math.sin(t)) for t in turns]
@@ -111,8 +111,10 @@ def robot(pen: Pen) -> None:
 
 def teapot(pen: Pen) -> None:
     """A round cobalt teapot with a yellow zigzag band, a pink lid with a green knob, and a curved spout."""
-    pen.arc(0.66, 0.10, 0.34, -100, 100, 0.15, "#1a237e")  # handle
-    pen.polygon([(-0.50, 0.34), (-0.98, -0.30), (-1.08, -0.34), (-0.84, -0.42), (-0.78, -0.30), (-0.44, 0.02)], "#283593")
+    pen.arc(0.66, 0.10, 0.34, begin=-100, end=100, width=0.15, color="#1a237e")  # handle
+    pen.polygon(
+        [(-0.50, 0.34), (-0.98, -0.30), (-1.08, -0.34), (-0.84, -0.42), (-0.78, -0.30), (-0.44, 0.02)], "#283593"
+    )
     pen.oval(0.0, 0.72, 0.46, 0.12, "#1a237e")  # foot
     pen.oval(0.0, 0.18, 0.74, 0.60, "#3949ab")  # body
     pen.oval(-0.30, -0.10, 0.20, 0.13, "#7986cb")  # light on it
@@ -210,7 +212,9 @@ def _place(name: str, edge: int) -> Image.Image:
         dots([(0.88, 0.12)], 0.07, "#fff9c4")
     elif name == "room":
         draw.rectangle((round(0.06 * edge), round(0.08 * edge), round(0.32 * edge), round(0.40 * edge)), fill="#e3f2fd")
-        draw.line((round(0.19 * edge), round(0.08 * edge), round(0.19 * edge), round(0.40 * edge)), fill="#6d4c41", width=6)
+        draw.line(
+            (round(0.19 * edge), round(0.08 * edge), round(0.19 * edge), round(0.40 * edge)), fill="#6d4c41", width=6
+        )
     elif name == "snow":
         dots([(0.10, 0.15), (0.35, 0.08), (0.65, 0.20), (0.90, 0.10), (0.92, 0.45), (0.08, 0.50)], 0.02, "#ffffff")
     elif name == "desert":

@@ -108,6 +108,10 @@ def test_another_vae_replaces_the_bases_own(folder: Path) -> None:
     parts, plain = _load(base), _load(Base())
     assert torch.equal(parts.vae.get_parameter("quant_conv.weight"), weights["quant_conv.weight"] * 2)
     assert torch.equal(parts.unet.conv_in.weight, plain.unet.conv_in.weight)
+    alone = bases.load_vae(bases.locate(base), base, device="cpu")
+    assert torch.equal(alone.get_parameter("quant_conv.weight"), weights["quant_conv.weight"] * 2)
+    assert not alone.training
+    assert not any(weight.requires_grad for weight in alone.parameters())
     assert parts.files.revision == plain.files.revision
     assert parts.files.content != plain.files.content
     _edit(folder / "vae" / "config.json", scaling_factor=0.5)
@@ -159,19 +163,21 @@ def test_a_single_file_in_sgm_names_is_the_same_model(tmp_path: Path) -> None:
 def test_a_single_file_marked_as_v_prediction_gets_that_scheduler(tmp_path: Path) -> None:
     file = tmp_path / "v.safetensors"
     write_single_file(build.folder(), file, {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)})
-    config = _load(Base(id=str(file), config=str(build.folder()))).scheduler.config
+    base = Base(id=str(file), config=str(build.folder()))
+    assert bases.component_configs(bases.locate(base))["scheduler"]["prediction_type"] == "v_prediction"
+    config = _load(base).scheduler.config
     assert config.prediction_type == "v_prediction"
     assert config.rescale_betas_zero_snr is True
     assert config.timestep_spacing == "trailing"
 
 
-def test_a_single_file_that_lacks_weights_is_named(tmp_path: Path) -> None:
+def test_a_single_file_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "tiny.safetensors"
     write_single_file(build.folder(), file)
     weights = load_file(file)
     del weights["model.diffusion_model.middle_block.0.in_layers.2.weight"]
     save_file(weights, file)
-    with pytest.raises(UserError, match=r"unet in .* lacks 1 weights, the first is mid_block\.resnets\.0\.conv1\.weight"):
+    with pytest.raises(UserError, match=r"lacks weights that .* names: the file is incomplete"):
         _load(Base(id=str(file), config=str(build.folder())))
 
 
@@ -182,7 +188,7 @@ def test_a_folder_that_lacks_weights_is_named(folder: Path) -> None:
     ):
         whole = load_file(folder / part / file)
         save_file({key: value for key, value in whole.items() if key != name}, folder / part / file)
-        with pytest.raises(UserError, match=f"{part} in .* lacks 1 weights, the first is {name}"):
+        with pytest.raises(UserError, match=f"{part} in .* lacks 1 weights, as {name}"):
             _load(Base(id=str(folder)))
         save_file(whole, folder / part / file, {"format": "pt"})
 
@@ -209,13 +215,19 @@ def _truncate(folder: Path) -> None:
         (_remove("text_encoder/model.safetensors"), "text_encoder is incomplete: no safetensors weights"),
         (_pickle_unet, "unet has only pickled weights, which are never loaded"),
         (_truncate, f"unet: {UNET} has 1000000 bytes of"),
-        (lambda f: (f / "vae" / UNET).write_bytes(b""), "vae: diffusion_pytorch_model.safetensors is not a safetensors"),
+        (
+            lambda f: (f / "vae" / UNET).write_bytes(b""),
+            "vae: diffusion_pytorch_model.safetensors is not a safetensors",
+        ),
         (lambda f: (f / "vae" / UNET).write_bytes(b"\x02\0\0\0\0\0\0\0[]"), "has a broken header"),
         (lambda f: (f / "unet" / "config.json").write_text("{" * 100_000), "is not JSON"),
         (lambda f: (f / "unet" / "config.json").write_text("[" * 100_000), "is not JSON"),
         (lambda f: (f / "unet" / "config.json").write_text("[]"), "holds a list, not a JSON object"),
         (lambda f: (f / "unet" / "config.json").write_text('{"a": "' + "x" * 11_000_000 + '"}'), "at most 10485760"),
-        (lambda f: _edit(f / "unet" / "config.json", addition_embed_type=None), "not SDXL: its UNet has addition_embed"),
+        (
+            lambda f: _edit(f / "unet" / "config.json", addition_embed_type=None),
+            "not SDXL: its UNet has addition_embed",
+        ),
         (lambda f: _edit(f / "unet" / "config.json", in_channels=9), "inpainting or editing SDXL (9 input channels)"),
         (
             lambda f: _edit(f / "model_index.json", _class_name="StableDiffusionPipeline"),
@@ -239,7 +251,7 @@ def test_a_broken_folder_is_refused_in_one_line(folder: Path, damage: Callable[[
 
 def test_an_unknown_scheduler_is_refused(folder: Path) -> None:
     _edit(folder / "scheduler" / "scheduler_config.json", _class_name="StableDiffusionPipeline")
-    with pytest.raises(UserError, match="scheduler 'StableDiffusionPipeline' .* is not one of diffusers"):
+    with pytest.raises(UserError, match=r"scheduler 'StableDiffusionPipeline' .* is not one of diffusers"):
         _load(Base(id=str(folder)))
 
 

@@ -292,13 +292,13 @@ def test_parquet_captions(tmp_path: Path, folder: Path) -> None:
 def test_wrong_parquet_is_named(tmp_path: Path, folder: Path) -> None:
     junk = tmp_path / "junk.parquet"
     junk.write_bytes(b"PAR1 no")
-    with pytest.raises(UserError, match="junk.parquet is not readable Parquet"):
+    with pytest.raises(UserError, match=r"junk.parquet is not readable Parquet"):
         scan(data(junk))
     pq.write_table(pa.table({"image": ["a/path.png"], "text": ["x"]}), junk)
     with pytest.raises(UserError, match=r"no column image of bytes or struct\{bytes, path\}: it has image, text"):
         scan(data(junk))
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), junk)
-    with pytest.raises(UserError, match="junk.parquet has no rows"):
+    with pytest.raises(UserError, match=r"junk.parquet has no rows"):
         scan(data(junk))
     raw = (folder / "0.png").read_bytes()
     pq.write_table(pa.table({"image": pa.array([raw, None, b"", raw[:90]])}), junk)

@@ -81,10 +81,9 @@ def test_the_long_way_round_gives_the_same_batches() -> None:
         assert uses[bucket] == 60 * size // len(MIXED)
         for start in range(0, len(keys) - size + 1, size):  # one shuffle after another, none broken at a batch
             assert len(set(keys[start : start + size])) == size
-    shuffles = {
-        tuple(streams[bucket][at : at + 3]) for bucket in streams for at in range(0, 30, 3) if members[bucket] == 3
-    }
-    assert len(shuffles) > 2
+    three = next(keys for bucket, keys in streams.items() if members[bucket] == 3)
+    shuffles = {tuple(three[at : at + 3]) for at in range(0, len(three), 3)}
+    assert len(shuffles) == 6  # forty of them: the stream goes on from epoch to epoch, it does not start again
 
 
 def test_batches_have_one_bucket_and_see_pictures_equally() -> None:
@@ -160,6 +159,12 @@ def test_random_draws_have_their_shares() -> None:
     assert 0.46 < np.mean([example.view.flip for example in drawn]) < 0.54
     wide = [view for view in one.views() if view.picture.width == 1500 and not view.flip]
     assert len({view.crop for view in wide if view.picture == wide[0].picture}) == 4
+
+
+def test_members_of_a_batch_draw_apart() -> None:
+    flips = [tuple(example.view.flip for example in sampler(batch_size=8, flip=True).batch(step)) for step in range(8)]
+    assert len(set(flips)) == 8
+    assert all(0 < sum(of_batch) < len(of_batch) for of_batch in flips)
 
 
 def test_one_setting_moves_no_other_draw() -> None:

@@ -35,7 +35,7 @@ def test_two_processes_that_build_at_once_end_with_one_and_the_same_folder(tmp_p
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    outputs = [builder.communicate(timeout=120)[0].strip() for builder in builders]
+    outputs = [builder.communicate(timeout=120)[0].splitlines()[-1] for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0]
     assert outputs[0] == outputs[1]
     assert [path.name for path in (tmp_path / "sdxl_ray").iterdir()] == [Path(outputs[0]).name]

@@ -1,0 +1,44 @@
+"""What can be known to be wrong before anything starts: the base, the adapter targets, the schedule, the optimizer."""
+
+from __future__ import annotations
+
+from accelerate import init_empty_weights
+
+from sdxl_ray.config import LoraTuning, Recipe
+from sdxl_ray.core.basefiles import BaseFiles, component_configs, locate
+from sdxl_ray.core.denoiser import Denoiser
+from sdxl_ray.core.diffusion import Diffusion
+from sdxl_ray.core.optim import lr_multiplier, require_available
+from sdxl_ray.core.tuning import TUNINGS
+
+
+def preflight(recipe: Recipe, device: str) -> BaseFiles:
+    """Check a recipe against its base, without reading weights or pictures; where the base is.
+
+    `device` is the workers' kind, "cuda" or "cpu". Raises UserError, one line.
+    """
+    recipe.require_complete()
+    files = locate(recipe.base)
+    configs = component_configs(files)
+    Diffusion.of(configs["scheduler"], recipe.objective)
+    lr_multiplier(recipe.optim)
+    require_available(recipe.optim, device)
+    if isinstance(recipe.tuning, LoraTuning):
+        _require_targets(recipe.tuning, configs)
+    return files
+
+
+def _require_targets(tuning: LoraTuning, configs: dict[str, dict[str, object]]) -> None:
+    """Inject the adapters into a model without storage: every target and pattern must find its layers."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    with init_empty_weights():
+        unet = UNet2DConditionModel.from_config(configs["unet"])
+        one = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])) if 1 in tuning.text_encoders else None
+        two = (
+            CLIPTextModelWithProjection(CLIPTextConfig(**configs["text_encoder_2"]))
+            if 2 in tuning.text_encoders
+            else None
+        )
+        TUNINGS[type(tuning)].prepare(Denoiser(unet, one, two), tuning, seed=0)

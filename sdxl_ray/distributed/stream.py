@@ -1,0 +1,165 @@
+"""Large sets through Ray Data: pictures are read, checked and encoded block by block, on all nodes at once.
+
+What comes back to the driver is one small row per picture; pixels and latents never pass through it. The training loop then
+reads the cached latents by key, a row group at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sdxl_ray.config import Recipe, parse
+from sdxl_ray.core.dataset import Picture, PictureSet, picture_row, scan_class, split
+from sdxl_ray.core.pictures import BadPicture
+from sdxl_ray.core.run import Pictures
+from sdxl_ray.core.runfolder import RunFolder
+from sdxl_ray.core.sampler import Sampler, View, validation_examples
+from sdxl_ray.core.sources import Entry, Reader, entries
+from sdxl_ray.errors import UserError
+
+OnRow = Callable[[dict[str, Any]], None]
+
+#: Above this many pictures `data.stream=auto` goes through Ray Data.
+MANY = 2_000
+_AT_ONCE = 16
+_NAMED = 10
+
+
+def streams(recipe: Recipe) -> bool:
+    """Whether the recipe's pictures go through Ray Data: `data.stream`, or by their number and kind."""
+    if recipe.data.stream != "auto":
+        return recipe.data.stream == "always"
+    assert recipe.data.images is not None
+    where = Path(recipe.data.images)
+    return where.suffix == ".parquet" or (where.is_dir() and len(_entries(recipe)) > MANY)
+
+
+def scan_stream(recipe: Recipe, on_row: OnRow) -> Pictures:
+    """Read and check every picture on the cluster's nodes; the driver gets their rows.
+
+    Raises UserError that names the first pictures which cannot be used.
+    """
+    import ray.data
+
+    _quiet()
+    found = _entries(recipe)
+    pictures: list[Picture] = []
+    problems: list[str] = []
+    rows = ray.data.from_items([asdict(entry) for entry in found], override_num_blocks=_blocks(len(found)))
+    for n, row in enumerate(rows.map_batches(_probe, batch_size=_AT_ONCE).iter_rows(), start=1):
+        problem = row.pop("problem")
+        if problem:
+            problems.append(problem)
+        else:
+            pictures.append(Picture(**row))
+        if n % 100 == 0 or n == len(found):
+            on_row({"kind": "phase", "name": "reading pictures", "done": n, "total": len(found)})
+    if problems:
+        more = f" (and {len(problems) - 1} more: {'; '.join(problems[1:_NAMED])})" if problems[1:] else ""
+        raise UserError(f"{problems[0]}{more}")
+    pictures.sort(key=lambda picture: (picture.key, picture.caption))
+    train, held_out = split(PictureSet.from_rows(asdict(picture) for picture in pictures), recipe.data)
+    return Pictures(train, held_out, scan_class(recipe.data))
+
+
+def encode_stream(recipe: Recipe, run: RunFolder, gpus: int, on_row: OnRow) -> None:
+    """Fill the latents cache with every view that the cache lacks, by one actor per worker."""
+    if not recipe.data.cache_latents:
+        return
+    import ray.data
+
+    _quiet()
+    encoder_of = {"recipe": recipe.model_dump(mode="json"), "cache": str(run.cache)}
+    views = list(_views(recipe, run))
+    workers = recipe.parallel.workers[1]
+    rows = ray.data.from_items([{"view": asdict(view)} for view in views], override_num_blocks=_blocks(len(views)))
+    encoded = rows.map_batches(
+        EncodeViews,
+        fn_constructor_kwargs=encoder_of,
+        batch_size=_AT_ONCE,
+        concurrency=workers,
+        num_cpus=recipe.resources.cpus_per_worker,
+        num_gpus=gpus,
+    )
+    done = 0
+    for row in encoded.iter_rows():
+        done += int(row["encoded"])
+        on_row({"kind": "phase", "name": "caching pictures", "done": done, "total": len(views)})
+
+
+class EncodeViews:
+    """A Ray Data actor: encodes batches of views into the cache; gives how many it saw."""
+
+    def __init__(self, recipe: dict[str, Any], cache: str) -> None:
+        from sdxl_ray.core.bases import load_vae, locate
+        from sdxl_ray.core.local import default_device
+        from sdxl_ray.core.run import latent_source
+
+        self._recipe = parse(recipe)
+        files = locate(self._recipe.base)
+        vae = load_vae(files, self._recipe.base, device=default_device())
+        self._pictures = PictureSet(())
+        self._source = latent_source(
+            self._recipe, vae, files.content, lambda view: self._pictures.read(view.picture), Path(cache)
+        )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        views = [_view(plain) for plain in batch["view"]]
+        missing = self._source.missing(views)
+        if missing:
+            self._source.fill(missing)
+        return {"encoded": [len(views)]}
+
+
+def _entries(recipe: Recipe) -> list[Entry]:
+    assert recipe.data.images is not None
+    return entries(recipe.data.images, recipe.data.captions, recipe.data.instance_prompt, "data.images")
+
+
+def _probe(batch: dict[str, Any]) -> dict[str, list[Any]]:
+    """Rows of a batch of entries: the picture's, or an empty one with its problem."""
+    reader = Reader()
+    rows = []
+    for source, caption in zip(batch["source"], batch["caption"], strict=True):
+        try:
+            picture = picture_row(str(source), reader.read(str(source)), str(caption))
+            rows.append(asdict(picture) | {"problem": ""})
+        except BadPicture as problem:
+            empty = Picture("", str(source), "", 0, 0, "instance")
+            rows.append(asdict(empty) | {"problem": str(problem)})
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _views(recipe: Recipe, run: RunFolder) -> Iterable[View]:
+    """Every view of the instance and held-out pictures; class pictures do not exist yet."""
+    from sdxl_ray.core.bases import component_configs, locate
+    from sdxl_ray.core.run import resolution_of
+
+    configs = component_configs(locate(recipe.base))
+    resolution = resolution_of(recipe, configs["unet"], configs["vae"])
+    pictures = run.pictures()
+    alone = recipe.data.model_copy(update={"prior": None})
+    sampler = Sampler(
+        pictures.train, (), alone, resolution=resolution, batch_size=recipe.optim.batch_size, seed=recipe.seed
+    )
+    held_out: Iterator[View] = (e.view for e in validation_examples(pictures.held_out, recipe.data, resolution))
+    return dict.fromkeys((*sampler.views(), *held_out))
+
+
+def _view(plain: dict[str, Any]) -> View:
+    (h, w), (resize_h, resize_w), (top, left) = ((int(a), int(b)) for a, b in map(plain.get, ("bucket", "resize", "crop")))
+    return View(Picture(**plain["picture"]), (h, w), (resize_h, resize_w), (top, left), bool(plain["flip"]))
+
+
+def _blocks(rows: int) -> int:
+    return max(1, min(200, rows // _AT_ONCE))
+
+
+def _quiet() -> None:
+    """Ray Data's own bars would write over the run's display."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False

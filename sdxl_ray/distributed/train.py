@@ -1,0 +1,140 @@
+"""Launch a run: check everything, open its folder, and train in this process or as a Ray Train job.
+
+    result = launch(recipe, storage="runs")
+
+The same call goes on with a run that was killed: its folder is found by name and the newest whole checkpoint is used.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdxl_ray.config import Recipe
+from sdxl_ray.core.preflight import preflight
+from sdxl_ray.core.runfolder import RunFolder, open_run, scan_pictures
+from sdxl_ray.distributed.trackers import require_trackers
+from sdxl_ray.distributed.worker import TOMBSTONE, train_worker
+from sdxl_ray.errors import RunError, UserError
+
+OnRow = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its folder, its artifact, and its summary (plain numbers; see `run_training`)."""
+
+    folder: Path
+    artifact: Path
+    summary: dict[str, Any]
+
+
+def launch(
+    recipe: Recipe,
+    *,
+    storage: str | Path = "runs",
+    name: str | None = None,
+    address: str | None = None,
+    on_row: OnRow = lambda row: None,
+) -> RunResult:
+    """Train, or go on with the run of this name; `on_row` gets progress rows (see `report/progress.py`).
+
+    Raises UserError before anything is started when the input is wrong, RunError when the run failed for good.
+    """
+    if recipe.parallel.engine == "local":
+        from sdxl_ray.core.local import default_device, run_local
+
+        preflight(recipe, default_device().type)
+        run = open_run(recipe, Path(storage), name, scan_pictures(recipe))
+        summary = run.summary() or run_local(recipe, run, on_row)
+        return RunResult(run.folder, run.artifact, summary)
+    return _launch_on_ray(recipe, Path(storage), name, address, on_row)
+
+
+def _launch_on_ray(recipe: Recipe, storage: Path, name: str | None, address: str | None, on_row: OnRow) -> RunResult:
+    from sdxl_ray.distributed.cluster import connected, gpus_per_worker
+    from sdxl_ray.distributed.stream import encode_stream, scan_stream, streams
+
+    require_trackers(recipe)
+    streaming = streams(recipe)
+    pictures = None
+    if not streaming:
+        preflight(recipe, "cuda")  # what a GPU would refuse too, before any cluster is waited for
+        pictures = scan_pictures(recipe)
+    on_row({"kind": "phase", "name": "connecting to Ray", "done": 0, "total": 0})
+    with connected(address, recipe.parallel.workers[1] * recipe.resources.cpus_per_worker):
+        gpus = gpus_per_worker(recipe)
+        preflight(recipe, "cuda" if gpus else "cpu")
+        run = open_run(recipe, storage, name, pictures or scan_stream(recipe, on_row))
+        summary = run.summary()
+        if summary is None:
+            if streaming:
+                encode_stream(recipe, run, gpus, on_row)
+            summary = _fit(recipe, run, gpus, on_row)
+    return RunResult(run.folder, run.artifact, summary)
+
+
+def _fit(recipe: Recipe, run: RunFolder, gpus: int, on_row: OnRow) -> dict[str, Any]:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from sdxl_ray.distributed.mailbox import Mailbox, delivered
+
+    (run.folder / TOMBSTONE).unlink(missing_ok=True)
+    least, most = recipe.parallel.workers
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]  # added by ray.remote
+    config = {
+        "recipe": recipe.model_dump(mode="json"),
+        "folder": str(run.folder),
+        "cache": str(run.cache),
+        "mailbox": mailbox,
+    }
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": recipe.resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+        ),
+        run_config=RunConfig(
+            # A fresh name each time: what a run goes on from is its own checkpoint folder, not Ray's memory of a driver.
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(run.folder / "ray"),
+            failure_config=FailureConfig(max_failures=recipe.resources.max_failures),
+        ),
+    )
+    on_row({"kind": "phase", "name": f"starting {most} worker{'s' if most > 1 else ''}", "done": 0, "total": 0})
+    with delivered(mailbox, on_row):
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise _buried(run) or RunError(f"training failed: {_cause(error)}; the same command goes on") from error
+    buried = _buried(run)
+    if buried is not None:
+        raise buried
+    summary = run.summary()
+    if summary is None:
+        raise RunError(f"the workers ended without an artifact in {str(run.folder)!r}: their logs are in Ray's session folder")
+    return summary
+
+
+def _buried(run: RunFolder) -> RunError | UserError | None:
+    """The error that the workers wrote down, if they did."""
+    path = run.folder / TOMBSTONE
+    if not path.is_file():
+        return None
+    grave = json.loads(path.read_text())
+    return UserError(grave["error"]) if grave["kind"] == "input" else RunError(grave["error"])
+
+
+def _cause(error: BaseException) -> str:
+    """The last line that says something: Ray wraps a worker's traceback in its own."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

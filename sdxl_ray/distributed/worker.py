@@ -1,0 +1,120 @@
+"""What each Ray Train worker runs: it builds its place in the group and calls the same `run_training` as a laptop.
+
+Only plain dicts come in. Heavy imports wait until the environment is set, since DeepSpeed chooses its device on import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sdxl_ray.config import parse
+from sdxl_ray.errors import RunError, UserError
+
+#: The file in which a run says why no restart can help it.
+TOMBSTONE = "failed.json"
+
+#: Rows after which the whole group reports to Ray Train (a barrier), and what of them is a metric.
+_METRICS = {"validation": ("step", "loss"), "checkpoint": ("step",)}
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Train on this rank. `config`: recipe (plain), folder, cache, mailbox (actor handle)."""
+    _set_environment()
+    import torch
+    import torch.distributed as dist
+    from ray import train
+    from ray.train.torch import get_device
+
+    from sdxl_ray.core.local import precision_on
+    from sdxl_ray.core.run import Place, run_training
+    from sdxl_ray.core.runfolder import RunFolder
+    from sdxl_ray.core.scribe import Scribe
+    from sdxl_ray.distributed.group import TorchGroup
+    from sdxl_ray.distributed.trackers import trackers
+    from sdxl_ray.distributed.zero import ZeroEngine
+
+    recipe = parse(config["recipe"])
+    run = RunFolder(Path(config["folder"]), Path(config["cache"]))
+    group, device = TorchGroup(), get_device()
+    precision = precision_on(recipe, device)
+    if group.gather((run.folder / TOMBSTONE).exists())[0]:
+        return  # a restart after an error that would come again: the driver reads why
+
+    def make_engine(denoiser: Any, trainable: Any, micro_batch: int, accumulation: int) -> ZeroEngine:
+        return ZeroEngine(
+            denoiser,
+            trainable,
+            recipe.optim,
+            recipe.parallel,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            device=device,
+            precision=precision,
+            group=group,
+        )
+
+    sinks = [_to(config["mailbox"]), *trackers(recipe, run.folder.name)] if group.rank == 0 else []
+    scribe = Scribe(run.folder, sinks) if group.rank == 0 else None
+
+    def report(row: dict[str, Any]) -> None:
+        if scribe is not None:
+            scribe(row)
+        if row["kind"] in _METRICS:
+            train.report({f"{row['kind']}_{name}": row[name] for name in _METRICS[row["kind"]]})
+
+    try:
+        place = Place(
+            group, torch.device(device), precision, make_engine, run.folder, run.cache, report, _preemption_notice()
+        )
+        summary = run_training(recipe, run.pictures(), place)
+        if group.rank == 0:
+            run.finish(summary)
+    except (RunError, UserError) as error:
+        kind = "input" if isinstance(error, UserError) else "run"
+        (run.folder / TOMBSTONE).write_text(json.dumps({"kind": kind, "error": str(error)}))
+        # When every rank has found the same, all end in peace; a rank that is alone must fall, or the others wait for it.
+        try:
+            dist.monitored_barrier(group._gloo, timeout=timedelta(seconds=10))
+        except RuntimeError:
+            raise error from None
+    finally:
+        if scribe is not None:
+            scribe.close()
+
+
+def _set_environment() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed builds its CPU communication with ninja, which a virtual environment keeps beside python.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def _to(mailbox: Any) -> Callable[[dict[str, Any]], None]:
+    def send(row: dict[str, Any]) -> None:
+        mailbox.put.remote({key: value for key, value in row.items() if key != "examples"})
+
+    return send
+
+
+def _preemption_notice() -> Callable[[], bool]:
+    """Collective: True once for each notice that a node of this run will be taken away."""
+    from ray.train import get_preemption_info
+
+    seen: list[Any] = []
+
+    def preempted() -> bool:
+        info = get_preemption_info()
+        if info is None or info in seen:
+            return False
+        seen.append(info)
+        return True
+
+    return preempted

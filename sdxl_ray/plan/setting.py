@@ -1,0 +1,94 @@
+"""A recipe laid over devices: everything that decides memory and time, resolved to numbers once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sdxl_ray.config import Recipe
+from sdxl_ray.errors import UserError
+from sdxl_ray.plan.devices import Device
+from sdxl_ray.plan.model import Census
+from sdxl_ray.plan.sizes import Sizes, sizes
+
+_WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """workers: processes, one GPU each. width: bytes of a number in forward and backward; vae_width: in the VAE.
+
+    latent_pixels: of one sample. global_batch: samples of an optimizer step, class pictures included.
+    micro_batch: samples of one forward on one worker; accumulation: forwards of one step on one worker.
+    """
+
+    recipe: Recipe
+    census: Census
+    device: Device
+    sizes: Sizes
+    workers: int
+    precision: str
+    width: int
+    vae_width: int
+    resolution: int
+    latent_pixels: int
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage; a local run is laid out like stage 0 on one worker."""
+        return 0 if self.recipe.parallel.engine == "local" else self.recipe.parallel.zero_stage
+
+    @property
+    def autocast(self) -> bool:
+        """Whether fp32 weights are cast in every forward: stage 0 and the local engine in 16 bits."""
+        return self.stage == 0 and self.width == 2
+
+    def share(self, numbers: int, from_stage: int) -> int:
+        """Of so many numbers, what one worker holds when ZeRO splits them from that stage on."""
+        return math.ceil(numbers / self.workers) if self.stage >= from_stage else numbers
+
+
+def setting(recipe: Recipe, census: Census, device: Device, workers: int | None) -> Setting:
+    """Resolve a recipe's automatic choices on a device as the run itself does.
+
+    workers None: the recipe's least number. Raises UserError for a resolution or a precision that cannot be.
+    """
+    count = workers if workers is not None else recipe.parallel.workers[0]
+    if count < 1:
+        raise UserError(f"workers is {count}: at least 1")
+    if recipe.parallel.engine == "local" and count != 1:
+        raise UserError(f"engine local is one process, workers is {count}: use parallel.engine=zero")
+    precision = recipe.parallel.precision
+    if precision == "auto":
+        precision = "bf16" if device.kind == "gpu" and device.bf16 else "fp32"
+    if precision == "bf16" and device.kind == "gpu" and not device.bf16:
+        raise UserError(f"parallel.precision=bf16: a {device.name} has no bf16; use parallel.precision=fp16")
+    native = census.native_latent * census.vae_factor
+    resolution = recipe.data.resolution or native
+    if resolution % census.vae_factor:
+        fix = max(1, round(resolution / census.vae_factor)) * census.vae_factor
+        raise UserError(f"data.resolution {resolution} is not a multiple of {census.vae_factor}: use {fix}")
+    prior = recipe.data.prior
+    batch = recipe.optim.batch_size
+    batch += max(1, math.floor(batch * prior.ratio + 0.5)) if prior is not None else 0
+    per_worker = math.ceil(batch / count)
+    accumulation = math.ceil(per_worker / (recipe.parallel.micro_batch or per_worker))
+    vae = "fp32" if recipe.base.vae_precision == "auto" else recipe.base.vae_precision
+    return Setting(
+        recipe=recipe,
+        census=census,
+        device=device,
+        sizes=sizes(recipe, census),
+        workers=count,
+        precision=precision,
+        width=_WIDTHS[precision],
+        vae_width=_WIDTHS[vae],
+        resolution=resolution,
+        latent_pixels=(resolution // census.vae_factor) ** 2,
+        global_batch=batch,
+        micro_batch=math.ceil(batch / (count * accumulation)),
+        accumulation=accumulation,
+    )
