@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sdxl_ray.errors import UserError, nearest
+from sdxl_ray import plain_data
+from sdxl_ray.errors import UserError
+from sdxl_ray.schema_errors import first_problem
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -60,7 +60,7 @@ class Prior(Section):
 
 
 class Data(Section):
-    """What the model sees. `images` is a folder, a Parquet file or folder, or `subject:NAME` shipped with the package."""
+    """What the model sees: a folder of pictures, Parquet, or a subject that is shipped with the package."""
 
     images: str | None = Field(None, description="folder, .parquet, or subject:NAME; required by train")
     subject: str | None = Field(None, description="identifier and class as a prompt says them: 'sks dog'")
@@ -311,7 +311,7 @@ class Recipe(Section):
 
 def names() -> list[str]:
     """Names of the recipes shipped with the package."""
-    return sorted(f.name.removesuffix(".yaml") for f in _folder().iterdir() if f.name.endswith(".yaml"))
+    return plain_data.shipped(_folder())
 
 
 def load(name_or_path: str) -> Recipe:
@@ -319,7 +319,7 @@ def load(name_or_path: str) -> Recipe:
 
     Raises UserError: no such recipe (nearest name), broken YAML (line), an unknown or invalid key (nearest spelling).
     """
-    return parse(_read(name_or_path), name_or_path)
+    return parse(plain_data.read(name_or_path, _folder(), "recipe"), name_or_path)
 
 
 def parse(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -327,7 +327,7 @@ def parse(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(plain)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first(error, plain)}") from None
+        raise UserError(f"{where}: {first_problem(error, Recipe, plain)}") from None
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -337,134 +337,15 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """
     plain = recipe.model_dump(mode="json")
     for path, value in changes.items():
-        _assign(plain, path, value)
+        plain_data.assign(plain, path, value)
+        plain["base"] = _base(plain["base"])  # so that base.vae can follow a short base=tiny
     return parse(plain, "recipe")
 
 
 def parse_assignments(words: list[str]) -> dict[str, Any]:
     """`["optim.lr=1e-4", "data.flip=true"]` -> `{"optim.lr": 1e-4, "data.flip": True}`; values are YAML."""
-    changes: dict[str, Any] = {}
-    for word in words:
-        path, equals, text = word.partition("=")
-        if not equals or not path:
-            raise UserError(f"{word!r} is not a setting: write path=value, for example optim.lr=1e-4")
-        try:
-            changes[path] = _number(yaml.safe_load(text))
-        except yaml.YAMLError:
-            changes[path] = text
-    return changes
+    return dict(plain_data.assignment(word) for word in words)
 
 
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads 1e-4 (no dot) as a string; people write it all the time.
-    if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return value
-        return number if math.isfinite(number) or value.lower().strip("+-") in ("nan", "inf") else value
-    return value
-
-
-def _folder() -> Any:
+def _folder() -> Traversable:
     return resources.files("sdxl_ray") / "recipes"
-
-
-def _read(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    if name_or_path in seen:
-        raise UserError(f"recipe {name_or_path!r} extends itself: {' -> '.join((*seen, name_or_path))}")
-    if name_or_path in names():
-        text = (_folder() / f"{name_or_path}.yaml").read_text()
-    elif name_or_path.endswith((".yaml", ".yml")):
-        try:
-            text = Path(name_or_path).read_text()
-        except OSError as error:
-            raise UserError(f"recipe {name_or_path!r} cannot be read: {error.strerror}") from None
-    else:
-        raise UserError(f"no recipe named {name_or_path!r}: {nearest(name_or_path, names())}, or give a .yaml file")
-    try:
-        plain = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"recipe {name_or_path!r} is not YAML{line}: {getattr(error, 'problem', error)}") from None
-    if not isinstance(plain, dict):
-        raise UserError(f"recipe {name_or_path!r} is a {type(plain).__name__}, not a mapping of sections")
-    parent = plain.pop("extends", None)
-    return _merge(_read(parent, (*seen, name_or_path)), plain) if parent else _floats(plain)
-
-
-def _merge(below: Any, above: Any) -> Any:
-    if not (isinstance(below, dict) and isinstance(above, dict)) or below.get("kind") != above.get("kind", below.get("kind")):
-        return _floats(above)
-    return {**below, **{key: _merge(below.get(key), value) for key, value in above.items()}}
-
-
-def _floats(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _floats(item) for key, item in value.items()}
-    return [_floats(item) for item in value] if isinstance(value, list) else _number(value)
-
-
-def _fields(plain: Any) -> list[str]:
-    return list(plain) if isinstance(plain, dict) else []
-
-
-def _assign(plain: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    here: Any = plain
-    for depth, key in enumerate(parents):
-        if not isinstance(here, dict) or key not in here:
-            raise UserError(f"no setting {path!r}: {nearest('.'.join(parents[: depth + 1]), _fields(plain))}")
-        if here[key] is None:
-            here[key] = {}
-        here = here[key]
-    if last == "kind" and here.get(last) != value:
-        here.clear()  # the settings of one kind mean nothing to another
-    if isinstance(here.get(last), dict) and isinstance(value, dict):
-        here[last] = _merge(here[last], value)
-    else:
-        here[last] = value
-
-
-def _first(error: ValidationError, plain: Any) -> str:
-    """The first problem of a pydantic error as one line: path, value, what is allowed."""
-    problem = error.errors()[0]
-    location = [part for part in problem["loc"] if not (part in ("lora", "full"))]
-    path = ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        siblings = _known_fields(location[:-1], plain)
-        return f"no setting {path!r}: {nearest(str(location[-1]), siblings)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict | BaseModel) else f" = {problem['input']!r}"
-    return f"{path}{given}: {message[0].lower()}{message[1:]}" if path else message
-
-
-def _known_fields(parents: list[Any], plain: Any) -> list[str]:
-    here: Any = Recipe
-    for key in parents:
-        here = _section(here, str(key), plain)
-        plain = plain.get(key) if isinstance(plain, Mapping) else None
-        if here is None:
-            return []
-    return list(here.model_fields)
-
-
-def _section(model: type[Section], key: str, plain: Any) -> type[Section] | None:
-    """The section class behind field `key`, following unions by their `kind`."""
-    field = model.model_fields.get(key)
-    if field is None:
-        return None
-    candidates = [c for c in _classes(field.annotation) if issubclass(c, Section)]
-    value = plain.get(key) if isinstance(plain, Mapping) else None
-    kind = value.get("kind") if isinstance(value, Mapping) else None
-    for candidate in candidates:
-        if "kind" in candidate.model_fields and candidate.model_fields["kind"].default == kind:
-            return candidate
-    return candidates[0] if candidates else None
-
-
-def _classes(annotation: Any) -> list[type]:
-    if isinstance(annotation, type):
-        return [annotation]
-    return [c for arg in getattr(annotation, "__args__", ()) for c in _classes(arg)]

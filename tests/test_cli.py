@@ -16,9 +16,10 @@ from sdxl_ray.__main__ import COMMANDS
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.cli.arguments import read_base, read_recipe
 from sdxl_ray.cli.config import reference
+from sdxl_ray.cli.devices import count_pictures, gpu_here
 from sdxl_ray.config import Recipe, load, names, override
 from sdxl_ray.distributed.doctor import FLOORS, container_memory_bytes, examine, packages, ray_authentication
-from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.errors import RunError
 from sdxl_ray.records import read
 
 
@@ -67,6 +68,11 @@ def test_help_of_a_command_ends_with_examples_of_it(here: Here, name: str) -> No
         (["train", "lora"], "data.images"),
         (["train", "tiny_dreambooth", "data.images=photos"], "data.class_name"),
         (["train", "tiny_lora", "data.images=photos", "data.subject=sks dog"], "photos"),
+        (["plan", "lora", "--gpu", "4091"], "did you mean '4090'?"),
+        (["plan", "lora", "--gpu-memory", "much"], "24GiB"),
+        (["plan", "lora", "--gpu", "h100", "--price-per-hour", "nan"], "price"),
+        (["plan", "lora", "--gpu", "h100", "--workers", "0"], "workers"),
+        (["train", "dreambooth", "data.images=x", "data.class_name=a", "parallel.workers=1", "--gpu", "4090"], "add "),
         (["train", "tiny_lora", "data.images=photos", "optim.stpes=3"], "did you mean 'steps'?"),
     ],
 )
@@ -96,6 +102,26 @@ def test_a_failed_run_is_exit_1_and_ctrl_c_130(
 
     monkeypatch.setitem(COMMANDS, "broken", (fail, ()))
     assert here("broken") == (code, "", line)
+
+
+def test_plan_prints_what_a_run_needs(here: Here, tmp_path: Path) -> None:
+    code, out, err = here("plan", "lora", "--gpu", "4090")
+    assert (code, err) == (0, "")
+    assert "2,567,463,684" in out
+    assert "ZeRO-3" in out
+    assert "planned for cpu" in here("plan", "tiny_lora")[2] or gpu_here() is not None
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.PNG", "notes.txt"):
+        (tmp_path / "photos" / name).touch()
+    assert count_pictures(override(load("lora"), {"data.images": "photos"})) == 2
+
+
+def test_a_plan_that_does_not_fit_is_printed_and_refused(here: Here) -> None:
+    code, out, err = here("plan", "dreambooth", "--gpu-memory", "24GiB", "--workers", "1", "--json")
+    assert code == 2
+    assert json.loads(out)["fits"] is False
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 def test_recipes_lists_what_is_shipped_and_prints_one(here: Here) -> None:
@@ -160,8 +186,8 @@ def test_train_then_generate(cli: Cli, tmp_path: Path) -> None:
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.new("RGB", (80, 64), (60 * shade, 40, 200)).save(tmp_path / "photos" / f"{shade}.png")
     settings = (
-        "data.images=photos data.subject=sks parallel.engine=local parallel.workers=1 optim.steps=2 optim.warmup_steps=0 "
-        "evaluation.every=0 evaluation.num_inference_steps=1"
+        "data.images=photos data.subject=sks parallel.engine=local parallel.workers=1 optim.steps=2 "
+        "optim.warmup_steps=0 evaluation.every=0 evaluation.num_inference_steps=1"
     )
     words = ["train", "tiny_lora", *settings.split(), "--json"]
     done = cli(*words)

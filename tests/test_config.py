@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from sdxl_ray.config import FullTuning, LoraTuning, Recipe, load, names, override, parse, parse_assignments
 from sdxl_ray.errors import UserError
+from sdxl_ray.experiment import load_experiment
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,7 +41,12 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
     for path in recipes:
         assert load(path.stem) == load(str(ROOT / path)), path
     assert len(recipes) == 6
-    assert found == recipes
+    experiments = {path for path in found if path.parent == Path("sdxl_ray/recipes/experiments")}
+    for path in experiments:
+        assert load_experiment(path.stem) == load_experiment(str(ROOT / path)), path
+        assert load_experiment(path.stem).recipes({}), path
+    assert len(experiments) == 1
+    assert found == recipes | experiments
 
 
 @pytest.mark.parametrize("name", names())

@@ -46,6 +46,8 @@ def test_help_loads_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -> Non
         "import sdxl_ray.report.progress, sdxl_ray.report.table",
         command("recipes", "lora"),
         command("config", "lora", "optim.lr=1e-5"),
+        command("plan", "tiny_lora", "--gpu", "cpu"),
+        command("plan", "lora", "--gpu", "h100", "--json"),
     ],
 )
 def test_words_load_no_framework(code: str, tmp_path: Path) -> None:

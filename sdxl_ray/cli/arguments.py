@@ -21,10 +21,6 @@ BaseId = Annotated[
     str | None,
     typer.Option("--base", metavar="BASE", help="tiny, a hub id with @revision, a diffusers folder or a file"),
 ]
-Gpu = Annotated[str | None, typer.Option("--gpu", metavar="NAME", help="plan for this GPU: h200, h100, 4090, ...")]
-GpuMemory = Annotated[
-    str | None, typer.Option("--gpu-memory", metavar="SIZE", help="plan for a GPU of this memory: 24GiB")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, BaseId, RecipeName, Settings, libraries_on_stderr, print_json, read_recipe
+from sdxl_ray.cli.devices import Gpu, GpuMemory, cpu_here, gpu_here, named
+
+if TYPE_CHECKING:
+    from sdxl_ray.config import Recipe
 
 EXAMPLES = (
     'sdxl-ray train tiny_lora data.images=photos/dog data.subject="sks dog"',
@@ -26,11 +30,16 @@ def run(
         str | None, typer.Option(metavar="NAME", help="run folder; default: from subject and recipe")
     ] = None,
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: auto or host:port")] = None,
+    gpu: Gpu = None,
+    gpu_memory: GpuMemory = None,
+    plan_check: Annotated[bool, typer.Option(help="refuse what the plan says cannot fit")] = True,
     json: AsJson = False,
 ) -> None:
     """Train a recipe on Ray; after a kill, the same command goes on."""
     chosen = read_recipe(recipe, settings, base)
     chosen.require_complete()
+    if plan_check:
+        _check(chosen, gpu, gpu_memory, remote=address is not None)
 
     from sdxl_ray.report.progress import Progress
 
@@ -46,3 +55,17 @@ def run(
     typer.echo(f"run       {result.folder}")
     typer.echo(f"artifact  {result.artifact}")
     typer.echo(f'next      sdxl-ray generate {result.artifact} "{chosen.data.instance_prompt or "a prompt"}"')
+
+
+def _check(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remote: bool) -> None:
+    """Raise DoesNotFit before anything starts; the devices of another machine are known only when they are named."""
+    from sdxl_ray.plan import Plan
+
+    device = named(gpu, gpu_memory)
+    if device is None and remote:
+        typer.echo("memory is not checked: name the cluster's GPUs with --gpu or --gpu-memory", err=True)
+        return
+    if device is None:
+        without_gpu = recipe.resources.gpus_per_worker == 0
+        device = (None if without_gpu else gpu_here()) or cpu_here(recipe)
+    Plan.of(recipe, device).check()

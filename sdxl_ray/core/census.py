@@ -1,4 +1,4 @@
-"""Takes the census of an architecture on the meta device: parameters, FLOP and activation bytes, with no weight in memory.
+"""Takes the census of an architecture on the meta device: parameters, FLOP, activation bytes; no weight is in memory.
 
     python -m sdxl_ray.core.census census.json < configs.json
     python -m sdxl_ray.core.census sdxl_ray/plan/census/tiny.json tiny
@@ -79,14 +79,17 @@ def component(name: str, module: nn.Module) -> Component:
         if isinstance(layer, nn.Linear):
             grouped[layer.in_features, layer.out_features, 1].append(layer_name)
         elif isinstance(layer, nn.Conv2d):
-            grouped[layer.in_channels, layer.out_channels, layer.kernel_size[0] * layer.kernel_size[1]].append(layer_name)
+            grouped[layer.in_channels, layer.out_channels, layer.kernel_size[0] * layer.kernel_size[1]].append(
+                layer_name
+            )
     return Component(
         parameters=sum(p.numel() for p in module.parameters()),
         tensors=sum(1 for _ in module.parameters()),
         dead=sum(p.numel() for n, p in module.named_parameters() if dead and n.startswith(dead)),
         dead_prefixes=dead,
         layers=tuple(
-            Layer(inputs=i, outputs=o, kernel=k, names=tuple(sorted(names))) for (i, o, k), names in sorted(grouped.items())
+            Layer(inputs=i, outputs=o, kernel=k, names=tuple(sorted(names)))
+            for (i, o, k), names in sorted(grouped.items())
         ),
     )
 
@@ -97,7 +100,9 @@ class Taker:
     def __init__(self, name: str, configs: Configs) -> None:
         self.name, self.configs = name, configs
         self.parts = build(configs)
-        self.tokens: int = min(configs[part].get("max_position_embeddings", 77) for part in ("text_encoder", "text_encoder_2"))
+        self.tokens: int = min(
+            configs[part].get("max_position_embeddings", 77) for part in ("text_encoder", "text_encoder_2")
+        )
         self.vae_factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
         # Half, three quarters and all of the native side, in steps that the UNet can halve at every level.
         unit = 2 ** (len(configs["unet"]["block_out_channels"]) - 1)
@@ -141,7 +146,9 @@ class Taker:
                     torch.autograd.backward([out], [torch.empty_like(out)])
             counts.append(counter.get_total_flops())
             module.zero_grad(set_to_none=True)
-        return _parabola([side * side for side in sides], counts) if len(counts) == 3 else Polynomial(constant=counts[0])
+        return (
+            _parabola([side * side for side in sides], counts) if len(counts) == 3 else Polynomial(constant=counts[0])
+        )
 
     def inference(self, part: str) -> Bytes:
         """Live bytes of a forward without gradients."""
@@ -226,7 +233,8 @@ def take(name: str, configs: Configs) -> Census:
         flop={part: taker.flop(part, taker.parts[_module_of(part)], train=False) for part in works},
         inference={part: taker.inference(part) for part in works},
         training={
-            part: tuple(taker.training(part, mode, recompute) for mode in MODES for recompute in (False, True)) for part in trains
+            part: tuple(taker.training(part, mode, recompute) for mode in MODES for recompute in (False, True))
+            for part in trains
         },
     )
 
@@ -282,7 +290,9 @@ def _growth(at: Bytes, doubled: Bytes) -> Bytes:
 
 
 def _per_rank(at: Polynomial, doubled: Polynomial) -> Polynomial:
-    return Polynomial(constant=(doubled.constant - at.constant) // LORA_RANK, linear=(doubled.linear - at.linear) // LORA_RANK)
+    return Polynomial(
+        constant=(doubled.constant - at.constant) // LORA_RANK, linear=(doubled.linear - at.linear) // LORA_RANK
+    )
 
 
 def known() -> dict[str, Configs]:

@@ -58,12 +58,13 @@ class CheckpointStore:
             self._give_up(beside, step, problems[0])
         files = {name: digest for outcome in outcomes if isinstance(outcome, dict) for name, digest in outcome.items()}
         manifest = {"format": FORMAT, "step": step, "world": self._group.world, "files": files, "meta": meta}
+        manifest["sha256"] = _own_hash(manifest)
         problem = _commit(beside, final, manifest) if self._group.rank == 0 else None
         problem = self._group.gather(problem)[0]  # a barrier too: returning means committed
         if problem:
             self._give_up(beside, step, problem)
         if self._group.rank == 0:
-            self._forget_old(meta)
+            self._forget_old(step, meta)
 
     def latest(self) -> CheckpointInfo | None:
         """Collective. The newest checkpoint that is whole; damaged ones are named in the log and passed over."""
@@ -93,8 +94,9 @@ class CheckpointStore:
         kept = f"{len(_steps(self._folder))} earlier checkpoint(s) are intact"
         raise RunError(f"checkpoint of step {step} could not be written: {problem}; {kept}")
 
-    def _forget_old(self, meta: dict[str, Any]) -> None:
-        steps = sorted(_steps(self._folder))
+    def _forget_old(self, now: int, meta: dict[str, Any]) -> None:
+        # Later steps are damaged, or the run would have gone on from there: they must not push out the good ones.
+        steps = sorted(step for step in _steps(self._folder) if step <= now)
         best = meta.get("best_step") if self._keep_best else None
         for step in steps[: -self._keep]:
             if step != best:
@@ -106,12 +108,19 @@ def _attempt(folder: Path, write: Callable[[Path], list[Path]]) -> dict[str, str
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return {path.name: sha256(path) for path in write(folder)}
-    except OSError as error:
-        return error.strerror or str(error)
-    except Exception as error:  # safetensors wraps OSError in its own exception type
-        if type(error).__name__ != "SafetensorError":
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None:
             raise
-        return str(error)
+        return problem
+
+
+def disk_problem(error: Exception) -> str | None:
+    """What a disk that cannot be written says, or None for any other error."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # safetensors wraps OSError in its own exception type
+    return str(error) if type(error).__name__ == "SafetensorError" else None
 
 
 def _commit(beside: Path, final: Path, manifest: dict[str, Any]) -> str | None:
@@ -139,6 +148,8 @@ def _damage(folder: Path, group: Group) -> str | None:
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
             return f"manifest.json has format {manifest['format']}, this version reads {FORMAT}"
+        if manifest.pop("sha256", None) != _own_hash(manifest) or folder.name != f"step-{manifest['step']:07d}":
+            return "manifest.json has changed"
         for name, digest in sorted(manifest["files"].items())[group.rank :: group.world]:
             path = folder / name
             if Path(name).name != name or path.is_symlink() or not path.is_file():
@@ -148,6 +159,11 @@ def _damage(folder: Path, group: Group) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json: {error}"
     return None
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    """Digest of the manifest's other fields: step, world and metrics steer a resumed run as much as the files do."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

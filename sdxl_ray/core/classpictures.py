@@ -37,31 +37,39 @@ def class_pictures(
         steps=prior.num_inference_steps,
         guidance=prior.guidance_scale,
         resolution=resolution,
+        batch=prior.batch_size,
     )
     home = folder / kind
     home.mkdir(parents=True, exist_ok=True)
-    names = [f"{i:06d}.png" for i in range(max(0, prior.count - given))]
-    missing = [name for name in group.gather([n for n in names if not (home / n).exists()])[0]]
-    mine = share(missing, group)
+    wanted = max(0, prior.count - given)
+    # Batches have a fixed make-up whatever is missing and whoever draws: a picture's last bit depends on its neighbours.
+    starts = [s for s in range(0, wanted, prior.batch_size) if not all(p.exists() for p in _batch(home, s, data))]
+    mine = share(group.gather(starts)[0], group)
     pipeline = components.pipeline()
-    for start in range(0, len(mine), prior.batch_size):
-        part = mine[start : start + prior.batch_size]
+    for done, start in enumerate(mine, start=1):
+        paths = _batch(home, start, data)
         pictures = generate(
             pipeline,
-            [data.class_prompt] * len(part),
-            seeds=[int(counted(0, kind, int(name[:6])).integers(2**31)) for name in part],
+            [data.class_prompt] * len(paths),
+            seeds=[int(counted(0, kind, start + i).integers(2**31)) for i in range(len(paths))],
             num_inference_steps=prior.num_inference_steps,
             guidance_scale=prior.guidance_scale,
             height=resolution,
             width=resolution,
             batch_size=prior.batch_size,
         )
-        for name, picture in zip(part, pictures, strict=True):
-            beside = home / f".{name}.{group.rank}"
+        for path, picture in zip(paths, pictures, strict=True):
+            beside = path.with_name(f".{path.name}.{group.rank}")
             picture.save(beside, format="PNG")
-            beside.rename(home / name)  # never a half-written picture under its name
-        progress(start + len(part), len(mine))
+            beside.rename(path)  # never a half-written picture under its name
+        progress(done * prior.batch_size, len(mine) * prior.batch_size)
     group.barrier()
-    drawn = class_folder(home, data.class_prompt)
-    wanted = set(names)
-    return PictureSet(p for p in drawn if Path(p.source).name in wanted)
+    if not wanted:
+        return PictureSet(())
+    names = {f"{i:06d}.png" for i in range(wanted)}
+    return PictureSet(p for p in class_folder(home, data.class_prompt) if Path(p.source).name in names)
+
+
+def _batch(home: Path, start: int, data: Data) -> list[Path]:
+    assert data.prior is not None
+    return [home / f"{i:06d}.png" for i in range(start, start + data.prior.batch_size)]

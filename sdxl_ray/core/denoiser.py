@@ -62,7 +62,9 @@ class Denoiser(nn.Module):
         pooled_BP = text.pooled_BP
         for i, encoder in enumerate((self.text_encoder_1, self.text_encoder_2)):
             if encoder is not None:
-                hidden[i], first = encode(encoder, text.ids[i])
+                ids_BL = text.ids[i]
+                assert ids_BL is not None
+                hidden[i], first = encode(encoder, ids_BL)
                 pooled_BP = first if i == 1 else pooled_BP
         keep_B = text.keep_B.to(dtype)
         hidden_BLC = torch.cat([h.to(dtype) for h in hidden if h is not None], dim=-1) * keep_B[:, None, None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -39,7 +39,13 @@ class Diffusion:
         """
         from diffusers import DDPMScheduler
 
+        kind = str(scheduler_config.get("_class_name", ""))
         own: Prediction = scheduler_config.get("prediction_type", "epsilon")
+        if own not in get_args(Prediction) or kind.startswith(("EDM", "FlowMatch", "CosineDPM")):
+            raise UserError(
+                f"this base's scheduler {kind or 'of prediction ' + own} is not one of SDXL's discrete diffusion: "
+                "give a base whose scheduler has betas and predicts epsilon, v_prediction or sample"
+            )
         prediction = own if objective.prediction == "auto" else objective.prediction
         if objective.zero_terminal_snr and prediction != "v_prediction":
             raise UserError(
@@ -49,6 +55,11 @@ class Diffusion:
         fields = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
         betas = {name: scheduler_config[name] for name in fields if name in scheduler_config}
         zero = objective.zero_terminal_snr or bool(scheduler_config.get("rescale_betas_zero_snr", False))
+        if zero and prediction == "epsilon":
+            raise UserError(
+                "this base's scheduler has zero-terminal SNR, where epsilon says nothing about the picture: "
+                "set objective.prediction=v_prediction"
+            )
         scheduler = DDPMScheduler(**betas, rescale_betas_zero_snr=zero)
         return cls(scheduler.alphas_cumprod.float(), prediction)
 
@@ -106,7 +117,8 @@ def gaussian(seed: int, purpose: str, step: int, indices: Sequence[int], shape: 
 def timestep_cdf(steps: int, bias: TimestepBias) -> Tensor:
     """Cumulative distribution over timesteps, fp64 [steps]: flat, except for the biased range."""
     weights = torch.ones(steps, dtype=torch.float64)
-    weights[round(bias.begin * steps) : max(round(bias.end * steps), round(bias.begin * steps) + 1)] *= bias.multiplier
+    first = min(round(bias.begin * steps), steps - 1)  # a range narrower than a timestep still has one
+    weights[first : max(round(bias.end * steps), first + 1)] *= bias.multiplier
     return weights.cumsum(0) / weights.sum()
 
 

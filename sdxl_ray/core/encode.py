@@ -55,8 +55,8 @@ def scale_latents(vae_config: Any, latents_BCHW: Tensor) -> Tensor:
     if mean is not None and std is not None:
         mean_1C11 = torch.tensor(mean, device=latents_BCHW.device).view(1, -1, 1, 1)
         std_1C11 = torch.tensor(std, device=latents_BCHW.device).view(1, -1, 1, 1)
-        return (latents_BCHW - mean_1C11) * vae_config.scaling_factor / std_1C11
-    return (latents_BCHW - (getattr(vae_config, "shift_factor", None) or 0.0)) * float(vae_config.scaling_factor)
+        return (latents_BCHW - mean_1C11) * float(vae_config.scaling_factor) / std_1C11
+    return (latents_BCHW - float(getattr(vae_config, "shift_factor", None) or 0.0)) * float(vae_config.scaling_factor)
 
 
 def caption_key(caption: str) -> str:

@@ -103,7 +103,7 @@ class LocalEngine:
         return prediction
 
     def backward(self, loss: Tensor) -> None:
-        self._scaler.scale(loss / self.accumulation).backward()  # type: ignore[no-untyped-call]  # torch's own gap
+        self._scaler.scale(loss / self.accumulation).backward()
 
     def step(self) -> bool:
         self._micro += 1
@@ -119,7 +119,9 @@ class LocalEngine:
         self._optimizer.zero_grad(set_to_none=True)
         moved = self._scaler.get_scale() >= scale
         if not moved and self._scaler.get_scale() < 1e-4:
-            raise RunError("fp16 loss scale fell to zero: every gradient overflows; use parallel.precision=bf16 or fp32")
+            raise RunError(
+                "fp16 loss scale fell to zero: every gradient overflows; use parallel.precision=bf16 or fp32"
+            )
         return moved
 
     def set_lr(self, multiplier: float) -> None:
@@ -196,4 +198,6 @@ def load_optimizer_rest(optimizer: torch.optim.Optimizer, rest: dict[str, Any]) 
         for group in optimizer.param_groups:
             for p in group["params"]:
                 zeros = {name: torch.zeros_like(p, memory_format=torch.preserve_format) for name in MOMENTS}
-                optimizer.state[p] = {"step": torch.tensor(rest["step"]), **zeros}
+                # The fused kernel reads its counter on the weights' own device.
+                step = torch.tensor(rest["step"], device=p.device if group.get("fused") else "cpu")
+                optimizer.state[p] = {"step": step, **zeros}

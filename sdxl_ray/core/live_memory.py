@@ -1,4 +1,4 @@
-"""Bytes that a forward and backward keep alive, followed on the meta device: nothing is computed, every allocation is seen.
+"""Bytes that a forward and backward keep alive, on the meta device: nothing is computed, every allocation is seen.
 
 Attention is followed as a GPU (and PyTorch's CPU kernel) runs it: flash attention keeps q, k, v, the output and one
 log-sum-exp a row, never the matrix of scores (arXiv 2307.08691).
@@ -50,7 +50,7 @@ class FlashAttention(TorchFunctionMode):
 
 
 def same_attention() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Contexts for a checkpointed forward and its recomputation, which autograd runs outside of the modes of the first."""
+    """Contexts of a checkpointed forward and its recomputation, which autograd runs outside of the first's modes."""
     inside = any(isinstance(mode, FlashAttention) for mode in _get_current_function_mode_stack())
     return nullcontext(), FlashAttention() if inside else nullcontext()
 
@@ -59,7 +59,7 @@ class LiveBytes(TorchDispatchMode):
     """Follows the storages that operations make until they die; `known` (weights, inputs) are not counted."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own gap
         self._known = [tensor.untyped_storage() for tensor in known]
         self._seen: dict[int, Any] = {storage._cdata: None for storage in self._known}
         self.live = 0
@@ -102,9 +102,9 @@ def forward_bytes(known: Iterable[Tensor], forward: Callable[[], object]) -> int
 def training_bytes(
     module: torch.nn.Module, known: Iterable[Tensor], forward: Callable[[], Tensor], group: Callable[[str], str]
 ) -> list[tuple[int, int]]:
-    """Peaks of a forward and backward as (scalars with a gradient so far, live bytes), one for each group of parameters.
+    """Peaks of a forward and backward as (scalars with a gradient so far, live bytes), one per group of parameters.
 
-    A parameter's own gradient is given up as soon as it exists, so the bytes are those of activations and workspace alone.
+    A parameter's own gradient is given up as soon as it exists, so the bytes are of activations and workspace alone.
     group: parameter name -> a stretch of the network; a stretch's entry has its largest peak and its final count.
     """
     tracker = LiveBytes([*known, *module.parameters(), *module.buffers()])

@@ -154,7 +154,8 @@ def _step(run: Training, step: int, global_batch: int, micro_batches: list[Input
             engine.backward((loss_B * on_device.weight_B).sum() * share)
             losses.append((x, loss_B.detach()))
             moved = engine.step()
-        if moved:
+        # An fp16 overflow is tried again at a lower loss scale; a loss that is not finite will not get better by that.
+        if moved or any(engine.group.gather(not all(bool(loss_B.isfinite().all()) for _, loss_B in losses))):
             return losses
 
 
@@ -164,7 +165,9 @@ def _validate(run: Training, step: int, checkpointed: bool) -> None:
     with _averaged(run, step):
         loss = validation_loss(run.engine, run.parts, run.held_out)
     if not math.isfinite(loss):
-        raise RunError(f"the validation loss is {loss} after step {step}: lower optim.lr or use parallel.precision=fp32")
+        raise RunError(
+            f"the validation loss is {loss} after step {step}: lower optim.lr or use parallel.precision=fp32"
+        )
     run.best.last = loss
     if checkpointed and loss < run.best.loss:  # only a step that has a checkpoint can be gone back to
         run.best.loss, run.best.step = loss, step
@@ -211,7 +214,7 @@ class Ledger:
         seconds = (time.monotonic() - self._since) / len(self._steps)
         for k, (step, examples, _, lr) in enumerate(self._steps):
             losses = {i: value for values, _ in ranks for i, value in values[k].items()}
-            self._require_finite(step, examples, losses)
+            self._require_finite(step, examples, losses, norm)
             # fsum in index order: the same number for any number of workers, as far as the forwards agree.
             loss = math.fsum(e.weight * losses[e.index] for e in examples) / len(examples)
             row = {"kind": "step", "step": step, "loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}
@@ -222,12 +225,14 @@ class Ledger:
         self._steps.clear()
         self.restart_clock()
 
-    def _require_finite(self, step: int, examples: list[Example], losses: dict[int, float]) -> None:
+    def _require_finite(self, step: int, examples: list[Example], losses: dict[int, float], norm: float) -> None:
         bad = [e for e in examples if not math.isfinite(losses[e.index])]
-        if bad:
-            sources = ", ".join(sorted({e.view.picture.source for e in bad}))
+        # A gradient that overflowed has spoilt the weights, though the loss before it was a number.
+        what = "loss" if bad else "gradient"
+        if bad or (not math.isfinite(norm) and step == self._steps[-1][0]):
+            sources = ", ".join(sorted({e.view.picture.source for e in bad or examples}))
             raise RunError(
-                f"the loss is not finite at step {step} for {sources}: nothing of this step is kept; "
+                f"the {what} is not finite at step {step} for {sources}: nothing of this step is kept; "
                 "lower optim.lr, or use parallel.precision=fp32"
             )
 

@@ -28,11 +28,19 @@ def require_available(optim: Optim, device: str) -> None:
         raise UserError(f"optim.name={optim.name} needs {package}: pip install 'sdxl-ray[{optim.name}]', or use adamw")
     if optim.name == "adamw8bit" and device == "cpu":
         raise UserError("optim.name=adamw8bit needs a GPU and this worker has none: use adamw or adafactor")
+    if optim.name == "prodigy" and optim.text_lr not in (None, optim.lr):
+        raise UserError(
+            f"optim.text_lr {optim.text_lr}: prodigy finds one rate for all weights; leave it out, or set {optim.lr}"
+        )
 
 
 def param_groups(optim: Optim, trainable: Trainable) -> list[dict[str, Any]]:
-    """Groups with their own learning rates: the UNet's, and half of it (or `text_lr`) for the text encoders."""
-    text_lr = optim.text_lr if optim.text_lr is not None else optim.lr / 2
+    """Groups with their own learning rates: the UNet's, and half of it (or `text_lr`) for the text encoders.
+
+    Prodigy steps all groups at one rate that it finds itself, and refuses any other.
+    """
+    default = optim.lr if optim.name == "prodigy" else optim.lr / 2
+    text_lr = optim.text_lr if optim.text_lr is not None else default
     groups = [
         {"params": [p for _, p in trainable.unet], "lr": optim.lr},
         {"params": [p for _, p in trainable.text], "lr": text_lr},
@@ -85,10 +93,17 @@ def lr_multiplier(optim: Optim) -> Callable[[int], float]:
         "num_cycles": optim.cycles / 2 if optim.schedule == "cosine" else optim.cycles,
     }
     wanted = {name: value for name, value in known.items() if name in inspect.signature(function).parameters}
-    unit = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    # polynomial reads the rate: it ends at 1e-7, whatever the rate was.
+    some = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=optim.lr)
     try:
-        schedule = function(unit, **wanted)
+        schedule = function(some, **wanted)
     except ValueError:
-        raise UserError(f"optim.step_rules {optim.step_rules!r}: write multiplier:step pairs, '1:10,0.1:20,0.01'") from None
+        if optim.schedule == "polynomial":
+            raise UserError(
+                f"optim.lr {optim.lr}: schedule polynomial falls to 1e-7, set a larger rate or optim.schedule=linear"
+            ) from None
+        raise UserError(
+            f"optim.step_rules {optim.step_rules!r}: write multiplier:step pairs, '1:10,0.1:20,0.01'"
+        ) from None
     multiplier: Callable[[int], float] = schedule.lr_lambdas[0]
     return multiplier

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Base
 from sdxl_ray.core.basefiles import check_folder
 from sdxl_ray.core.bases import load_components, locate
-from sdxl_ray.core.weightfiles import read_header
+from sdxl_ray.core.diffusion import scheduler_overrides
 from sdxl_ray.errors import RunError, UserError
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -42,6 +43,9 @@ def load_pipeline(
         return _load_full(base, artifact, dtype, device)
     pipe = load_components(locate(base), base, dtype=dtype, device=device).pipeline()
     _load_lora(pipe, artifact.folder / LORA_WEIGHTS)
+    # A full artifact has its own scheduler on disk; an adapter trained for another prediction only has its recipe.
+    changes = scheduler_overrides(artifact.manifest.recipe.get("objective", {}))
+    pipe.scheduler = type(pipe.scheduler).from_config({**pipe.scheduler.config, **changes})
     return pipe
 
 
@@ -108,7 +112,8 @@ def decode(vae: Any, latents_BCHW: torch.Tensor) -> torch.Tensor:
         latents_BCHW = latents_BCHW * std + mean
     elif getattr(config, "shift_factor", None) is not None:
         latents_BCHW = latents_BCHW + config.shift_factor
-    images_BCHW: torch.Tensor = vae.decode(latents_BCHW.to(vae.dtype), return_dict=False)[0]
+    with torch.autocast(latents_BCHW.device.type, enabled=False):
+        images_BCHW: torch.Tensor = vae.decode(latents_BCHW.to(vae.dtype), return_dict=False)[0]
     return images_BCHW.float()
 
 
@@ -191,16 +196,21 @@ def _load_lora(pipe: StableDiffusionXLPipeline, file: Path) -> None:
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # what PEFT raises for names it cannot place
         raise UserError(f"{where}: {LORA_WEIGHTS} does not fit the base: {str(error).splitlines()[0][:200]}") from error
     models = {"unet": pipe.unet, "text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
-    # diffusers only logs names that fit nowhere, and leaves random numbers where a weight is missing.
-    stored = {_bare(name) for name in read_header(file, where) if not name.endswith(".alpha")}
+    stored = {_bare(name): weight for name, weight in load_file(file).items() if not name.endswith(".alpha")}
     placed = {
-        _bare(f"{part}.{name}".replace(f".{ADAPTER}", ""))
+        _bare(f"{part}.{name}".replace(f".{ADAPTER}", "")): weight
         for part, model in models.items()
-        for name, _ in model.named_parameters()
+        for name, weight in model.named_parameters()
         if f".{ADAPTER}" in name
     }
-    if stored != placed:
-        raise UserError(f"{where}: adapter weights do not match the base's modules, as {min(stored ^ placed)}")
+    # The libraries only log names that fit nowhere, and leave random numbers where a weight is missing.
+    different = stored.keys() ^ placed.keys()
+    if different:
+        raise UserError(f"{where}: adapter weights do not match the base's modules, as {min(different)}")
+    with torch.no_grad():
+        for name, weight in placed.items():
+            # transformers does not find DoRA's magnitudes of a text encoder and draws new ones.
+            weight.copy_(stored[name])
     for model in models.values():
         model.eval().requires_grad_(False)
 

@@ -6,6 +6,7 @@ worker's run under Ray Train. Every rank calls `run_training`; the order of coll
 
 from __future__ import annotations
 
+import copy
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from sdxl_ray.artifact import write_manifest
 from sdxl_ray.config import LoraTuning, Recipe
 from sdxl_ray.core.bases import Components, load_components, locate
 from sdxl_ray.core.cache import TensorCache, namespace
-from sdxl_ray.core.checkpoints import CheckpointStore
+from sdxl_ray.core.checkpoints import CheckpointStore, disk_problem
 from sdxl_ray.core.classpictures import class_pictures
 from sdxl_ray.core.dataset import Picture, PictureSet
 from sdxl_ray.core.denoiser import Denoiser
@@ -75,10 +76,17 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
     resolution = resolution_of(recipe, components.unet.config, components.vae.config)
     classes = _class_pictures(recipe, pictures, components, resolution, place)
     sampler = Sampler(
-        pictures.train, classes, recipe.data, resolution=resolution, batch_size=recipe.optim.batch_size, seed=recipe.seed
+        pictures.train,
+        classes,
+        recipe.data,
+        resolution=resolution,
+        batch_size=recipe.optim.batch_size,
+        seed=recipe.seed,
     )
     held_out = validation_examples(pictures.held_out, recipe.data, resolution)
     parts = _parts(recipe, components, _reader(pictures, classes), place)
+    # Not before the class pictures: they are the untuned base's. From here on pictures are drawn as the model is trained.
+    components.scheduler.register_to_config(**scheduler_overrides(recipe.objective.model_dump()))
     _fill_caches(recipe, components, parts, sampler, held_out, place)
 
     denoiser = denoiser_of(components, recipe.tuning)
@@ -92,7 +100,10 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
         prompts = sample_prompts(recipe, sampler.captions())
         samples = Samples(recipe, components, prompts, resolution, place.folder / "samples")
         store = CheckpointStore(
-            place.folder / "checkpoints", place.group, keep=recipe.checkpoint.keep, keep_best=recipe.checkpoint.keep_best
+            place.folder / "checkpoints",
+            place.group,
+            keep=recipe.checkpoint.keep,
+            keep_best=recipe.checkpoint.keep_best,
         )
         ema = Ema(engine, recipe.optim.ema) if recipe.optim.ema is not None else None
 
@@ -159,19 +170,21 @@ def _reader(pictures: Pictures, classes: PictureSet) -> Callable[[View], Any]:
 
 def _parts(recipe: Recipe, components: Components, read: Callable[[View], Any], place: Place) -> Parts:
     base = components.files.content
+    # Batches are prepared while sample pictures are drawn, and a fast tokenizer cannot serve two threads at once.
+    tokenizers = copy.deepcopy(components.tokenizers)
 
     def text_source(i: int) -> TextSource | None:
         if i + 1 in recipe.tuning.text_encoders:
             return None
         kind = namespace("text", base=base, encoder=i + 1, precision=str(place.precision), code=CODE_VERSION)
         cache = TensorCache(place.cache / "text", kind) if recipe.data.cache_text else None
-        return TextSource(components.tokenizers[i], components.text_encoders[i], i == 1, cache)
+        return TextSource(tokenizers[i], components.text_encoders[i], i == 1, cache)
 
     return Parts(
         recipe=recipe,
         diffusion=Diffusion.of(components.scheduler.config, recipe.objective),
         vae_config=components.vae.config,
-        tokenizers=components.tokenizers,
+        tokenizers=tokenizers,
         latents=latent_source(recipe, components.vae, base, read, place.cache),
         text=(text_source(0), text_source(1)),
         zero_empty_prompt=components.force_zeros_for_empty_prompt,
@@ -187,14 +200,14 @@ def _fill_caches(
     with on_device(components, place.device):
         for source in (s for s in parts.text if s is not None):
             # Every rank must cut the same list, so one rank's view of the cache decides.
-            missing = place.group.gather(source.missing(captions))[0]
-            _fill(source, share(missing, place.group), _CAPTIONS_AT_ONCE, "caching captions", place)
-        missing = place.group.gather(parts.latents.missing(list(dict.fromkeys(views))))[0]
-        _fill(parts.latents, share(missing, place.group), _VIEWS_AT_ONCE, "caching pictures", place)
+            unread = place.group.gather(source.missing(captions))[0]
+            _fill(source, share(unread, place.group), _CAPTIONS_AT_ONCE, "caching captions", place)
+        unseen = place.group.gather(parts.latents.missing(list(dict.fromkeys(views))))[0]
+        _fill(parts.latents, share(unseen, place.group), _VIEWS_AT_ONCE, "caching pictures", place)
     place.group.barrier()
-    for source in (parts.latents, *parts.text):
-        if source is not None:
-            source.refresh()
+    parts.latents.refresh()
+    for source in (s for s in parts.text if s is not None):
+        source.refresh()
 
 
 def _fill(source: Any, items: list[Any], at_once: int, name: str, place: Place) -> None:
@@ -245,9 +258,11 @@ def _export(run: Training, components: Components, place: Place) -> None:
         if place.group.rank == 0:
             try:
                 _write_artifact(run, components, place, beside, final)
-            except OSError as error:
+            except Exception as error:
                 shutil.rmtree(beside, ignore_errors=True)
-                problem = f"the artifact could not be written: {error.strerror or error}; all checkpoints are intact"
+                if (reason := disk_problem(error)) is None:
+                    raise
+                problem = f"the artifact could not be written: {reason}; all checkpoints are intact"
     problem = place.group.gather(problem)[0]
     if problem:
         raise RunError(problem)
@@ -258,7 +273,6 @@ def _write_artifact(run: Training, components: Components, place: Place, beside:
     recipe = run.recipe
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    components.scheduler.register_to_config(**scheduler_overrides(recipe.objective.model_dump()))
     TUNINGS[type(recipe.tuning)].export(run.engine.denoiser, components, beside, place.precision)
     write_manifest(
         beside,

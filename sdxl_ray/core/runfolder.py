@@ -82,9 +82,9 @@ def open_run(recipe: Recipe, storage: Path, name: str | None, pictures: Pictures
         if (folder / "run.json").is_file():
             _require_same(json.loads((folder / "run.json").read_text()), mine, folder)
             return run
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and not _is_unfinished(folder):
             raise UserError(f"{str(folder)!r} is not empty and not a run folder: give another --name")
-        (folder / "pictures").mkdir(parents=True)
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
         for key in _SETS:
             rows = getattr(pictures, key).index_rows()
             pq.write_table(pa.Table.from_pylist(rows, schema=_INDEX), folder / "pictures" / f"{key}.parquet")
@@ -101,6 +101,12 @@ _INDEX = pa.schema(
     + [(name, pa.int64()) for name in ("width", "height")]
     + [("role", pa.string())]
 )
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds nothing but what `open_run` left there when it was killed or the disk was full."""
+    ours = {"pictures", "run.partial", *(f"pictures/{key}.parquet" for key in _SETS)}
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")} <= ours
 
 
 def _fingerprint(pictures: Pictures) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -31,7 +31,9 @@ def sample_prompts(recipe: Recipe, captions: list[str]) -> list[str]:
 class Samples:
     """Draws the looks of one run into `folder` as `step-0000100/<i>.png`, and one grid of prompts x looks."""
 
-    def __init__(self, recipe: Recipe, components: Components, prompts: list[str], resolution: int, folder: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, components: Components, prompts: list[str], resolution: int, folder: Path
+    ) -> None:
         self._recipe, self._components, self._resolution, self._folder = recipe, components, resolution, folder
         n = recipe.evaluation.samples_per_prompt
         self._jobs = [(prompt, recipe.evaluation.seed + i) for prompt in prompts for i in range(n)]
@@ -43,7 +45,7 @@ class Samples:
         rounds = math.ceil(len(jobs) / group.world)
         mine = [min(k * group.world + group.rank, len(jobs) - 1) for k in range(rounds)]
         engine.denoiser.eval()
-        with on_device(self._components, engine.device):
+        with on_device(self._components, engine.device), _one_precision(self._components, engine.device):
             pictures = generate(
                 self._components.pipeline(),
                 [jobs[i][0] for i in mine],
@@ -74,6 +76,13 @@ class Samples:
         path = self._folder / "grid.png"
         grid(rows, labels, columns).save(path)
         return path
+
+
+def _one_precision(components: Components, device: torch.device) -> AbstractContextManager[None]:
+    """Autocast to the frozen parts' precision where fp32 masters train beside them; nothing where all parts agree."""
+    lower = {m.dtype for m in (components.unet, *components.text_encoders)} - {torch.float32}
+    mixed = lower and components.unet.dtype == torch.float32
+    return torch.autocast(device.type, lower.pop()) if mixed else nullcontext()
 
 
 @contextmanager

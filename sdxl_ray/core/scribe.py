@@ -21,7 +21,7 @@ class Scribe:
         from torch.utils.tensorboard import SummaryWriter
 
         self._recorder = Recorder(folder / "records")
-        self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=15)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=15)
         self._sinks = sinks
 
     def __call__(self, row: dict[str, Any]) -> None:
@@ -40,14 +40,14 @@ class Scribe:
             case "sample":
                 with Image.open(row["path"]) as picture:
                     pixels_HWC = np.asarray(picture.convert("RGB"))
-                self._board.add_image("samples", pixels_HWC, row["step"], dataformats="HWC")  # type: ignore[no-untyped-call]
+                self._board.add_image("samples", pixels_HWC, row["step"], dataformats="HWC")
         for sink in self._sinks:
             sink(row)
 
     def close(self) -> None:
         """Write what waits."""
         self._recorder.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
     def _step(self, row: dict[str, Any]) -> None:
         columns = ("step", "loss", "lr", "grad_norm", "samples_per_s", "seconds", "peak_bytes", "workers")
@@ -58,4 +58,4 @@ class Scribe:
 
     def _scalars(self, row: dict[str, Any], group: str, names: tuple[str, ...]) -> None:
         for name in names:
-            self._board.add_scalar(f"{group}/{name}", row[name], row["step"])  # type: ignore[no-untyped-call]
+            self._board.add_scalar(f"{group}/{name}", row[name], row["step"])

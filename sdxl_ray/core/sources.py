@@ -24,6 +24,7 @@ from sdxl_ray.errors import UserError, nearest
 Captions = Literal["auto", "metadata", "sidecar", "prompt"]
 
 METADATA = "metadata.jsonl"
+HELD_OUT = "held_out"
 #: Names that mean a picture. Those that cannot be read are here too: to leave a user's photos out silently is worse.
 _READABLE = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"}
 _SUFFIXES = _READABLE | {".gif", ".heic", ".heif", ".avif", ".psd", ".jp2", ".jxl", ".dng", ".cr2", ".nef", ".arw"}
@@ -74,11 +75,15 @@ def entries(where: str, captions: Captions, prompt: str | None, setting: str) ->
 
 
 def _subject(name: str) -> Path:
+    """The folder of a shipped subject's training pictures, or of those held out: `robot`, `robot/held_out`."""
+    name, _, part = name.partition("/")
     folder = Path(str(resources.files("sdxl_ray") / "tiny" / "subjects"))
     known = sorted(child.name for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
     if name not in known:
         raise UserError(f"no subject named {name!r} is shipped: {nearest(name, known)}, or give a folder of pictures")
-    return folder / name
+    if part not in ("", HELD_OUT):
+        raise UserError(f"subject {name!r} has no {part!r}: write subject:{name} or subject:{name}/{HELD_OUT}")
+    return folder / name / part
 
 
 def _folder(folder: Path, files: list[Path], captions: Captions, prompt: str | None) -> list[Entry]:

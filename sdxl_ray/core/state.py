@@ -6,6 +6,7 @@ master weight, its moments, its average. Reading copies each rank's part out of 
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from sdxl_ray.core.checkpoints import CheckpointInfo
 from sdxl_ray.core.ema import Ema
 from sdxl_ray.core.engine import MOMENTS, Engine
-from sdxl_ray.errors import UserError
+from sdxl_ray.errors import RunError, UserError
 
 _AVERAGE = "average"
 
@@ -36,7 +37,10 @@ def write_state(engine: Engine, ema: Ema | None, folder: Path) -> list[Path]:
             mine |= {f"{kind}|{name}": v.detach().to("cpu", copy=True).contiguous() for kind, v in state.items()}
     tensors, rest = folder / f"state-{rank:05d}.safetensors", folder / f"rest-{rank:05d}.pt"
     save_file(mine, tensors)
-    torch.save(engine.opaque_state(), rest)
+    # Through memory, since torch reports a full disk as an internal error; the file itself says what is wrong.
+    packed = io.BytesIO()
+    torch.save(engine.opaque_state(), packed)
+    rest.write_bytes(packed.getbuffer())
     return [tensors, rest]
 
 
@@ -60,7 +64,10 @@ def read_state(engine: Engine, ema: Ema | None, info: CheckpointInfo) -> None:
 
 def _read_rest(engine: Engine, info: CheckpointInfo) -> dict[str, Any]:
     same = engine.group.world == info.world
-    path = info.folder / f"rest-{engine.group.rank if same else 0:05d}.pt"
+    name = f"rest-{engine.group.rank if same else 0:05d}.pt"
+    path = next((path for path in info.files if path.name == name), None)
+    if path is None:
+        raise RunError(f"checkpoint {str(info.folder)!r} does not name {name}: remove that folder and start again")
     # weights_only: tensors and plain numbers, no code; and the store has checked the file's hash.
     rest: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if not same and "step" not in rest["optimizer"]:

@@ -15,7 +15,11 @@ from torch import Tensor
 def token_ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     """Token ids int64 [B, L], padded and cut to the tokenizer's length."""
     words = tokenizer(
-        list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        list(captions),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
     )
     ids: Tensor = words.input_ids
     return ids

@@ -54,7 +54,9 @@ class Strategy(Protocol):
 def denoiser_of(components: Components, tuning: LoraTuning | FullTuning) -> Denoiser:
     """The module an engine wraps: the UNet and the text encoders that `tuning` trains."""
     one, two = components.text_encoders
-    return Denoiser(components.unet, one if 1 in tuning.text_encoders else None, two if 2 in tuning.text_encoders else None)
+    return Denoiser(
+        components.unet, one if 1 in tuning.text_encoders else None, two if 2 in tuning.text_encoders else None
+    )
 
 
 def _text_encoders(denoiser: Denoiser) -> Iterator[tuple[int, Any]]:
@@ -71,7 +73,9 @@ def _dead_parts(number: int, encoder: Any) -> tuple[str, ...]:
     """
     if number == 2:
         return ()
-    body = next(name for name, _ in encoder.named_modules() if name.endswith("encoder.layers")).removesuffix("encoder.layers")
+    body = next(name for name, _ in encoder.named_modules() if name.endswith("encoder.layers")).removesuffix(
+        "encoder.layers"
+    )
     return (f"{body}encoder.layers.{encoder.config.num_hidden_layers - 1}.", f"{body}final_layer_norm")
 
 
@@ -126,10 +130,14 @@ class Lora:
         denoiser.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            denoiser.unet.add_adapter(self._config(denoiser.unet, tuning, tuning.targets, (), "unet"))
+            names = _matching(denoiser.unet, tuning.targets, (), "tuning.targets", "unet")
+            adapted = {denoiser.unet: names}
             for number, encoder in _text_encoders(denoiser):
-                dead = _dead_parts(number, encoder)
-                encoder.add_adapter(self._config(encoder, tuning, tuning.text_targets, dead, f"text encoder {number}"))
+                dead, part = _dead_parts(number, encoder), f"text encoder {number}"
+                adapted[encoder] = _matching(encoder, tuning.text_targets, dead, "tuning.text_targets", part)
+            _require_patterns(tuning, [name for names in adapted.values() for name in names])
+            for module, names in adapted.items():
+                module.add_adapter(self._config(tuning, names))
         return _trained(denoiser)
 
     def export(self, denoiser: Denoiser, components: Components, folder: Path, dtype: torch.dtype) -> None:
@@ -138,23 +146,25 @@ class Lora:
         from peft.utils import get_peft_model_state_dict
 
         modules = {"unet": denoiser.unet}
-        modules |= {("text_encoder" if n == 1 else "text_encoder_2"): encoder for n, encoder in _text_encoders(denoiser)}
+        modules |= {
+            ("text_encoder" if n == 1 else "text_encoder_2"): encoder for n, encoder in _text_encoders(denoiser)
+        }
         layers: dict[str, Any] = {}
         for name, module in modules.items():
             state: dict[str, Tensor] = get_peft_model_state_dict(module)
             layers[f"{name}_lora_layers"] = {key: value.detach().to("cpu", dtype) for key, value in state.items()}
-            layers[f"{name}_lora_adapter_metadata"] = module.peft_config["default"].to_dict()
+            settings = module.peft_config["default"].to_dict()
+            # In order, so that equal weights make equal files: PEFT keeps its targets as a set.
+            layers[f"{name}_lora_adapter_metadata"] = {
+                key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()
+            }
         StableDiffusionXLPipeline.save_lora_weights(folder, safe_serialization=True, **layers)
 
-    def _config(self, module: Any, tuning: LoraTuning, targets: tuple[str, ...], dead: tuple[str, ...], part: str) -> Any:
+    def _config(self, tuning: LoraTuning, names: list[str]) -> Any:
         from peft import LoraConfig
 
-        names = _matching(module, targets, dead, f"tuning.{'targets' if part == 'unet' else 'text_targets'}", part)
-        for path, patterns in (("rank_pattern", tuning.rank_pattern), ("alpha_pattern", tuning.alpha_pattern)):
-            for pattern in patterns:
-                # The same rule that PEFT applies: the pattern must match a whole tail of the module's name.
-                if part == "unet" and not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
-                    raise UserError(f"tuning.{path} {pattern!r} matches none of the {len(names)} adapted layers of the {part}")
+        # With per-layer ranks and no alpha of their own, strength stays 1 where the recipe's alpha is the rank's.
+        own = {k: v for k, v in tuning.rank_pattern.items() if tuning.alpha is None and k not in tuning.alpha_pattern}
         return LoraConfig(
             r=tuning.rank,
             lora_alpha=tuning.alpha if tuning.alpha is not None else tuning.rank,
@@ -163,9 +173,21 @@ class Lora:
             use_rslora=tuning.rslora,
             use_dora=tuning.dora,
             rank_pattern=dict(tuning.rank_pattern),
-            # With per-layer ranks and no alpha of their own, strength stays 1 where the recipe's alpha is the rank's.
-            alpha_pattern=dict(tuning.alpha_pattern) or (dict(tuning.rank_pattern) if tuning.alpha is None else {}),
+            alpha_pattern={**tuning.alpha_pattern, **own},
         )
+
+
+def _require_patterns(tuning: LoraTuning, names: list[str]) -> None:
+    """Raise UserError for a pattern that is broken or matches no adapted layer."""
+    for path, patterns in (("rank_pattern", tuning.rank_pattern), ("alpha_pattern", tuning.alpha_pattern)):
+        for pattern in patterns:
+            try:
+                # The same rule that PEFT applies: the pattern must match a whole tail of the module's name.
+                matches = any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)
+            except re.error as error:
+                raise UserError(f"tuning.{path} {pattern!r} is no regular expression: {error}") from None
+            if not matches:
+                raise UserError(f"tuning.{path} {pattern!r} matches none of the {len(names)} adapted layers")
 
 
 def _matching(module: nn.Module, targets: tuple[str, ...], dead: tuple[str, ...], setting: str, part: str) -> list[str]:

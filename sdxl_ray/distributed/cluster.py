@@ -37,7 +37,9 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = f"at {found!r}" if found else "on this machine"
-        raise UserError(f"no Ray cluster {where}: {first}; start one with ray start --head, or give no address") from None
+        raise UserError(
+            f"no Ray cluster {where}: {first}; start one with ray start --head, or give no address"
+        ) from None
     try:
         yield
     finally:

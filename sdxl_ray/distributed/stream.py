@@ -150,8 +150,10 @@ def _views(recipe: Recipe, run: RunFolder) -> Iterable[View]:
 
 
 def _view(plain: dict[str, Any]) -> View:
-    (h, w), (resize_h, resize_w), (top, left) = ((int(a), int(b)) for a, b in map(plain.get, ("bucket", "resize", "crop")))
-    return View(Picture(**plain["picture"]), (h, w), (resize_h, resize_w), (top, left), bool(plain["flip"]))
+    def pair(name: str) -> tuple[int, int]:
+        return int(plain[name][0]), int(plain[name][1])
+
+    return View(Picture(**plain["picture"]), pair("bucket"), pair("resize"), pair("crop"), bool(plain["flip"]))
 
 
 def _blocks(rows: int) -> int:

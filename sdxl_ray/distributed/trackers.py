@@ -17,7 +17,9 @@ def require_trackers(recipe: Recipe) -> None:
     """Raise UserError, before anything starts, when a tracker is asked for whose package is not installed."""
     for name in ("wandb", "mlflow"):
         if getattr(recipe.resources, name) is not None and find_spec(name) is None:
-            raise UserError(f"resources.{name} needs the {name} package: pip install 'sdxl-ray[{name}]', or set it to null")
+            raise UserError(
+                f"resources.{name} needs the {name} package: pip install 'sdxl-ray[{name}]', or set it to null"
+            )
 
 
 def trackers(recipe: Recipe, run: str) -> list[Sink]:
@@ -28,7 +30,11 @@ def trackers(recipe: Recipe, run: str) -> list[Sink]:
 
         settings = recipe.resources.wandb
         board = setup_wandb(
-            recipe.model_dump(mode="json"), project=settings.project, entity=settings.entity, trial_name=run, rank_zero_only=False
+            recipe.model_dump(mode="json"),
+            project=settings.project,
+            entity=settings.entity,
+            trial_name=run,
+            rank_zero_only=False,
         )
         sinks.append(lambda row: _log(row, lambda numbers, step: board.log(numbers, step=step)))
     if recipe.resources.mlflow is not None:

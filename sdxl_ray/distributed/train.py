@@ -121,7 +121,9 @@ def _fit(recipe: Recipe, run: RunFolder, gpus: int, on_row: OnRow) -> dict[str, 
         raise buried
     summary = run.summary()
     if summary is None:
-        raise RunError(f"the workers ended without an artifact in {str(run.folder)!r}: their logs are in Ray's session folder")
+        raise RunError(
+            f"the workers ended without an artifact in {str(run.folder)!r}: their logs are in Ray's session folder"
+        )
     return summary
 
 

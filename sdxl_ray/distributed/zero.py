@@ -7,7 +7,8 @@ moments before the first step, and putting a rank's slice into a padded ZeRO-3 p
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -80,7 +81,7 @@ class ZeroEngine:
     ) -> None:
         self.denoiser, self.trainable, self.group = denoiser, trainable, group
         self.device, self.accumulation = device, accumulation
-        self._stage, self._micro, self._norm = parallel.zero_stage, 0, 0.0
+        self._stage, self._micro, self._norm, self._linked = parallel.zero_stage, 0, 0.0, False
         if self._stage == 0:
             hold_masters(denoiser)
         optimizer = build_optimizer(optim, trainable)
@@ -110,6 +111,8 @@ class ZeroEngine:
         if self._stage > 0:
             self._norm = float(self._engine.get_global_grad_norm() or 0.0)
         moved = bool(self._engine.was_step_applied())
+        if moved and not self._linked:
+            self._link_moments()
         if not moved and self._loss_scale() <= 1:
             raise RunError("fp16 loss scale fell to 1: every gradient overflows; use parallel.precision=bf16 or fp32")
         return moved
@@ -180,14 +183,27 @@ class ZeroEngine:
                 safe_set_full_optimizer_state(parameter, value, name)
 
     def opaque_state(self) -> dict[str, Any]:
-        return {"scaler": self._scaler(), "optimizer": optimizer_rest(self._torch_optimizer)}
+        with self._stepped_parameters():
+            return {"scaler": self._scaler(), "optimizer": optimizer_rest(self._torch_optimizer)}
 
     def load_opaque(self, state: dict[str, Any]) -> None:
-        load_optimizer_rest(self._torch_optimizer, state["optimizer"])
-        if self._stage in (1, 2) and self._has_moments:
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        with self._stepped_parameters():
+            load_optimizer_rest(self._torch_optimizer, state["optimizer"])
+        self._link_moments()
         for name, value in state["scaler"].items():
             setattr(self._engine.optimizer.loss_scaler, name, value)
+
+    @contextmanager
+    def _stepped_parameters(self) -> Iterator[None]:
+        """Inside, the torch optimizer's groups name the flat partitions; ZeRO-3 fills them for a step only."""
+        if self._stage != 3:
+            yield
+            return
+        self._engine.optimizer._set_fp32_optimizer_param_groups()
+        try:
+            yield
+        finally:
+            self._engine.optimizer._clear_fp32_optimizer_param_groups()
 
     @property
     def _torch_optimizer(self) -> torch.optim.Optimizer:
@@ -198,6 +214,16 @@ class ZeroEngine:
     @property
     def _has_moments(self) -> bool:
         return isinstance(self._torch_optimizer, torch.optim.AdamW) and any(self._torch_optimizer.state.values())
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed's accessors find the moments of ZeRO 1 and 2.
+
+        It links them by itself after the first group's first step, when those of the second group do not exist yet.
+        """
+        if self._stage in (1, 2) and self._has_moments:
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        self._linked = True
 
     def _loss_scale(self) -> float:
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)

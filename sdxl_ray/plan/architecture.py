@@ -26,6 +26,8 @@ Configs = dict[str, dict[str, Any]]
 
 SDXL = "sdxl-base-1.0"
 TINY = "tiny"
+#: The command that takes a census: configs on stdin, the file to write as its last argument.
+CHILD = [sys.executable, "-m", "sdxl_ray.core.census"]
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 # What decides a part's shapes, with the library's own defaults: configs differ in which defaults they spell out.
@@ -119,7 +121,7 @@ class Architecture:
 def of(base: Base) -> Architecture:
     """The architecture of a recipe's base, without network and without a framework.
 
-    A hub id whose configs are not on this machine, and a single file, are taken for SDXL base 1.0 and the result says so.
+    A hub id whose configs are not on this machine, and a single file, count as SDXL base 1.0 and the result says so.
     Raises UserError when a folder's configs are missing or not SDXL's.
     """
     if base.id == TINY:
@@ -163,8 +165,7 @@ def _cache_folder() -> Path:
 
 def _take(configs: Configs, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "sdxl_ray.core.census", str(target)]
-    done = subprocess.run(command, input=json.dumps(configs), capture_output=True, text=True, check=False)
+    done = subprocess.run([*CHILD, str(target)], input=json.dumps(configs), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"the base's configs do not describe an SDXL that can be counted: {reason}")
@@ -177,12 +178,16 @@ def _folder_configs(folder: Path) -> Configs:
         try:
             configs[part] = json.loads(path.read_text())
         except OSError:
-            raise UserError(f"base {str(folder)!r} has no {part}/config.json: give a whole diffusers SDXL folder") from None
+            raise UserError(
+                f"base {str(folder)!r} has no {part}/config.json: give a whole diffusers SDXL folder"
+            ) from None
         except ValueError as error:
             raise UserError(f"{path} is not JSON: {error}") from None
     if configs["unet"].get("addition_embed_type") != "text_time":
         kind = configs["unet"].get("addition_embed_type")
-        raise UserError(f"base {str(folder)!r} is not SDXL: its UNet's addition_embed_type is {kind!r}, not 'text_time'")
+        raise UserError(
+            f"base {str(folder)!r} is not SDXL: its UNet's addition_embed_type is {kind!r}, not 'text_time'"
+        )
     return configs
 
 

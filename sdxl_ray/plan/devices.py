@@ -1,7 +1,7 @@
 """Devices a plan can be made for: memory, peak arithmetic and bandwidths as the vendors' data sheets give them.
 
-Sources: NVIDIA's data sheets of H200 SXM, H100 SXM, A100 (40 GB and 80 GB SXM), L40S, L4, A10, A10G (AWS G5), T4, V100 and
-RTX A6000; NVIDIA's Ada and Ampere GPU architecture white papers for the RTX cards (dense, fp32 accumulation).
+Sources: NVIDIA's data sheets of H200 SXM, H100 SXM, A100 (40 GB and 80 GB SXM), L40S, L4, A10G (of AWS G5), T4, V100
+and RTX A6000; NVIDIA's Ada and Ampere GPU architecture white papers for the RTX cards (dense, fp32 accumulation).
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ class Device:
     kind: Literal["gpu", "cpu"] = "gpu"
 
 
-def _gpu(name: str, gib: float, teraflops: float, bandwidth: float, link: float = 20.0, bf16: bool = True) -> Device:
+def _gpu(name: str, gib: float, teraflops: float, bandwidth: float, *, link: float = 20.0, bf16: bool = True) -> Device:
     return Device(name, round(gib * GIB), teraflops, bandwidth, link, bf16)
 
 
-#: In order of memory. A PCIe card's link is PCIe 4.0 x16 as it is reached in practice, 20 GB/s; NVLink is half its two-way sum.
+#: In order of memory. A PCIe card's link is PCIe 4.0 x16 in practice, 20 GB/s; NVLink is half its two-way sum.
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        _gpu("t4", 14.6, 65, 320, 10, bf16=False),
-        _gpu("v100-16", 15.8, 125, 900, 150, bf16=False),
-        _gpu("4060ti-16", 15.6, 88, 288, 10),
+        _gpu("t4", 14.6, 65, 320, link=10, bf16=False),
+        _gpu("4060ti-16", 15.6, 88, 288, link=10),
         _gpu("4080", 15.6, 97, 717),
+        _gpu("v100-16", 15.8, 125, 900, link=150, bf16=False),
         _gpu("a10g", 22.0, 70, 600),
         _gpu("l4", 22.0, 121, 300),
-        _gpu("3090", 23.6, 71, 936),
         _gpu("4090", 23.5, 165, 1008),
+        _gpu("3090", 23.6, 71, 936),
         _gpu("5090", 31.3, 210, 1792),
-        _gpu("v100-32", 31.7, 125, 900, 150, bf16=False),
-        _gpu("a100-40", 39.4, 312, 1555, 300),
+        _gpu("v100-32", 31.7, 125, 900, link=150, bf16=False),
+        _gpu("a100-40", 39.4, 312, 1555, link=300),
         _gpu("l40s", 44.4, 362, 864),
         _gpu("a6000", 47.5, 155, 768),
-        _gpu("a100-80", 79.1, 312, 2039, 300),
-        _gpu("h100", 79.1, 989, 3352, 450),
-        _gpu("h200", 139.7, 989, 4800, 450),
+        _gpu("a100-80", 79.1, 312, 2039, link=300),
+        _gpu("h100", 79.1, 989, 3352, link=450),
+        _gpu("h200", 139.7, 989, 4800, link=450),
     )
 }
 
@@ -66,7 +66,7 @@ CPU = Device("cpu", 2**62, 0.05, 20, 5, kind="cpu")
 def device(name: str | None = None, memory: str | None = None) -> Device:
     """A device by name (`h100`, `cpu`), or one of that memory (`24GiB`, `24GB`, `24`: GiB) with modest arithmetic.
 
-    Both together: the named one with another memory. Raises UserError for an unknown name or an amount that is no amount.
+    Both together: the named one with another memory. Raises UserError for an unknown name or no amount.
     """
     if name is None and memory is None:
         raise UserError("no device: give --gpu (for example h100) or --gpu-memory (for example 24GiB)")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdxl_ray.plan.model import LORA_RANK, Training
+from sdxl_ray.plan.activations import backward_moments
 from sdxl_ray.plan.setting import Setting
 from sdxl_ray.plan.sizes import ENCODERS
 
@@ -32,9 +32,7 @@ CAPTION_BATCH = 32
 CONTEXT_BYTES = round(1.0 * GIB)
 #: An estimate: share of the peak that the caching allocator holds but cannot use.
 FRAGMENTATION = 0.03
-#: An estimate: activations under autocast against those of 16-bit weights, since norms compute in fp32.
-AUTOCAST_ACTIVATIONS = 1.5
-#: Measured on Linux: resident bytes of a worker that has imported torch, diffusers, Ray and DeepSpeed, and has no model.
+#: Measured on Linux: resident bytes of a worker that has imported torch, diffusers, Ray and DeepSpeed, without a model.
 PROCESS_BYTES = 520 * 1024**2
 
 #: Optimizer state in bytes per trained scalar, and what its step needs besides. ZeRO hands the optimizer flat fp32
@@ -194,7 +192,7 @@ class _Held:
         """The worst moment of backward: what is still kept for it, and the gradients it has already made."""
         s = self.s
         flat = s.accumulation > 1 or s.stage == 3  # earlier forwards' gradients are there from the start
-        moments = _moments(s)
+        moments = backward_moments(s)
         kept, made = max(moments, key=lambda m: m[0] + (0 if flat else m[1] * self.gradients))
         gradients = self.gradients if flat else round(made * self.gradients)
         return Phase(
@@ -203,24 +201,28 @@ class _Held:
         )
 
     def step(self) -> Phase:
-        """The optimizer's step: under ZeRO the 16-bit gradients, their flat copy and its fp32 copy meet for a moment."""
-        name, parts = self.s.recipe.optim.name, self.resident()
+        """The optimizer's step, at the worse of two moments of each partition.
+
+        First the 16-bit gradients, their flat copy and its fp32 copy meet; then, with the fp32 gradient alone, the
+        optimizer makes its own intermediate results.
+        """
+        optim, parts = self.s.recipe.optim, self.resident()
         own = self.gradient_width * self.mine
+        working = 0 if optim.name == "adafactor" and self.s.stage == 0 else _STEP[optim.name] * self.mine
         if self.offload_optimizer:
-            gradients = fresh = 0
+            gradients = working = 0
         elif self.s.stage == 0:
-            gradients, fresh = self.gradients, 0
+            gradients = self.gradients
         elif self.s.stage == 3:
-            gradients, fresh = self.gradients, 4 * self.mine
+            gradients = self.gradients + 4 * self.mine
         else:
-            # Flattening copies; widening to fp32 copies again, and only in 16 bits.
-            gradients, fresh = own, own + (4 * self.mine if self.s.width == 2 else 0)
-        factored = name == "adafactor" and self.s.stage == 0
-        extra = 0 if self.offload_optimizer or factored else _STEP[name] * self.mine
-        if self.s.recipe.optim.ema is not None and self.gradient_width == 2:
+            flattened = 2 * own + (4 * self.mine if self.s.width == 2 else 0)
+            gradients = max(flattened, 4 * self.mine + working)
+            working = 0
+        if optim.ema is not None and self.gradient_width == 2:
             # The average reads every weight as fp32 at once, when the gradients are gone.
-            extra = max(extra, self.ema - gradients - fresh)
-        return Phase("step", {**parts, "gradients": gradients + fresh, "activations": 0, "workspace": max(0, extra)})
+            working = max(working, self.ema - gradients)
+        return Phase("step", {**parts, "gradients": gradients, "activations": 0, "workspace": working})
 
     def look(self) -> Phase:
         """Drawing samples beside the training's state: the VAE and frozen text encoders come back for it."""
@@ -288,35 +290,3 @@ def _others(s: Setting, phase: Phase) -> dict[str, int]:
             "encoders": sum((s.vae_width if n == "vae" else s.width) * parts[n].parameters for n in inside),
         }
     return {"encoders": guests(s)}
-
-
-def _moments(s: Setting) -> list[tuple[int, float]]:
-    """(bytes kept for backward, share of the gradients made) along a backward of the UNet and then the text encoders."""
-    checkpointing = s.recipe.parallel.gradient_checkpointing
-    factor = AUTOCAST_ACTIVATIONS if s.autocast else 1.0
-    records: list[tuple[Training, float, float]] = []
-    for part in s.sizes.parts:
-        record = s.census.train(part.part, part.mode, checkpointing)
-        records.append((record, part.rank, part.trained / s.sizes.trained))
-    moments: list[tuple[int, float]] = []
-    before = 0.0
-    for index, (record, rank, share) in enumerate(records):
-        waiting = sum(_kept(s, later, later_rank)[0][0] for later, later_rank, _ in records[index + 1 :])
-        made = 0.0
-        for kept, done in _kept(s, record, rank):
-            # Gradients of a stretch appear while it is walked: at its worst moment those before it are surely there.
-            moments.append((round((kept + waiting) * factor), before + made * share))
-            made = done
-        before += share
-        moments.append((round(waiting * factor), before))
-    return moments
-
-
-def _kept(s: Setting, record: Training, rank: float) -> list[tuple[int, float]]:
-    more = 0.0
-    if record.mode != "full":
-        more = (rank - LORA_RANK) * record.per_rank.at(s.micro_batch, s.latent_pixels, s.width)
-    return [
-        (max(0, round(segment.live.at(s.micro_batch, s.latent_pixels, s.width) + more)), segment.gradients)
-        for segment in record.segments
-    ]

@@ -135,5 +135,5 @@ class Census(_Frozen):
 
 
 def rank_of(name: str, rank: int, patterns: dict[str, int]) -> int:
-    """The rank that PEFT gives a layer: of the first pattern that matches a whole tail of its name, else the default."""
+    """The rank PEFT gives a layer: of the first pattern that matches a whole tail of its name, else the default."""
     return next((r for pattern, r in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), rank)

@@ -10,8 +10,8 @@ from sdxl_ray.plan.model import Census, Mode, rank_of
 
 ENCODERS = {1: "text_encoder", 2: "text_encoder_2"}
 
-#: Bytes of a safetensors header for each tensor: name, dtype, shape and offsets as JSON.
-_HEADER_PER_TENSOR = 140
+#: Bytes of a safetensors header for each tensor: name, dtype, shape and offsets as JSON, and the adapters' metadata.
+_HEADER_PER_TENSOR = 180
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Sizes:
 
     @property
     def artifact_bytes(self) -> int:
-        """Bytes of the weights in fp16: the adapters' file, or the whole pipeline of a full run. Headers are estimated."""
+        """Bytes of the weights in fp16: the adapters' file, or a full run's whole pipeline. Headers are estimated."""
         if self.kind == "full":
             return 2 * self.whole
         return 2 * self.trained + _HEADER_PER_TENSOR * sum(part.tensors for part in self.parts)

@@ -48,7 +48,7 @@ def _manifest(folder: Path, kind: str, revision: str) -> Artifact:
     )
 
 
-def _lora(folder: Path, rank: int = 3, alpha: int = 6) -> Artifact:
+def _lora(folder: Path, rank: int = 3, alpha: int = 6, **kind: bool) -> Artifact:
     """A random LoRA on the UNet and both text encoders, saved as diffusers saves it, with a strength of 2."""
     pipe = load_pipeline(Base(), None, dtype=torch.float32, device="cpu")
     models = {
@@ -60,7 +60,7 @@ def _lora(folder: Path, rank: int = 3, alpha: int = 6) -> Artifact:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for name, (model, targets) in models.items():
-            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=False)
+            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=False, **kind)
             model.add_adapter(config)
             layers[f"{name}_lora_layers"] = get_peft_model_state_dict(model)
             configs[f"{name}_lora_adapter_metadata"] = config.to_dict()
@@ -154,16 +154,19 @@ def test_decoding_undoes_the_latent_mean_and_deviation(pipe: StableDiffusionXLPi
     assert torch.allclose(decode(vae, (latents_BCHW - mean_1C11) * 0.5 / 2.0), plain, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [{}, {"use_dora": True}, {"use_rslora": True}], ids=str)
 def test_a_lora_draws_as_the_model_in_memory_did_and_also_loads_plainly(
-    pipe: StableDiffusionXLPipeline, tmp_path: Path
+    pipe: StableDiffusionXLPipeline, tmp_path: Path, kind: dict[str, bool]
 ) -> None:
-    artifact = _lora(tmp_path / "lora")
+    artifact = _lora(tmp_path / "lora", **kind)
     tuned = load_pipeline(Base(), Artifact.open(artifact.folder), dtype=torch.float32, device="cpu")
     picture = generate(tuned, PROMPTS[:1], seeds=SEEDS[:1], **QUICK)
     with Image.open(tmp_path / "expected.png") as expected:
         assert _levels(picture, [expected]) == 0
     assert _levels(picture, generate(pipe, PROMPTS[:1], seeds=SEEDS[:1], **QUICK)) > 3
     assert not any(weight.requires_grad for weight in tuned.unet.parameters())
+    if "use_dora" in kind:
+        return  # transformers 5.23 draws new magnitudes for text encoders when it loads them by itself
     plain = StableDiffusionXLPipeline.from_pretrained(build.folder())
     plain.load_lora_weights(tmp_path / "lora")
     assert _levels(picture, generate(plain, PROMPTS[:1], seeds=SEEDS[:1], **QUICK)) == 0

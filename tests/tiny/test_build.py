@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
@@ -28,6 +29,7 @@ def test_the_content_hash_only_changes_on_purpose() -> None:
     assert layout.content_hash() == HASH
 
 
+@pytest.mark.slow
 def test_two_processes_that_build_at_once_end_with_one_and_the_same_folder(tmp_path: Path) -> None:
     code = "from sdxl_ray.tiny import build; print(build.folder())"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}

@@ -1,0 +1,48 @@
+"""`sdxl-ray plan`: memory, time and cost of a run before anything is rented."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sdxl_ray.cli.arguments import AsJson, BaseId, RecipeName, Settings, print_json, read_recipe
+from sdxl_ray.cli.devices import Gpu, GpuMemory, count_pictures, gpu_here, named
+
+EXAMPLES = (
+    "sdxl-ray plan lora --gpu 4090",
+    "sdxl-ray plan dreambooth --gpu-memory 80GiB --workers 4 --price-per-hour 2.50",
+)
+
+#: Planned for when no device is named and none is here.
+DEFAULT_GPU = "h100"
+
+
+def run(
+    recipe: RecipeName,
+    settings: Settings = None,
+    *,
+    gpu: Gpu = None,
+    gpu_memory: GpuMemory = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=65536, help="devices; default: the recipe's least")] = None,
+    price: Annotated[float | None, typer.Option("--price-per-hour", help="of one device, in any currency")] = None,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="training pictures; default: those in data.images")
+    ] = None,
+    base: BaseId = None,
+    json: AsJson = False,
+) -> None:
+    """Say what a run needs, and refuse what cannot fit (exit 2)."""
+    from sdxl_ray.plan import CPU, DEVICES, Plan
+
+    chosen = read_recipe(recipe, settings, base)
+    device = named(gpu, gpu_memory) or gpu_here()
+    if device is None:
+        device = CPU if chosen.base.id == "tiny" else DEVICES[DEFAULT_GPU]
+        typer.echo(f"no GPU named and none here: planned for {device.name} (--gpu NAME, --gpu-memory 24GiB)", err=True)
+    plan = Plan.of(chosen, device, workers, price, pictures or count_pictures(chosen))
+    if json:
+        print_json(plan.plain())
+    else:
+        typer.echo(plan.text())
+    plan.check()

@@ -1,0 +1,102 @@
+"""Compare: train the arms of an experiment one after another on one cluster, and lay the results side by side.
+
+Every arm is an ordinary run in `<storage>/<experiment>-<arm>`, so an interrupted comparison goes on where it was and an arm that
+is done is not trained again. The table and the grid are made from the runs' records and sample pictures alone.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sdxl_ray.config import Recipe
+from sdxl_ray.core.grid import grid
+from sdxl_ray.distributed.cluster import connected
+from sdxl_ray.distributed.train import RunResult, launch
+from sdxl_ray.records import read
+from sdxl_ray.report.table import Column, Table
+from sdxl_ray.report.units import bytes_text, count_text, seconds_text
+
+OnRow = Callable[[dict[str, Any]], None]
+
+COLUMNS = (
+    Column("arm", "arm"),
+    Column("trainable", "trainable parameters", count_text),
+    Column("file_bytes", "file size", bytes_text),
+    Column("train_s", "training", seconds_text),
+    Column("samples_per_s", "samples/s", "{:.1f}".format),
+    Column("peak_bytes", "peak memory", bytes_text),
+    Column("loss_before", "validation loss before", "{:.4f}".format),
+    Column("loss_after", "after", "{:.4f}".format),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison came to; `rows` has one plain dict per arm, `grid` is the picture's path."""
+
+    rows: list[dict[str, Any]]
+    grid: Path
+
+    def table(self) -> Table:
+        """The rows as a table."""
+        return Table(COLUMNS, self.rows)
+
+
+def compare(
+    name: str, recipes: dict[str, Recipe], *, storage: str | Path, address: str | None, on_row: OnRow
+) -> Comparison:
+    """Train every arm (or find it trained) and compare; files go to `<storage>/<name>-comparison/`.
+
+    Raises UserError before the first arm starts when any arm's input is wrong that can be known by then.
+    """
+    most = max(r.parallel.workers[1] * r.resources.cpus_per_worker for r in recipes.values())
+    results: dict[str, RunResult] = {}
+    with connected(address, most):
+        for arm, recipe in recipes.items():
+            on_row({"kind": "note", "text": f"arm {arm} ({len(results) + 1} of {len(recipes)})"})
+            results[arm] = launch(recipe, storage=storage, name=f"{name}-{arm}", address=address, on_row=on_row)
+    home = Path(storage) / f"{name}-comparison"
+    home.mkdir(parents=True, exist_ok=True)
+    comparison = Comparison([_row(arm, result) for arm, result in results.items()], home / "grid.png")
+    _grid(recipes, results).save(comparison.grid)
+    (home / "table.md").write_text(comparison.table().markdown() + "\n")
+    (home / "table.json").write_text(json.dumps(comparison.rows, indent=1))
+    return comparison
+
+
+def _row(arm: str, result: RunResult) -> dict[str, Any]:
+    steps = read(result.folder / "records", "steps")
+    losses = read(result.folder / "records", "validation")["loss"].to_pylist()
+    return {
+        "arm": arm,
+        "trainable": result.summary["trainable"],
+        "file_bytes": sum(f.stat().st_size for f in result.artifact.rglob("*.safetensors")),
+        "train_s": sum(steps["seconds"].to_pylist()),
+        "samples_per_s": statistics.median(steps["samples_per_s"].to_pylist()),
+        "peak_bytes": max(steps["peak_bytes"].to_pylist()),
+        "loss_before": losses[0] if losses else None,
+        "loss_after": losses[-1] if losses else None,
+        "artifact": str(result.artifact),
+    }
+
+
+def _grid(recipes: dict[str, Recipe], results: dict[str, RunResult]) -> Image.Image:
+    """Rows are (prompt, seed), columns the base and each arm's last look."""
+    first = next(iter(results))
+    prompts, each = recipes[first].evaluation.prompts, recipes[first].evaluation.samples_per_prompt
+    columns = {"base": _look(results[first], 0)} | {arm: _look(result, -1) for arm, result in results.items()}
+    shown = min(len(pictures) for pictures in columns.values())
+    rows = [[Image.open(pictures[i]) for pictures in columns.values()] for i in range(shown)]
+    labels = [prompts[i // each] if prompts else f"sample {i}" for i in range(shown)]
+    return grid(rows, labels, list(columns))
+
+
+def _look(result: RunResult, which: int) -> list[Path]:
+    return sorted(sorted((result.folder / "samples").glob("step-*"))[which].glob("*.png"))

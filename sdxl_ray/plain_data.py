@@ -1,0 +1,112 @@
+"""Plain data from YAML files and command lines: reading, numbers, inheritance, dotted paths. It knows no schema."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdxl_ray.errors import UserError, nearest
+
+
+def shipped(folder: Traversable) -> list[str]:
+    """Names of the YAML files in a folder of the package."""
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def read(name_or_path: str, folder: Traversable, kind: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A mapping from a shipped file by name or from a path, merged over the file that its `extends` names.
+
+    `kind` is what messages call it. Raises UserError: no such name (nearest), unreadable, not YAML (line), a circle.
+    """
+    if name_or_path in seen:
+        raise UserError(f"{kind} {name_or_path!r} extends itself: {' -> '.join((*seen, name_or_path))}")
+    try:
+        plain = yaml.safe_load(_text(name_or_path, folder, kind)) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{kind} {name_or_path!r} is not YAML{line}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(plain, dict):
+        raise UserError(f"{kind} {name_or_path!r} is a {type(plain).__name__}, not a mapping of sections")
+    parent = plain.pop("extends", None)
+    below = read(parent, folder, kind, (*seen, name_or_path)) if parent else {}
+    return {key: merge(below.get(key), plain.get(key, below.get(key))) for key in {**below, **plain}}
+
+
+def _text(name_or_path: str, folder: Traversable, kind: str) -> str:
+    if name_or_path in shipped(folder):
+        return (folder / f"{name_or_path}.yaml").read_text()
+    if not name_or_path.endswith((".yaml", ".yml")):
+        known = nearest(name_or_path, shipped(folder))
+        raise UserError(f"no {kind} named {name_or_path!r}: {known}, or give a .yaml file")
+    try:
+        return Path(name_or_path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{kind} {name_or_path!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{kind} {name_or_path!r} cannot be read: it is not UTF-8 at byte {error.start}") from None
+
+
+def merge(below: Any, above: Any) -> Any:
+    """`above` laid over `below`, mapping by mapping; settings of another `kind` do not shine through."""
+    both = isinstance(below, dict) and isinstance(above, dict)
+    if not both or below.get("kind") != above.get("kind", below.get("kind")):
+        return numbers(above)
+    return {**below, **{key: merge(below.get(key), value) for key, value in above.items()}}
+
+
+def numbers(value: Any) -> Any:
+    """The same with strings such as `1e-4` as numbers: YAML 1.1 wants a dot in them, people do not."""
+    if isinstance(value, dict):
+        return {key: numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [numbers(item) for item in value]
+    return _number(value)
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return number if math.isfinite(number) or value.lower().strip("+-") in ("nan", "inf") else value
+
+
+def assignment(word: str) -> tuple[str, Any]:
+    """`"optim.lr=1e-4"` -> `("optim.lr", 1e-4)`. Raises UserError when there is no path or no `=`."""
+    path, equals, text = word.partition("=")
+    if not equals or not path:
+        raise UserError(f"{word!r} is not a setting: write path=value, for example optim.lr=1e-4")
+    try:
+        return path, numbers(yaml.safe_load(text))
+    except yaml.YAMLError:
+        return path, text
+
+
+def assign(plain: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted path in place; a section that is off (None) is switched on.
+
+    Raises UserError when the path leads through something that is not there, or not a section.
+    """
+    *parents, last = path.split(".")
+    here: Any = plain
+    for depth, key in enumerate(parents):
+        if not isinstance(here, dict) or key not in here:
+            known = list(plain) if isinstance(plain, Mapping) else []
+            raise UserError(f"no setting {path!r}: {nearest('.'.join(parents[: depth + 1]), known)}")
+        if here[key] is None:
+            here[key] = {}
+        here = here[key]
+    if not isinstance(here, dict):
+        raise UserError(f"no setting {path!r}: {'.'.join(parents)} is a value, not a section")
+    if last == "kind" and here.get(last) != value:
+        here.clear()  # the settings of one kind mean nothing to another
+    both = isinstance(here.get(last), dict) and isinstance(value, dict)
+    here[last] = merge(here[last], value) if both else value

@@ -1,0 +1,53 @@
+"""A pydantic error as one line: the setting, its value, what is allowed, the nearest spelling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from sdxl_ray.errors import nearest
+
+
+def first_problem(error: ValidationError, model: type[BaseModel], plain: Any) -> str:
+    """The first problem of a pydantic error as one line: path, value, what is allowed."""
+    problem = error.errors()[0]
+    location = [part for part in problem["loc"] if part not in ("lora", "full")]
+    path = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        siblings = _known_fields(location[:-1], model, plain)
+        return f"no setting {path!r}: {nearest(str(location[-1]), siblings)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(problem["input"], dict | BaseModel) else f" = {problem['input']!r}"
+    return f"{path}{given}: {message[0].lower()}{message[1:]}" if path else message
+
+
+def _known_fields(parents: list[Any], model: type[BaseModel], plain: Any) -> list[str]:
+    here: type[BaseModel] | None = model
+    for key in parents:
+        if here is None:
+            return []
+        here = _section(here, str(key), plain)
+        plain = plain.get(key) if isinstance(plain, Mapping) else None
+    return list(here.model_fields) if here is not None else []
+
+
+def _section(model: type[BaseModel], key: str, plain: Any) -> type[BaseModel] | None:
+    """The section class behind field `key`, following unions by their `kind`."""
+    field = model.model_fields.get(key)
+    if field is None:
+        return None
+    candidates = [c for c in _classes(field.annotation) if issubclass(c, BaseModel)]
+    value = plain.get(key) if isinstance(plain, Mapping) else None
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    for candidate in candidates:
+        if "kind" in candidate.model_fields and candidate.model_fields["kind"].default == kind:
+            return candidate
+    return candidates[0] if candidates else None
+
+
+def _classes(annotation: Any) -> list[type]:
+    if isinstance(annotation, type):
+        return [annotation]
+    return [c for arg in getattr(annotation, "__args__", ()) for c in _classes(arg)]

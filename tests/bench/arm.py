@@ -1,0 +1,145 @@
+"""One arm in a process of its own: `python arm.py ARM.json RESULT.json`. What goes wrong becomes a result too."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from arms import Arm, recipe
+
+
+def main() -> None:
+    """Run the arm of the first file, write its result to the second."""
+    plain = json.loads(Path(sys.argv[1]).read_text())
+    limit = plain.pop("memory_limit")
+    arm = Arm(**plain)
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        _limit(limit)
+        result = {"status": "ok", **_summary(arm, _run(arm, folder))}
+    except Exception as error:  # whatever it was, the other rows of the table are still wanted
+        traceback.print_exc()
+        result = {"status": "out of memory" if _no_memory(error) else f"failed: {_line(error)}"}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    Path(sys.argv[2]).write_text(json.dumps(result))
+
+
+def _run(arm: Arm, folder: Path) -> dict[str, Any]:
+    if arm.how == "plain":
+        return _plain(arm)
+    if arm.how == "engine":
+        import engines
+
+        return engines.run(arm, folder)
+    return _whole_run(arm, folder)
+
+
+def _plain(arm: Arm) -> dict[str, Any]:
+    started = time.monotonic()
+    import plain
+    import torch
+
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if arm.shape == "tiny" and not arm.name.startswith("gpu-like"):
+        from diffusers import StableDiffusionXLPipeline
+
+        from sdxl_ray.tiny import build
+
+        pipe = StableDiffusionXLPipeline.from_pretrained(build.folder())
+    else:
+        from randomparts import random_pipeline
+
+        pipe = random_pipeline(arm.shape, device, plain.WIDTHS[arm.precision])
+    found = plain.train(arm, pipe, _folder(arm.pictures))
+    # The same measure as ours: of this process, until the last step.
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found["peak_bytes"] = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident
+    found["finite"] = all(bool(p.isfinite().all()) for p in pipe.unet.parameters() if p.requires_grad)
+    found["start_s"] = time.monotonic() - started - sum(found["seconds"])
+    return found
+
+
+def _folder(pictures: str) -> Path:
+    if not pictures.startswith("subject:"):
+        return Path(pictures)
+    import sdxl_ray
+
+    return Path(sdxl_ray.__file__).parent / "tiny" / "subjects" / pictures.removeprefix("subject:")
+
+
+def _whole_run(arm: Arm, folder: Path) -> dict[str, Any]:
+    """`launch`, as the command line does it; what is timed comes from the run's own records."""
+    started = time.monotonic()
+    from sdxl_ray import records
+    from sdxl_ray.distributed.train import launch
+
+    result = launch(recipe(arm), storage=folder, name="run")
+    wall_s = time.monotonic() - started
+    steps = records.read(result.folder / "records", "steps").to_pylist()
+    return {
+        "seconds": [row["seconds"] for row in steps],
+        "losses": [row["loss"] for row in steps],
+        "finite": True,  # the loop raises at the first loss that is not
+        "peak_bytes": steps[-1]["peak_bytes"],
+        "trainable": result.summary["trainable"],
+        "start_s": wall_s - result.summary["train_s"],
+        "device": "cpu" if _cpu_only() else "cuda:0",
+    }
+
+
+def _cpu_only() -> bool:
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def _summary(arm: Arm, found: dict[str, Any]) -> dict[str, Any]:
+    seconds = found.pop("seconds")[arm.warmup :]
+    losses = found.pop("losses")
+    name = found.pop("device")
+    if name.startswith("cuda"):
+        import torch
+
+        name = torch.cuda.get_device_name(0)
+    finite = found["finite"] and all(math.isfinite(loss) for loss in losses)
+    median = statistics.median(seconds)
+    return {**found, "finite": finite, "device": name, "step_s": median, "samples_per_s": arm.batch / median}
+
+
+def _limit(limit: int | None) -> None:
+    """Give this process less memory than the machine has, as if it were a smaller one."""
+    if limit is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / torch.cuda.get_device_properties(0).total_memory))
+    else:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _no_memory(error: BaseException) -> bool:
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+    kinds = MemoryError | OSError | RuntimeError  # torch.OutOfMemoryError is a RuntimeError
+    return isinstance(error, MemoryError) or (
+        isinstance(error, kinds) and any(word in str(error).lower() for word in words)
+    )
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160] if lines else ''}"
+
+
+if __name__ == "__main__":
+    main()

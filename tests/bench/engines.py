@@ -1,0 +1,156 @@
+"""An engine of ours under the real training loop, without a run folder: random weights, filled caches, no checkpoints.
+
+Everything between the parts and the loop is put together as a run does it; what a run writes is left out, since full
+SDXL state is tens of gigabytes for every row of a table.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from arms import Arm, recipe
+from plain import WIDTHS
+from randomparts import random_pipeline
+
+from sdxl_ray.config import Recipe
+from sdxl_ray.core.cache import TensorCache, namespace
+from sdxl_ray.core.denoiser import Denoiser
+from sdxl_ray.core.diffusion import Diffusion
+from sdxl_ray.core.encode import LatentSource, TextSource
+from sdxl_ray.core.engine import Engine, LocalEngine
+from sdxl_ray.core.loop import Training, accumulation_of, peak_bytes, train
+from sdxl_ray.core.parts import Parts
+from sdxl_ray.core.runfolder import scan_pictures
+from sdxl_ray.core.sampler import Sampler
+from sdxl_ray.core.tuning import TUNINGS, Trainable
+
+
+class NoCheckpoints:
+    """A store that keeps nothing."""
+
+    def save(self, step: int, meta: dict[str, Any], write: Callable[[Path], None]) -> None:
+        """Nothing is kept."""
+
+
+def run(arm: Arm, folder: Path) -> dict[str, Any]:
+    """Train `arm`; seconds, loss and finiteness, peak bytes and trained scalars."""
+    started = time.monotonic()
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    settings, width = recipe(arm), WIDTHS[arm.precision]
+    pipe = random_pipeline(arm.shape, device, width)
+    sampler = Sampler(
+        scan_pictures(settings).train,
+        (),
+        settings.data,
+        resolution=settings.data.resolution or 0,
+        batch_size=arm.batch,
+        seed=settings.seed,
+    )
+    parts = _parts(settings, pipe, sampler, folder)
+    denoiser = Denoiser(pipe.unet)
+    del pipe
+    gc.collect()
+    trainable = TUNINGS[type(settings.tuning)].prepare(denoiser, settings.tuning, settings.seed)
+    if arm.checkpointing:
+        denoiser.unet.enable_gradient_checkpointing()
+    if arm.compiled:
+        denoiser.unet.compile_repeated_blocks()
+    engine = _engine(settings, denoiser, trainable, device, width, folder)
+    count = trainable.count
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    rows: list[dict[str, Any]] = []
+    training = Training(
+        settings,
+        engine,
+        parts,
+        sampler,
+        held_out=(),
+        store=NoCheckpoints(),  # type: ignore[arg-type]  # the one method that the loop calls
+        report=lambda row: rows.append(row) if row["kind"] == "step" else None,
+        look=lambda step: None,
+    )
+    began = time.monotonic()
+    train(training)
+    return {
+        "seconds": [row["seconds"] for row in rows],
+        "losses": [row["loss"] for row in rows],
+        "finite": all(bool(engine.local(p).isfinite().all()) for _, p in trainable.named),
+        "peak_bytes": peak_bytes(device),
+        "trainable": count,
+        "start_s": began - started,
+        "device": str(device),
+    }
+
+
+def _parts(settings: Recipe, pipe: Any, sampler: Sampler, folder: Path) -> Parts:
+    """Parts whose caches are full; the VAE and the text encoders are not needed after that."""
+    pictures = scan_pictures(settings).train
+    kind = {"base": "random", "code": 0}
+    cache, one, two = (TensorCache(folder, namespace(name, **kind)) for name in ("latents", "text1", "text2"))
+    latents = LatentSource(pipe.vae, lambda view: pictures.read(view.picture), cache)
+    text = (
+        TextSource(pipe.tokenizer, pipe.text_encoder, False, one),
+        TextSource(pipe.tokenizer_2, pipe.text_encoder_2, True, two),
+    )
+    for view in sampler.views():
+        latents.fill([view])
+    for source in text:
+        source.fill(sampler.captions())
+    # The sources that stay behind read their caches only, and hold no model.
+    return Parts(
+        recipe=settings,
+        diffusion=Diffusion.of(pipe.scheduler.config, settings.objective),
+        vae_config=pipe.vae.config,
+        tokenizers=(pipe.tokenizer, pipe.tokenizer_2),
+        latents=LatentSource(None, lambda view: pictures.read(view.picture), cache),
+        text=(TextSource(None, None, False, one), TextSource(None, None, True, two)),
+        zero_empty_prompt=True,
+    )
+
+
+def _engine(
+    settings: Recipe, denoiser: Denoiser, trainable: Trainable, device: torch.device, width: torch.dtype, folder: Path
+) -> Engine:
+    accumulation = accumulation_of(settings, settings.optim.batch_size, 1)
+    if settings.parallel.engine == "local":
+        return LocalEngine(
+            denoiser, trainable, settings.optim, accumulation=accumulation, device=device, precision=width
+        )
+    _join(device, folder)
+    from sdxl_ray.distributed.group import TorchGroup
+    from sdxl_ray.distributed.zero import ZeroEngine
+
+    return ZeroEngine(
+        denoiser,
+        trainable,
+        settings.optim,
+        settings.parallel,
+        micro_batch=-(-settings.optim.batch_size // accumulation),
+        accumulation=accumulation,
+        device=device,
+        precision=width,
+        group=TorchGroup(),
+    )
+
+
+def _join(device: torch.device, folder: Path) -> None:
+    """A group of one process, as Ray Train would set it up: no Ray is needed where there is one GPU."""
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ["PATH"] = (
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja, for DeepSpeed
+    )
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=0, world_size=1, init_method=f"file://{folder / 'group'}")
