@@ -1,9 +1,9 @@
 """Experiment: arms that are trained under equal conditions, from `sdxl_ray/recipes/experiments/*.yaml` or a file.
 
-    description: what is compared
-    settings: {data.images: photos/dog, …}            # dotted settings of every arm
-    arms:
-      lora: {recipe: lora, settings: {tuning.rank: 8}}
+description: what is compared
+settings: {data.images: photos/dog, …}            # dotted settings of every arm
+arms:
+  lora: {recipe: lora, settings: {tuning.rank: 8}}
 """
 
 from __future__ import annotations

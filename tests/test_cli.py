@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Cli, Here
 from PIL import Image
 
 from sdxl_ray import __version__
@@ -21,6 +22,10 @@ from sdxl_ray.config import Recipe, load, names, override
 from sdxl_ray.distributed.doctor import FLOORS, container_memory_bytes, examine, packages, ray_authentication
 from sdxl_ray.errors import RunError
 from sdxl_ray.records import read
+
+#: The fixtures of conftest.py: a child process, and `here(*words)` -> exit code, stdout, stderr.
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+Here = Callable[..., tuple[object, str, str]]
 
 
 def test_help_names_every_command(cli: Cli) -> None:

@@ -27,7 +27,7 @@ def run(
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: auto or host:port")] = None,
     json: AsJson = False,
 ) -> None:
-    """Train the arms of an experiment and compare them; an interrupted comparison goes on."""
+    """Train the arms of an experiment and compare them side by side."""
     from sdxl_ray.config import parse_assignments
     from sdxl_ray.experiment import load_experiment
 

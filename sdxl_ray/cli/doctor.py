@@ -23,7 +23,7 @@ def run(
 
     findings = examine(storage)
     if json:
-        print_json(summary(findings))
+        print_json(summary(findings) | {"can_train": _what_fits()})
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
@@ -31,5 +31,25 @@ def run(
             typer.echo(f"{state:<6}  {finding.name:<{width}}  {finding.value}")
             if finding.fix:
                 typer.echo(f"{'':<6}  {'':<{width}}  -> {finding.fix}")
+        typer.echo("\n" + "\n".join(_what_fits()))
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
+
+
+def _what_fits() -> list[str]:
+    """One line per shipped recipe: whether one worker on this machine can train it, or what it lacks."""
+    from sdxl_ray import config
+    from sdxl_ray.cli.devices import cpu_here, gpu_here
+    from sdxl_ray.plan import DoesNotFit, Plan
+
+    lines = []
+    gpu = gpu_here()
+    for name in config.names():
+        recipe = config.override(config.load(name), {"parallel.workers": 1})
+        device = gpu or cpu_here(recipe)
+        try:
+            Plan.of(recipe, device).check()
+            lines.append(f"can train    {name} (one worker on {device.name})")
+        except DoesNotFit as error:
+            lines.append(f"cannot train {name}: {error}")
+    return lines

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written beside, hashed, named in a manifest, then renamed. Nothing under a final name is partial.
+"""Checkpoints of a run: written beside, hashed, listed, then renamed. Nothing partial has a final name.
 
 A checkpoint folder `step-0000100` holds one safetensors file per worker (each holds *full* tensors of a share of the
 parameters, so any number of workers and any ZeRO stage can read it), one small file per worker with counters, and

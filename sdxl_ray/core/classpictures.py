@@ -1,4 +1,4 @@
-"""Class (prior) pictures: drawn by the base on all ranks at once, kept, and used again by any run that asks for the same.
+"""Class (prior) pictures: drawn by the base on all ranks at once, kept, and used again by any run that asks for them.
 
 The folder's name is a hash of what decides the pictures (base, prompt, settings, size); picture i has its own seed. So
 raising `data.prior.count` draws only the missing ones, and an interrupted run goes on where it was.
@@ -42,7 +42,7 @@ def class_pictures(
     home = folder / kind
     home.mkdir(parents=True, exist_ok=True)
     wanted = max(0, prior.count - given)
-    # Batches have a fixed make-up whatever is missing and whoever draws: a picture's last bit depends on its neighbours.
+    # Batches have a fixed make-up whatever is missing: a picture's last bit depends on those drawn beside it.
     starts = [s for s in range(0, wanted, prior.batch_size) if not all(p.exists() for p in _batch(home, s, data))]
     mine = share(group.gather(starts)[0], group)
     pipeline = components.pipeline()

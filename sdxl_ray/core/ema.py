@@ -26,8 +26,9 @@ class Ema:
     def update(self, step: int) -> None:
         """After step `step` (1-based)."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        weights = [self._engine.local(p).float() for p in self._parameters]
-        torch._foreach_lerp_(self.averages, weights, 1 - decay)
+        # One by one: an fp32 copy of every weight at once would be the peak of a full run's memory.
+        for average, p in zip(self.averages, self._parameters, strict=True):
+            average.lerp_(self._engine.local(p).float(), 1 - decay)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

@@ -1,13 +1,13 @@
 """What frozen parts say about pictures and captions: VAE posteriors and text states, from a cache or computed live.
 
-The cache holds the posterior's mean and deviation, not a sample of it: every step draws its own latent, as an uncached run
-does, and both give the same numbers.
+The cache holds the posterior's mean and deviation, not a sample of it: every step draws its own latent, as an
+uncached run does, and both give the same numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,15 +34,16 @@ def pixels(image: Image.Image) -> Tensor:
 
 
 @torch.no_grad()
-def encode_pictures(vae: Any, pictures: Sequence[Image.Image], names: Sequence[str]) -> list[Row]:
+def encode_pictures(vae: Any, pictures: Iterable[Image.Image], names: Sequence[str]) -> list[Row]:
     """The VAE posterior of each picture: fp32 `{"mean": [C, h, w], "std": [C, h, w]}` on the CPU.
 
     Raises RunError, naming the picture, when the VAE overflows: SDXL's own does in fp16.
     """
     rows = []
-    batch_BCHW = torch.stack([pixels(p) for p in pictures]).to(vae.device, vae.dtype)
-    posterior = vae.encode(batch_BCHW).latent_dist
-    for name, mean, std in zip(names, posterior.mean.float().cpu(), posterior.std.float().cpu(), strict=True):
+    for name, picture in zip(names, pictures, strict=True):
+        # One at a time: a 1024 px picture already fills a GPU, and a row must not depend on what it was encoded with.
+        posterior = vae.encode(pixels(picture)[None].to(vae.device, vae.dtype)).latent_dist
+        mean, std = posterior.mean[0].float().cpu(), posterior.std[0].float().cpu()
         if not (mean.isfinite().all() and std.isfinite().all()):
             raise RunError(f"the VAE gives NaN for {name} in {vae.dtype}: set base.vae_precision=fp32")
         rows.append({"mean": mean.contiguous(), "std": std.contiguous()})
@@ -92,15 +93,8 @@ class LatentSource:
             self._cache.refresh()
 
     def _encode(self, views: Sequence[View]) -> list[Row]:
-        rows: dict[View, Row] = {}
-        by_size: dict[tuple[int, int], list[View]] = {}
-        for view in views:
-            by_size.setdefault(view.bucket, []).append(view)
-        for group in by_size.values():
-            pictures = [render(self._read(view), view) for view in group]
-            encoded = encode_pictures(self._vae, pictures, [view.picture.source for view in group])
-            rows |= dict(zip(group, encoded, strict=True))
-        return [rows[view] for view in views]
+        pictures = (render(self._read(view), view) for view in views)
+        return encode_pictures(self._vae, pictures, [view.picture.source for view in views])
 
 
 class TextSource:

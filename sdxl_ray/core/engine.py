@@ -168,8 +168,8 @@ class LocalEngine:
 def hold_masters(denoiser: Denoiser) -> None:
     """Make what trains fp32, for engines that step the weights themselves and compute under autocast.
 
-    A model that trains as a whole is converted as a whole: on a CPU, layers do not mix dtypes. Under adapters the frozen
-    base keeps its dtype.
+    A model that trains as a whole is converted as a whole: on a CPU, layers do not mix dtypes. Under adapters the
+    frozen base keeps its dtype.
     """
     for model in denoiser.children():
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -184,7 +184,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def optimizer_rest(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """AdamW: its step counter (the moments travel per parameter). Any other optimizer: its whole state, as it lies here."""
+    """AdamW: its step counter (the moments travel per parameter). Another: its whole state, as it lies here."""
     if not isinstance(optimizer, torch.optim.AdamW):
         return optimizer.state_dict()
     return {"step": max((float(state["step"]) for state in optimizer.state.values() if state), default=0.0)}

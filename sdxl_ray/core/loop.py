@@ -80,7 +80,7 @@ class Training:
 def cut(examples: Sequence[Example], world: int, rank: int, accumulation: int) -> list[list[Example]]:
     """This rank's chunks of a global batch, `accumulation` of them and all of one size on every rank.
 
-    Where the batch does not divide, chunks are filled with copies of weight 0, so any number of workers computes the same.
+    Where the batch does not divide, chunks are filled with copies of weight 0: any number of workers computes the same.
     """
     size = math.ceil(len(examples) / (world * accumulation))
     filled = list(examples)
@@ -147,7 +147,7 @@ def _step(run: Training, step: int, global_batch: int, micro_batches: list[Input
     while True:
         losses, moved = [], False
         for x in micro_batches:
-            # Dropout inside the model is the one ambient generator: set it by what is computed, not by what came before.
+            # Dropout is the one ambient generator: set it by what is computed, not by what came before.
             torch.manual_seed(generator(run.recipe.seed, "dropout", step, x.indices[0]).initial_seed())
             on_device = x.to(engine.device)
             loss_B = run.parts.losses(engine, on_device)

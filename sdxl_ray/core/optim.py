@@ -1,7 +1,7 @@
 """Optimizers by name, and learning rates as a function of the step.
 
-Every schedule of `diffusers.optimization` is a multiplier of the step, so nothing about it needs to be saved: a resumed run
-asks for the multiplier of its step.
+Every schedule of `diffusers.optimization` is a multiplier of the step, so nothing about it needs to be saved: a
+resumed run asks for the multiplier of its step.
 """
 
 from __future__ import annotations

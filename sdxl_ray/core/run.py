@@ -19,7 +19,7 @@ import torch
 
 from sdxl_ray.artifact import write_manifest
 from sdxl_ray.config import LoraTuning, Recipe
-from sdxl_ray.core.bases import Components, load_components, locate
+from sdxl_ray.core.bases import Components, load_components, locate, own_memory
 from sdxl_ray.core.cache import TensorCache, namespace
 from sdxl_ray.core.checkpoints import CheckpointStore, disk_problem
 from sdxl_ray.core.classpictures import class_pictures
@@ -41,8 +41,8 @@ from sdxl_ray.errors import RunError
 #: (denoiser, trainable, micro batch, accumulation) -> engine
 MakeEngine = Callable[[Denoiser, Trainable, int, int], Engine]
 
-#: Views encoded at once, and captions: small enough for a GPU's memory at 1024 px, large enough to keep it busy.
-_VIEWS_AT_ONCE = 4
+#: Views written into one cache file, and captions encoded at once.
+_VIEWS_AT_ONCE = 16
 _CAPTIONS_AT_ONCE = 32
 
 
@@ -73,6 +73,8 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
     """Collective. Train (or go on training) in `place.folder` and write the artifact; a summary of plain numbers."""
     started = time.monotonic()
     components = load_components(locate(recipe.base), recipe.base, dtype=place.precision, device="cpu")
+    if place.device.type == "cpu":
+        own_memory(components.unet, components.vae, *components.text_encoders)
     resolution = resolution_of(recipe, components.unet.config, components.vae.config)
     classes = _class_pictures(recipe, pictures, components, resolution, place)
     sampler = Sampler(
@@ -85,7 +87,7 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
     )
     held_out = validation_examples(pictures.held_out, recipe.data, resolution)
     parts = _parts(recipe, components, _reader(pictures, classes), place)
-    # Not before the class pictures: they are the untuned base's. From here on pictures are drawn as the model is trained.
+    # After the class pictures, which are the untuned base's: from here on the model draws as it is trained.
     components.scheduler.register_to_config(**scheduler_overrides(recipe.objective.model_dump()))
     _fill_caches(recipe, components, parts, sampler, held_out, place)
 
@@ -223,7 +225,9 @@ def _prepare_forward(recipe: Recipe, denoiser: Denoiser) -> None:
     if recipe.parallel.gradient_checkpointing:
         denoiser.unet.enable_gradient_checkpointing()
         for encoder in encoders:
-            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5 renames it; the old name only warns there.
+            enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
     if recipe.parallel.compile:
         denoiser.unet.compile_repeated_blocks()
 

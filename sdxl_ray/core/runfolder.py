@@ -1,4 +1,4 @@
-"""The folder of a run: which recipe and pictures made it, so that the same command goes on and another one is refused."""
+"""The folder of a run: which recipe and pictures made it. The same command goes on; another one is refused."""
 
 from __future__ import annotations
 
@@ -124,9 +124,7 @@ def _require_same(there: dict[str, Any], here: dict[str, Any], folder: Path) -> 
                 f"{new.get(path)!r} here): give another --name, or the old value"
             )
     if there["pictures"] != here["pictures"]:
-        raise UserError(
-            f"run folder {str(folder)!r} was made with other pictures or captions: give another --name, or put them back"
-        )
+        raise UserError(f"run folder {str(folder)!r} was made with other pictures or captions: give another --name")
 
 
 def _flat(plain: Any, path: str = "") -> dict[str, Any]:

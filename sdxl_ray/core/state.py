@@ -7,6 +7,7 @@ master weight, its moments, its average. Reading copies each rank's part out of 
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,12 @@ def _read_rest(engine: Engine, info: CheckpointInfo) -> dict[str, Any]:
     if path is None:
         raise RunError(f"checkpoint {str(info.folder)!r} does not name {name}: remove that folder and start again")
     # weights_only: tensors and plain numbers, no code; and the store has checked the file's hash.
-    rest: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        rest: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise RunError(
+            f"{str(path)!r} holds more than tensors and numbers: it was not written by this program"
+        ) from None
     if not same and "step" not in rest["optimizer"]:
         raise UserError(
             f"this optimizer's state was saved by {info.world} workers and cannot be cut for {engine.group.world}: "

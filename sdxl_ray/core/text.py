@@ -26,7 +26,7 @@ def token_ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
 
 
 def encode(encoder: Any, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Penultimate hidden states [B, L, C] and the encoder's first output (for encoder 2 the pooled projection [B, P])."""
+    """Penultimate hidden states [B, L, C] and the first output: for encoder 2 the pooled projection [B, P]."""
     out = encoder(ids_BL, output_hidden_states=True)
     return out.hidden_states[-2], out[0]
 

@@ -103,18 +103,18 @@ class Full:
         """A standalone diffusers folder that plain `StableDiffusionXLPipeline.from_pretrained` loads."""
         from transformers.utils import logging
 
-        # Masters may be fp32; what is kept is what the run computed with. diffusers warns about a cast to the same dtype.
+        # Masters may be fp32; what is kept is what the run computed with. diffusers' own `to` warns about every cast.
         cast = [m for m in (denoiser.unet, *(e for _, e in _text_encoders(denoiser))) if m.dtype != dtype]
         before = [m.dtype for m in cast]
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
             for module in cast:
-                module.to(dtype)
+                nn.Module.to(module, dtype)
             components.pipeline().save_pretrained(folder, safe_serialization=True)
         finally:
             for module, kept in zip(cast, before, strict=True):
-                module.to(kept)
+                nn.Module.to(module, kept)
             if bars:
                 logging.enable_progress_bar()
 
@@ -153,18 +153,17 @@ class Lora:
         for name, module in modules.items():
             state: dict[str, Tensor] = get_peft_model_state_dict(module)
             layers[f"{name}_lora_layers"] = {key: value.detach().to("cpu", dtype) for key, value in state.items()}
-            settings = module.peft_config["default"].to_dict()
-            # In order, so that equal weights make equal files: PEFT keeps its targets as a set.
-            layers[f"{name}_lora_adapter_metadata"] = {
-                key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()
-            }
+            layers[f"{name}_lora_adapter_metadata"] = module.peft_config["default"].to_dict()
         StableDiffusionXLPipeline.save_lora_weights(folder, safe_serialization=True, **layers)
 
     def _config(self, tuning: LoraTuning, names: list[str]) -> Any:
         from peft import LoraConfig
 
-        # With per-layer ranks and no alpha of their own, strength stays 1 where the recipe's alpha is the rank's.
-        own = {k: v for k, v in tuning.rank_pattern.items() if tuning.alpha is None and k not in tuning.alpha_pattern}
+        ranks = {k: v for k, v in tuning.rank_pattern.items() if _matches(k, names)}
+        alphas = {k: v for k, v in tuning.alpha_pattern.items() if _matches(k, names)}
+        if tuning.alpha is None:
+            # With per-layer ranks and no alpha of their own, strength stays 1 where the recipe's alpha is the rank's.
+            alphas |= {k: v for k, v in ranks.items() if k not in alphas}
         return LoraConfig(
             r=tuning.rank,
             lora_alpha=tuning.alpha if tuning.alpha is not None else tuning.rank,
@@ -172,9 +171,14 @@ class Lora:
             target_modules=names,
             use_rslora=tuning.rslora,
             use_dora=tuning.dora,
-            rank_pattern=dict(tuning.rank_pattern),
-            alpha_pattern={**tuning.alpha_pattern, **own},
+            rank_pattern=ranks,
+            alpha_pattern=alphas,
         )
+
+
+def _matches(pattern: str, names: list[str]) -> bool:
+    # The same rule that PEFT applies: the pattern must match a whole tail of the module's name.
+    return any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)
 
 
 def _require_patterns(tuning: LoraTuning, names: list[str]) -> None:
@@ -182,8 +186,7 @@ def _require_patterns(tuning: LoraTuning, names: list[str]) -> None:
     for path, patterns in (("rank_pattern", tuning.rank_pattern), ("alpha_pattern", tuning.alpha_pattern)):
         for pattern in patterns:
             try:
-                # The same rule that PEFT applies: the pattern must match a whole tail of the module's name.
-                matches = any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)
+                matches = _matches(pattern, names)
             except re.error as error:
                 raise UserError(f"tuning.{path} {pattern!r} is no regular expression: {error}") from None
             if not matches:

@@ -1,7 +1,7 @@
 """Compare: train the arms of an experiment one after another on one cluster, and lay the results side by side.
 
-Every arm is an ordinary run in `<storage>/<experiment>-<arm>`, so an interrupted comparison goes on where it was and an arm that
-is done is not trained again. The table and the grid are made from the runs' records and sample pictures alone.
+Every arm is an ordinary run in `<storage>/<experiment>-<arm>`, so an interrupted comparison goes on where it was and
+an arm that is done is not trained again. Table and grid are made from the runs' records and sample pictures alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,10 @@ def compare(
 
     Raises UserError before the first arm starts when any arm's input is wrong that can be known by then.
     """
-    most = max(r.parallel.workers[1] * r.resources.cpus_per_worker for r in recipes.values())
+    zero = [r for r in recipes.values() if r.parallel.engine == "zero"]
+    cpus = max((r.parallel.workers[1] * r.resources.cpus_per_worker for r in zero), default=0)
     results: dict[str, RunResult] = {}
-    with connected(address, most):
+    with connected(address, cpus) if zero else nullcontext():
         for arm, recipe in recipes.items():
             on_row({"kind": "note", "text": f"arm {arm} ({len(results) + 1} of {len(recipes)})"})
             results[arm] = launch(recipe, storage=storage, name=f"{name}-{arm}", address=address, on_row=on_row)

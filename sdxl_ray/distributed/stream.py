@@ -1,7 +1,7 @@
 """Large sets through Ray Data: pictures are read, checked and encoded block by block, on all nodes at once.
 
-What comes back to the driver is one small row per picture; pixels and latents never pass through it. The training loop then
-reads the cached latents by key, a row group at a time.
+What comes back to the driver is one small row per picture; pixels and latents never pass through it. The training
+loop then reads the cached latents by key, a row group at a time.
 """
 
 from __future__ import annotations

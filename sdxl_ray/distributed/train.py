@@ -104,7 +104,7 @@ def _fit(recipe: Recipe, run: RunFolder, gpus: int, on_row: OnRow) -> dict[str, 
             resources_per_worker={"CPU": recipe.resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
         ),
         run_config=RunConfig(
-            # A fresh name each time: what a run goes on from is its own checkpoint folder, not Ray's memory of a driver.
+            # A fresh name each time: a run goes on from its own checkpoints, not from Ray's memory of a driver.
             name=uuid.uuid4().hex[:12],
             storage_path=str(run.folder / "ray"),
             failure_config=FailureConfig(max_failures=recipe.resources.max_failures),

@@ -78,7 +78,7 @@ def train_worker(config: dict[str, Any]) -> None:
     except (RunError, UserError) as error:
         kind = "input" if isinstance(error, UserError) else "run"
         (run.folder / TOMBSTONE).write_text(json.dumps({"kind": kind, "error": str(error)}))
-        # When every rank has found the same, all end in peace; a rank that is alone must fall, or the others wait for it.
+        # When every rank has found the same, all end in peace; one that is alone must fall, or the others wait.
         try:
             dist.monitored_barrier(group._gloo, timeout=timedelta(seconds=10))
         except RuntimeError:

@@ -31,13 +31,25 @@ from sdxl_ray.core.group import Group
 from sdxl_ray.core.optim import build_optimizer
 from sdxl_ray.core.tuning import Trainable
 from sdxl_ray.errors import RunError
+from sdxl_ray.plan.memory import zero_settings
 
 
 def deepspeed_config(
-    parallel: Parallel, optim: Optim, *, micro_batch: int, accumulation: int, world: int, precision: torch.dtype
+    parallel: Parallel,
+    optim: Optim,
+    *,
+    trained: int,
+    micro_batch: int,
+    accumulation: int,
+    world: int,
+    precision: torch.dtype,
 ) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run (https://www.deepspeed.ai/docs/config-json)."""
+    """The DeepSpeed configuration of a run (https://www.deepspeed.ai/docs/config-json).
+
+    `trained` parameters size the communication buffers, as the plan counts them: the defaults take 1 GB for any LoRA.
+    """
     zero: dict[str, Any] = {"stage": parallel.zero_stage, "contiguous_gradients": True}
+    zero |= zero_settings(trained, parallel.zero_stage)
     if parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if parallel.offload_parameters:
@@ -87,7 +99,13 @@ class ZeroEngine:
         optimizer = build_optimizer(optim, trainable)
         self._base_lr = [group["lr"] for group in optimizer.param_groups]
         config = deepspeed_config(
-            parallel, optim, micro_batch=micro_batch, accumulation=accumulation, world=group.world, precision=precision
+            parallel,
+            optim,
+            trained=trainable.count,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            world=group.world,
+            precision=precision,
         )
         self._engine, _, _, _ = deepspeed.initialize(model=denoiser, optimizer=optimizer, config=config)
 

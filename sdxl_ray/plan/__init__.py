@@ -104,7 +104,7 @@ class Plan:
     def remedies(self) -> list[Remedy]:
         """Up to three sets of settings that fit, nearest first; empty when none does."""
         s = self.setting
-        return remedies(s.recipe, s.workers, self._needed, s.device.memory_bytes)
+        return remedies(s.recipe, s.workers, self._needed, s.device.memory_bytes, gpu=s.device.kind == "gpu")
 
     @cached_property
     def advice(self) -> Advice:

@@ -34,15 +34,16 @@ class Remedy:
 
 
 def remedies(
-    recipe: Recipe, workers: int, needed: Callable[[Recipe, int], int], limit: int, most: int = 3
+    recipe: Recipe, workers: int, needed: Callable[[Recipe, int], int], limit: int, *, gpu: bool, most: int = 3
 ) -> list[Remedy]:
     """Up to `most` sets of changes after which `needed(recipe, workers) <= limit`, the least costly first.
 
     A set that contains a smaller one that already fits is left out. Changing LoRA for full tuning or back is never
-    a small change: it is offered alone and only when nothing else fits.
+    a small change: it is offered alone and only when nothing else fits. Without a `gpu`, nothing that moves state off
+    it or needs its kernels is offered.
     """
     found: list[Remedy] = []
-    for chosen in _combinations(recipe, workers):
+    for chosen in _combinations(recipe, workers, gpu):
         changes = {path: value for edit in chosen for path, value in edit.changes.items()}
         if any(known.changes.items() <= changes.items() for known in found):
             continue
@@ -62,8 +63,8 @@ def remedies(
     return found
 
 
-def _combinations(recipe: Recipe, workers: int) -> list[tuple[Edit, ...]]:
-    choices = [list(axis) for axis in _axes(recipe, workers)]
+def _combinations(recipe: Recipe, workers: int, gpu: bool) -> list[tuple[Edit, ...]]:
+    choices = [list(axis) for axis in _axes(recipe, workers, gpu)]
     sets = itertools.product(*[[None, *axis] for axis in choices])
     chosen = [tuple(edit for edit in some if edit is not None) for some in sets]
     # Two settings to type are worse than one that costs a little more.
@@ -72,7 +73,7 @@ def _combinations(recipe: Recipe, workers: int) -> list[tuple[Edit, ...]]:
     )
 
 
-def _axes(recipe: Recipe, workers: int) -> list[list[Edit]]:
+def _axes(recipe: Recipe, workers: int, gpu: bool) -> list[list[Edit]]:
     """Edits by what they act on; at most one of each list is taken."""
     parallel, optim = recipe.parallel, recipe.optim
     axes: list[list[Edit]] = []
@@ -85,14 +86,14 @@ def _axes(recipe: Recipe, workers: int) -> list[list[Edit]]:
         stages: list[Edit] = []
         for stage in range(parallel.zero_stage + 1, 4):
             stages.append(Edit({"parallel.zero_stage": stage}, 0.1 if stage < 3 else 0.4))
-        if not parallel.offload_parameters:
+        if not parallel.offload_parameters and gpu:
             stages.append(Edit({"parallel.zero_stage": 3, "parallel.offload_parameters": True}, 2.0))
         axes.append(stages)
-        if not parallel.offload_optimizer:
+        if not parallel.offload_optimizer and gpu:
             axes.append([Edit({"parallel.offload_optimizer": True}, 0.9)])
         more = [n for n in (2, 4, 8) if n > workers]
         axes.append([Edit({"parallel.workers": n}, 0.35 * n / workers, workers=n) for n in more])
-    if optim.name in ("adamw", "prodigy"):
+    if optim.name in ("adamw", "prodigy") and gpu:
         axes.append([Edit({"optim.name": "adamw8bit"}, 0.5)])
     if optim.ema is not None:
         axes.append([Edit({"optim.ema": None}, 0.6)])

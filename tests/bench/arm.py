@@ -125,15 +125,15 @@ def _limit(limit: int | None) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / torch.cuda.get_device_properties(0).total_memory))
     else:
+        import randomparts  # noqa: F401  # libraries that find no memory while they load say so in many ways
+
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _no_memory(error: BaseException) -> bool:
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-    kinds = MemoryError | OSError | RuntimeError  # torch.OutOfMemoryError is a RuntimeError
-    return isinstance(error, MemoryError) or (
-        isinstance(error, kinds) and any(word in str(error).lower() for word in words)
-    )
+    # The last one is all that oneDNN, PyTorch's library for CPUs, says of an allocation that failed.
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "could not create a primitive")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def _line(error: BaseException) -> str:

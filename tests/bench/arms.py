@@ -31,7 +31,7 @@ _SDXL = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One row. how: `plain` (diffusers + PEFT + Accelerate), `run` (a whole run of ours), `engine` (ours, no run folder).
+    """One row. how: `plain` (diffusers + PEFT + Accelerate), `run` (a whole run of ours), `engine` (its loop alone).
 
     cached: latents and text states were computed before the first step. steps: timed ones and `warmup` before them.
     """
@@ -78,8 +78,8 @@ def embedded(batch: int, rank: int, precision: Precision) -> Iterator[Arm]:
             yield replace(same, name=f"{tuning}/plain{tail}", cached=cached)
             yield replace(same, name=f"{tuning}/local{tail}", how="run", cached=cached)
             for workers in (1, 2):
-                ray = {"how": "run", "engine": "zero", "workers": workers, "cached": cached}
-                yield replace(same, name=f"{tuning}/ray{workers}{tail}", **ray)
+                name = f"{tuning}/ray{workers}{tail}"
+                yield replace(same, name=name, how="run", engine="zero", workers=workers, cached=cached)
 
 
 def grid(shape: Shape, rank: int, precision: Precision) -> Iterator[Arm]:
@@ -95,9 +95,14 @@ def grid(shape: Shape, rank: int, precision: Precision) -> Iterator[Arm]:
                 for checkpointing in (False, True):
                     for compiled in (False, True):
                         words = [f"zero{stage}", *(["checkpointed"] * checkpointing), *(["compiled"] * compiled)]
-                        setting = {"engine": "zero", "stage": stage}
-                        setting |= {"checkpointing": checkpointing, "compiled": compiled}
-                        yield replace(ours, name="/".join([home, "-".join(words)]), **setting)
+                        yield replace(
+                            ours,
+                            name=f"{home}/{'-'.join(words)}",
+                            engine="zero",
+                            stage=stage,
+                            checkpointing=checkpointing,
+                            compiled=compiled,
+                        )
 
 
 def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:

@@ -38,7 +38,7 @@ def run(arm: Arm, *, timeout_s: float, memory_limit: int | None = None, pin: boo
             try:
                 child.wait(timeout_s)
             except subprocess.TimeoutExpired:
-                return {"status": f"timeout after {timeout_s:.0f} s"}
+                return {"status": f"timeout after {timeout_s:g} s"}
             finally:
                 _end(child)
         if result.is_file():
@@ -54,7 +54,7 @@ def run(arm: Arm, *, timeout_s: float, memory_limit: int | None = None, pin: boo
 
 def _environment() -> dict[str, str]:
     # One thread a process, so that one and two workers, and the plain loop, have the same each.
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     return {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -44,8 +44,8 @@ def run(arm: Arm, folder: Path) -> dict[str, Any]:
     """Train `arm`; seconds, loss and finiteness, peak bytes and trained scalars."""
     started = time.monotonic()
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    settings, width = recipe(arm), WIDTHS[arm.precision]
-    pipe = random_pipeline(arm.shape, device, width)
+    settings = recipe(arm)
+    pipe = random_pipeline(arm.shape, device, WIDTHS[arm.precision])
     sampler = Sampler(
         scan_pictures(settings).train,
         (),
@@ -63,7 +63,7 @@ def run(arm: Arm, folder: Path) -> dict[str, Any]:
         denoiser.unet.enable_gradient_checkpointing()
     if arm.compiled:
         denoiser.unet.compile_repeated_blocks()
-    engine = _engine(settings, denoiser, trainable, device, width, folder)
+    engine = _engine(settings, denoiser, trainable, device, folder)
     count = trainable.count
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -118,14 +118,12 @@ def _parts(settings: Recipe, pipe: Any, sampler: Sampler, folder: Path) -> Parts
     )
 
 
-def _engine(
-    settings: Recipe, denoiser: Denoiser, trainable: Trainable, device: torch.device, width: torch.dtype, folder: Path
-) -> Engine:
+def _engine(settings: Recipe, denoiser: Denoiser, trainable: Trainable, device: torch.device, folder: Path) -> Engine:
+    width = WIDTHS[settings.parallel.precision]
     accumulation = accumulation_of(settings, settings.optim.batch_size, 1)
-    if settings.parallel.engine == "local":
-        return LocalEngine(
-            denoiser, trainable, settings.optim, accumulation=accumulation, device=device, precision=width
-        )
+    optim, parallel = settings.optim, settings.parallel
+    if parallel.engine == "local":
+        return LocalEngine(denoiser, trainable, optim, accumulation=accumulation, device=device, precision=width)
     _join(device, folder)
     from sdxl_ray.distributed.group import TorchGroup
     from sdxl_ray.distributed.zero import ZeroEngine
@@ -133,9 +131,9 @@ def _engine(
     return ZeroEngine(
         denoiser,
         trainable,
-        settings.optim,
-        settings.parallel,
-        micro_batch=-(-settings.optim.batch_size // accumulation),
+        optim,
+        parallel,
+        micro_batch=-(-optim.batch_size // accumulation),
         accumulation=accumulation,
         device=device,
         precision=width,

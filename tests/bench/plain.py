@@ -8,7 +8,6 @@ encoders, adds noise, predicts it, and takes a clipped AdamW step; its loss is r
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset
 
 WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,42 +83,38 @@ def train(arm: Arm, pipe: StableDiffusionXLPipeline, folder: Path) -> dict[str, 
     unet, optimizer, loader, schedule = accelerator.prepare(unet, optimizer, loader, schedule)
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     seconds, losses = [], []
     started = time.perf_counter()
-    for loss in _steps(accelerator, pipe, unet, optimizer, loader, schedule, trained):
-        losses.append(loss)
-        seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
-    return {"seconds": seconds, "losses": losses, "trainable": count, "device": str(accelerator.device)}
-
-
-def _steps(
-    accelerator: Any, pipe: Any, unet: Any, optimizer: Any, loader: Any, schedule: Any, trained: list[Any]
-) -> Iterator[float]:
-    noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    steps = noise_scheduler.config.num_train_timesteps
     for batch in loader:
         with accelerator.accumulate(unet):
-            latents_BCHW = _latents(pipe, batch)
-            noise_BCHW = torch.randn_like(latents_BCHW)
-            t_B = torch.randint(0, steps, (len(latents_BCHW),), device=latents_BCHW.device)
-            noisy_BCHW = noise_scheduler.add_noise(latents_BCHW, noise_BCHW, t_B)
-            states_BLC, pooled_BP = _states(pipe, batch)
-            prediction_BCHW = unet(
-                noisy_BCHW.to(pipe.text_encoder.dtype),
-                t_B,
-                encoder_hidden_states=states_BLC,
-                added_cond_kwargs={"text_embeds": pooled_BP, "time_ids": batch["time_ids"]},
-                return_dict=False,
-            )[0]
-            loss = F.mse_loss(prediction_BCHW.float(), noise_BCHW.float())
+            loss = _loss(pipe, unet, noise_scheduler, batch)
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        yield loss.detach().item()
+        losses.append(loss.detach().item())
+        seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    return {"seconds": seconds, "losses": losses, "trainable": count, "device": str(accelerator.device)}
+
+
+def _loss(pipe: Any, unet: Any, noise_scheduler: Any, batch: dict[str, Any]) -> Tensor:
+    latents_BCHW = _latents(pipe, batch)
+    noise_BCHW = torch.randn_like(latents_BCHW)
+    steps = noise_scheduler.config.num_train_timesteps
+    t_B = torch.randint(0, steps, (len(latents_BCHW),), device=latents_BCHW.device)
+    states_BLC, pooled_BP = _states(pipe, batch)
+    prediction_BCHW = unet(
+        noise_scheduler.add_noise(latents_BCHW, noise_BCHW, t_B).to(states_BLC.dtype),
+        t_B,
+        encoder_hidden_states=states_BLC,
+        added_cond_kwargs={"text_embeds": pooled_BP, "time_ids": batch["time_ids"]},
+        return_dict=False,
+    )[0]
+    return mse_loss(prediction_BCHW.float(), noise_BCHW.float())
 
 
 def _latents(pipe: Any, batch: dict[str, Any]) -> Tensor:

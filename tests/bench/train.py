@@ -127,10 +127,9 @@ def _notes(arms: list[Arm], on: Device, options: argparse.Namespace) -> list[str
     timed = f"medians of {options.steps} steps after {arms[0].warmup}, {arms[0].precision}, LoRA rank {options.rank}"
     notes = [f"{timed}, one thread a process{', pinned to one core each' if options.pin else ''}."]
     if any(arm.how == "run" for arm in arms):
-        notes.append(
-            f"Batch {options.batch} in all. 'x plain' is against the plain loop without caches. Start-up is all that is not a step: "
-            "imports, Ray, loading, caches, samples, the artifact. Peak memory: of the fullest process that trains, resident."
-        )
+        notes.append(f"Batch {options.batch} in all. 'x plain': against the plain loop without caches, same run.")
+        notes.append("Start-up: all that is not a step (imports, Ray, loading, caches, samples, the artifact).")
+        notes.append("Peak memory: resident, of the fullest process that trains, up to the last step.")
     if any(arm.name.startswith(GRID) for arm in arms):
         census = Plan.of(recipe(arms[0]), on).setting
         forward = census.census.flop["unet"].at(census.latent_pixels) / 1e12

@@ -1,0 +1,108 @@
+"""One run, however it is cut: workers, accumulation and ZeRO stages change where it is computed, not what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdxl_ray.config import Recipe
+from sdxl_ray.core.local import run_local
+from sdxl_ray.core.runfolder import RunFolder, open_run, scan_pictures
+from sdxl_ray.records import read
+from tests.distributed.conftest import examples, final_state, losses, quick
+
+pytestmark = pytest.mark.slow
+
+#: ZeRO-3 gathers every layer over gloo, so it gets fewer steps.
+_STEPS = {0: 20, 1: 20, 2: 20, 3: 8}
+
+
+def _cut(recipe: str, stage: int, **changes: Any) -> Recipe:
+    # A constant rate: runs of other lengths must not differ in their schedule.
+    settings = {"optim__schedule": "constant_with_warmup", "optim__steps": _STEPS[stage], "parallel__workers": 2}
+    return quick(recipe, parallel__zero_stage=stage, **settings, **changes)
+
+
+#: Two workers; the reference of each is one process with the whole batch at once.
+CUTS = {
+    **{f"lora-zero{stage}": _cut("tiny_lora", stage) for stage in (0, 1, 2, 3)},
+    **{f"dreambooth-zero{stage}": _cut("tiny_dreambooth", stage) for stage in (0, 1, 2, 3)},
+    "lora-accumulated": _cut("tiny_lora", 2, parallel__micro_batch=1),
+    "dreambooth-accumulated-checkpointed": _cut(
+        "tiny_dreambooth", 2, parallel__micro_batch=2, parallel__gradient_checkpointing=True
+    ),
+    "dreambooth-text-offloaded": _cut(
+        "tiny_dreambooth", 2, tuning__text_encoders=[1, 2], optim__ema=0.9, parallel__offload_optimizer=True
+    ),
+    "dreambooth-text-zero3": _cut("tiny_dreambooth", 3, tuning__text_encoders=[1, 2], optim__ema=0.9),
+}
+
+
+def _many_runs(config: dict[str, Any]) -> None:
+    """A Ray Train worker that trains one recipe after another: the workers' start is paid once."""
+    from sdxl_ray.distributed.worker import train_worker
+
+    for one in config["runs"]:
+        train_worker({**one, "mailbox": config["mailbox"]})
+
+
+@pytest.fixture(scope="module")
+def runs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    """Every cut of the table, trained by one worker group of two."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from sdxl_ray.distributed.mailbox import Mailbox
+
+    storage = tmp_path_factory.mktemp("cuts")
+    folders = {name: open_run(recipe, storage, name, scan_pictures(recipe)) for name, recipe in CUTS.items()}
+    plain = [
+        {"recipe": CUTS[name].model_dump(mode="json"), "folder": str(run.folder), "cache": str(run.cache)}
+        for name, run in folders.items()
+    ]
+    TorchTrainer(
+        _many_runs,
+        train_loop_config={"runs": plain, "mailbox": Mailbox.remote()},  # type: ignore[attr-defined]
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(name="cuts", storage_path=str(storage / "ray")),
+    ).fit()
+    return folders
+
+
+def _alone(recipe: Recipe, storage: Path) -> RunFolder:
+    one = recipe.model_copy(
+        update={"parallel": recipe.parallel.model_copy(update={"engine": "local", "workers": (1, 1)})}
+    )
+    run = open_run(one, storage, "alone", scan_pictures(one))
+    run_local(one, run, lambda row: None)
+    return run
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_two_workers_compute_what_one_process_does(name: str, runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    whole = CUTS[name].parallel.model_copy(update={"micro_batch": None, "offload_optimizer": False})
+    alone = _alone(CUTS[name].model_copy(update={"parallel": whole}), tmp_path)
+    ours, theirs = (read(run.folder / "records", "steps")["loss"].to_pylist() for run in (alone, runs[name]))
+    assert len(theirs) == CUTS[name].optim.steps
+    assert theirs == pytest.approx(ours, rel=1e-4)
+    assert examples(runs[name].folder) == examples(alone.folder)
+    here, there = (read(run.folder / "records", "validation")["loss"].to_pylist() for run in (alone, runs[name]))
+    assert there == pytest.approx(here, rel=1e-3)
+    assert final_state(runs[name].folder).keys() == final_state(alone.folder).keys()
+
+
+def test_zero_stages_agree_with_each_other(runs: dict[str, RunFolder]) -> None:
+    for method in ("lora", "dreambooth"):
+        first = [float.fromhex(x) for x in losses(runs[f"{method}-zero0"].folder)[:8]]
+        for stage in (1, 2, 3):
+            other = [float.fromhex(x) for x in losses(runs[f"{method}-zero{stage}"].folder)[:8]]
+            assert other == pytest.approx(first, rel=1e-4), f"{method} ZeRO-{stage}"
+
+
+def test_a_finished_run_is_not_trained_again(runs: dict[str, RunFolder]) -> None:
+    summary = runs["lora-zero2"].summary()
+    assert summary is not None
+    assert summary["steps"] == 20

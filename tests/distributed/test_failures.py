@@ -1,0 +1,35 @@
+"""Runs that cannot go on: they end with one line and leave what was good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdxl_ray.distributed.train import launch
+from sdxl_ray.errors import RunError, UserError
+from tests.conftest import Cli
+from tests.distributed.conftest import quick
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_pictures(ray_cluster: None, tmp_path: Path) -> None:
+    """Workers end together and are not started again: the same numbers would come."""
+    recipe = quick("tiny_lora", parallel__workers=2, optim__lr=1e30, optim__clip=None, optim__schedule="constant")
+    with pytest.raises(RunError, match=r"the loss is not finite at step \d+ for .*robot.*png"):
+        launch(recipe, storage=tmp_path, name="run")
+    assert not (tmp_path / "run" / "artifact").exists()
+
+
+def test_more_gpus_than_there_are_is_refused(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="this cluster has no GPU"):
+        launch(quick("tiny_lora", resources__gpus_per_worker=1), storage=tmp_path, name="run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_cluster_at_an_address_is_one_line(cli: Cli) -> None:
+    words = ["data.images=subject:robot", "data.subject=sks robot", "--address", "127.0.0.1:1"]
+    ended = cli("train", "tiny_lora", *words)
+    assert ended.returncode == 2
+    assert "error: no Ray cluster at '127.0.0.1:1'" in ended.stderr
