@@ -187,6 +187,8 @@ class Optim(Section):
     def _consistent(self) -> Optim:
         if (self.schedule == "piecewise_constant") != (self.step_rules is not None):
             raise ValueError("schedule piecewise_constant and step_rules go together: set both or neither")
+        if self.name == "adafactor" and (self.betas, self.eps) != ((0.9, 0.999), 1e-8):
+            raise ValueError("adafactor has no betas and its own eps: leave betas and eps out, or use name adamw")
         if self.warmup_steps >= self.steps and self.warmup_steps > 0:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         return self

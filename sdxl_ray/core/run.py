@@ -72,6 +72,7 @@ class Pictures:
 def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, Any]:
     """Collective. Train (or go on training) in `place.folder` and write the artifact; a summary of plain numbers."""
     started = time.monotonic()
+    place.report({"kind": "phase", "name": f"loading the base {recipe.base.id}", "done": 0, "total": 0})
     components = load_components(locate(recipe.base), recipe.base, dtype=place.precision, device="cpu")
     if place.device.type == "cpu":
         own_memory(components.unet, components.vae, *components.text_encoders)

@@ -66,7 +66,10 @@ def _equal(base: torch.nn.Module, tuned: torch.nn.Module) -> bool:
         {"tuning.alpha": 2.0, "tuning.text_encoders": [1, 2], "tuning.rslora": True},
         {"tuning.dora": True, "tuning.text_encoders": [1]},
         {"tuning.rank_pattern": {"attn1.to_q": 6, "self_attn.v_proj": 2}, "tuning.text_encoders": [2]},
-        {"tuning.rank_pattern": {"attn1.to_q": 6}, "tuning.alpha_pattern": {"attn2.to_v": 9.0}},
+        pytest.param(
+            {"tuning.rank_pattern": {"attn1.to_q": 6}, "tuning.alpha_pattern": {"attn2.to_v": 9.0}},
+            marks=pytest.mark.slow,
+        ),
         {**V, "tuning.targets": ["to_q", "ff.net.2", "conv1"]},
     ],
     ids=["alpha", "rslora and text", "dora and text", "ranks", "alphas", "v and convolutions"],
@@ -129,7 +132,9 @@ def test_the_artifact_holds_the_average(train: Train, recipe: Recipe) -> None:
     assert (manifest.kind, manifest.step, manifest.base.id) == ("lora", 4, "tiny")
 
 
-@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "precision", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=["bf16", "fp16"]
+)
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_mixed_precision_trains_draws_and_exports(
     train: Train, recipe: Recipe, kind: str, precision: torch.dtype

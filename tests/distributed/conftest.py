@@ -23,6 +23,7 @@ QUICK: dict[str, Any] = {
     "optim.warmup_steps": 2,
     "checkpoint.every": 5,
     "evaluation.every": 0,
+    "evaluation.draws": 2,
     "evaluation.num_inference_steps": 2,
     "evaluation.prompts": ["a photo of sks robot"],
     "parallel.precision": "fp32",
