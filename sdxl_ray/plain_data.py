@@ -106,7 +106,7 @@ def assign(plain: dict[str, Any], path: str, value: Any) -> None:
         here = here[key]
     if not isinstance(here, dict):
         raise UserError(f"no setting {path!r}: {'.'.join(parents)} is a value, not a section")
-    if last == "kind" and here.get(last) != value:
+    if parents and last == "kind" and here.get(last) != value:
         here.clear()  # the settings of one kind mean nothing to another
     both = isinstance(here.get(last), dict) and isinstance(value, dict)
     here[last] = merge(here[last], value) if both else value

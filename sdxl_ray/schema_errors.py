@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,10 +25,14 @@ def first_problem(error: ValidationError, model: type[BaseModel], plain: Any) ->
 
 def _known_fields(parents: list[Any], model: type[BaseModel], plain: Any) -> list[str]:
     here: type[BaseModel] | None = model
+    entry = False  # the key is a name of the user's own, in a mapping of sections
     for key in parents:
         if here is None:
             return []
-        here = _section(here, str(key), plain)
+        if not entry:
+            field = here.model_fields.get(str(key))
+            here = _section(here, str(key), plain)
+        entry = not entry and field is not None and get_origin(field.annotation) is dict
         plain = plain.get(key) if isinstance(plain, Mapping) else None
     return list(here.model_fields) if here is not None else []
 

@@ -12,7 +12,7 @@ from sdxl_ray.cli.arguments import AsJson, BaseId, RecipeName, Settings, librari
 from sdxl_ray.cli.devices import Gpu, GpuMemory, cpu_here, gpu_here, named
 
 if TYPE_CHECKING:
-    from sdxl_ray.config import Recipe
+    from sdxl_ray.config import Base, Recipe
 
 EXAMPLES = (
     'sdxl-ray train tiny_lora data.images=photos/dog data.subject="sks dog"',
@@ -38,6 +38,7 @@ def run(
     """Train a recipe on Ray; after a kill, the same command goes on."""
     chosen = read_recipe(recipe, settings, base)
     chosen.require_complete()
+    _require_local_base(chosen.base)
     if plan_check:
         _check(chosen, gpu, gpu_memory, remote=address is not None)
 
@@ -55,6 +56,15 @@ def run(
     typer.echo(f"run       {result.folder}")
     typer.echo(f"artifact  {result.artifact}")
     typer.echo(f'next      sdxl-ray generate {result.artifact} "{chosen.data.instance_prompt or "a prompt"}"')
+
+
+def _require_local_base(base: Base) -> None:
+    """Refuse a file or folder that is no SDXL before its memory is planned; a hub id is looked up later."""
+    from sdxl_ray.core.basefiles import locate
+
+    path = Path(base.id)
+    if path.exists() or path.is_absolute() or path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors"):
+        locate(base)
 
 
 def _check(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remote: bool) -> None:

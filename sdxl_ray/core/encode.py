@@ -40,12 +40,13 @@ def encode_pictures(vae: Any, pictures: Iterable[Image.Image], names: Sequence[s
     Raises RunError, naming the picture, when the VAE overflows: SDXL's own does in fp16.
     """
     rows = []
+    device, dtype = vae.device, vae.dtype  # each access walks the modules
     for name, picture in zip(names, pictures, strict=True):
         # One at a time: a 1024 px picture already fills a GPU, and a row must not depend on what it was encoded with.
-        posterior = vae.encode(pixels(picture)[None].to(vae.device, vae.dtype)).latent_dist
+        posterior = vae.encode(pixels(picture)[None].to(device, dtype)).latent_dist
         mean, std = posterior.mean[0].float().cpu(), posterior.std[0].float().cpu()
         if not (mean.isfinite().all() and std.isfinite().all()):
-            raise RunError(f"the VAE gives NaN for {name} in {vae.dtype}: set base.vae_precision=fp32")
+            raise RunError(f"the VAE gives NaN for {name} in {dtype}: set base.vae_precision=fp32")
         rows.append({"mean": mean.contiguous(), "std": std.contiguous()})
     return rows
 
@@ -125,4 +126,7 @@ class TextSource:
             self._cache.refresh()
 
     def _encode(self, captions: Sequence[str]) -> list[Row]:
-        return encode_captions(self._tokenizer, self._encoder, captions, self._pooled)
+        different = list(dict.fromkeys(captions))  # a subject's pictures mostly share one prompt
+        rows = encode_captions(self._tokenizer, self._encoder, different, self._pooled)
+        of = dict(zip(different, rows, strict=True))
+        return [of[caption] for caption in captions]

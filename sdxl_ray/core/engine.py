@@ -18,7 +18,6 @@ from sdxl_ray.core.denoiser import Denoiser
 from sdxl_ray.core.group import Alone, Group
 from sdxl_ray.core.optim import build_optimizer
 from sdxl_ray.core.tuning import Trainable
-from sdxl_ray.errors import RunError
 
 State = dict[str, Tensor]
 
@@ -40,6 +39,9 @@ class Engine(Protocol):
 
     def step(self) -> bool:
         """Call after each backward; True when the weights moved (last micro-batch, no overflow)."""
+
+    def hopeless(self) -> bool:
+        """After a step that did not move: no lower loss scale can help it."""
 
     def set_lr(self, multiplier: float) -> None:
         """Scale each group's learning rate for the coming step."""
@@ -117,12 +119,10 @@ class LocalEngine:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        moved = self._scaler.get_scale() >= scale
-        if not moved and self._scaler.get_scale() < 1e-4:
-            raise RunError(
-                "fp16 loss scale fell to zero: every gradient overflows; use parallel.precision=bf16 or fp32"
-            )
-        return moved
+        return self._scaler.get_scale() >= scale
+
+    def hopeless(self) -> bool:
+        return self._scaler.get_scale() < 1e-4
 
     def set_lr(self, multiplier: float) -> None:
         for group, lr in zip(self._optimizer.param_groups, self._base_lr, strict=True):

@@ -157,6 +157,10 @@ def _step(run: Training, step: int, global_batch: int, micro_batches: list[Input
         # An fp16 overflow is tried again at a lower loss scale; a loss that is not finite will not get better by that.
         if moved or any(engine.group.gather(not all(bool(loss_B.isfinite().all()) for _, loss_B in losses))):
             return losses
+        if engine.hopeless():
+            raise RunError(
+                f"every gradient of step {step + 1} overflows: lower optim.lr, or use parallel.precision=bf16 or fp32"
+            )
 
 
 def _validate(run: Training, step: int, checkpointed: bool) -> None:

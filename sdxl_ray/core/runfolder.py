@@ -80,7 +80,7 @@ def open_run(recipe: Recipe, storage: Path, name: str | None, pictures: Pictures
     mine = {"format": 1, "recipe": recipe.model_dump(mode="json"), "pictures": _fingerprint(pictures)}
     try:
         if (folder / "run.json").is_file():
-            _require_same(json.loads((folder / "run.json").read_text()), mine, folder)
+            _require_same(_made_by(folder), mine, folder)
             return run
         if folder.is_dir() and not _is_unfinished(folder):
             raise UserError(f"{str(folder)!r} is not empty and not a run folder: give another --name")
@@ -112,6 +112,15 @@ def _is_unfinished(folder: Path) -> bool:
 def _fingerprint(pictures: Pictures) -> str:
     rows = [sorted((p.key, p.caption) for p in getattr(pictures, name)) for name in _SETS]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _made_by(folder: Path) -> dict[str, Any]:
+    """What made a run folder. Raises UserError when its run.json says nothing that can be read."""
+    try:
+        plain = json.loads((folder / "run.json").read_text())
+        return {"recipe": dict(plain["recipe"]), "pictures": str(plain["pictures"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{str(folder / 'run.json')!r} is damaged ({error}): give another --name") from None
 
 
 def _require_same(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:

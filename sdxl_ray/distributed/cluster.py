@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,7 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
     found = address or os.environ.get("RAY_ADDRESS")
     try:
         if found:
+            _require_answer(found)
             ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
@@ -34,7 +36,7 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = f"at {found!r}" if found else "on this machine"
         raise UserError(
@@ -44,6 +46,13 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise OSError when nothing listens at host:port; Ray itself would go on trying for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def gpus_per_worker(recipe: Recipe) -> int:

@@ -30,7 +30,6 @@ from sdxl_ray.core.engine import MOMENTS, State, hold_masters, load_optimizer_re
 from sdxl_ray.core.group import Group
 from sdxl_ray.core.optim import build_optimizer
 from sdxl_ray.core.tuning import Trainable
-from sdxl_ray.errors import RunError
 from sdxl_ray.plan.memory import zero_settings
 
 
@@ -131,9 +130,11 @@ class ZeroEngine:
         moved = bool(self._engine.was_step_applied())
         if moved and not self._linked:
             self._link_moments()
-        if not moved and self._loss_scale() <= 1:
-            raise RunError("fp16 loss scale fell to 1: every gradient overflows; use parallel.precision=bf16 or fp32")
         return moved
+
+    def hopeless(self) -> bool:
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        return not getattr(scaler, "dynamic", False) or float(scaler.cur_scale) <= 1
 
     def set_lr(self, multiplier: float) -> None:
         for group, lr in zip(self._engine.optimizer.param_groups, self._base_lr, strict=True):
@@ -242,10 +243,6 @@ class ZeroEngine:
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
         self._linked = True
-
-    def _loss_scale(self) -> float:
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        return float(scaler.cur_scale) if scaler is not None else float("inf")
 
     def _scaler(self) -> dict[str, Any]:
         """The counters of a dynamic loss scaler; empty for fp32 and bf16."""

@@ -32,8 +32,8 @@ CAPTION_BATCH = 32
 CONTEXT_BYTES = round(1.0 * GIB)
 #: An estimate: share of the peak that the caching allocator holds but cannot use.
 FRAGMENTATION = 0.03
-#: Measured on Linux: resident bytes of a worker that has imported torch, diffusers, Ray and DeepSpeed, without a model.
-PROCESS_BYTES = 520 * 1024**2
+#: Measured on Linux: resident bytes of a process that has imported everything and has no model, by engine.
+PROCESS_BYTES = {"local": 520 * 1024**2, "zero": 670 * 1024**2}
 
 #: Optimizer state in bytes per trained scalar, and what its step needs besides. ZeRO hands the optimizer flat fp32
 #: partitions, which Adafactor cannot factor; without ZeRO it keeps rows and columns only.
@@ -117,7 +117,10 @@ def memory(s: Setting) -> Memory:
         phases.append(held.export())
     if s.device.kind == "cpu":
         # On a CPU nothing can be given back to another memory: every part of the pipeline stays beside the training.
-        phases = [Phase(p.name, {"process": PROCESS_BYTES, **p.parts, **_others(s, p)}) for p in phases]
+        phases = [
+            Phase(p.name, {"process": PROCESS_BYTES[s.recipe.parallel.engine], **p.parts, **_others(s, p)})
+            for p in phases
+        ]
         return Memory(tuple(phases), 0, 0)
     peak = max(phase.total for phase in phases)
     return Memory(tuple(phases), CONTEXT_BYTES + round(peak * FRAGMENTATION), held.host_bytes())
