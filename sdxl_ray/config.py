@@ -297,6 +297,16 @@ class Recipe(Section):
             raise ValueError(f"zero_terminal_snr needs prediction v_prediction, got {objective.prediction}")
         return objective
 
+    @model_validator(mode="after")
+    def _local_has_no_cluster(self) -> Recipe:
+        if self.parallel.engine == "local":
+            for name in ("wandb", "mlflow"):
+                if getattr(self.resources, name) is not None:
+                    raise ValueError(f"resources.{name} comes with Ray: use parallel.engine=zero, or set it to null")
+            if self.data.stream == "always":
+                raise ValueError("data.stream=always goes through Ray Data: use parallel.engine=zero, or stream auto")
+        return self
+
     def require_complete(self) -> None:
         """Raise UserError when something that a run needs, and that no shipped recipe can know, is not set."""
         if self.data.images is None:

@@ -232,3 +232,19 @@ def test_any_change_is_a_recipe_or_one_line(changes: dict[str, Any]) -> None:
         override(Recipe(), changes)
     except UserError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("resources.wandb", {"project": "p"}),
+        ("resources.mlflow", {"tracking_uri": "file:x"}),
+        ("data.stream", "always"),
+    ],
+)
+def test_what_needs_ray_is_refused_where_there_is_none(setting: str, value: object) -> None:
+    assert setting in refused({"parallel.engine": "local", setting: value})
+
+
+def test_settings_that_an_optimizer_has_not_are_refused() -> None:
+    assert "adafactor has no betas" in refused({"optim.name": "adafactor", "optim.betas": [0.8, 0.9]})

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_ray.config import Recipe
+from sdxl_ray.core.optim import require_available
 from sdxl_ray.core.preflight import preflight
 from sdxl_ray.core.runfolder import RunFolder, open_run, scan_pictures
 from sdxl_ray.distributed.trackers import require_trackers
@@ -60,15 +61,13 @@ def _launch_on_ray(recipe: Recipe, storage: Path, name: str | None, address: str
     from sdxl_ray.distributed.stream import encode_stream, scan_stream, streams
 
     require_trackers(recipe)
+    preflight(recipe, "cuda")  # what a GPU would refuse too, before any cluster is waited for
     streaming = streams(recipe)
-    pictures = None
-    if not streaming:
-        preflight(recipe, "cuda")  # what a GPU would refuse too, before any cluster is waited for
-        pictures = scan_pictures(recipe)
+    pictures = None if streaming else scan_pictures(recipe)
     on_row({"kind": "phase", "name": "connecting to Ray", "done": 0, "total": 0})
     with connected(address, recipe.parallel.workers[1] * recipe.resources.cpus_per_worker):
         gpus = gpus_per_worker(recipe)
-        preflight(recipe, "cuda" if gpus else "cpu")
+        require_available(recipe.optim, "cuda" if gpus else "cpu")
         run = open_run(recipe, storage, name, pictures or scan_stream(recipe, on_row))
         summary = run.summary()
         if summary is None:

@@ -134,7 +134,7 @@ class ZeroEngine:
 
     def hopeless(self) -> bool:
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        return not getattr(scaler, "dynamic", False) or float(scaler.cur_scale) <= 1
+        return scaler is None or not scaler.dynamic or float(scaler.cur_scale) <= 1
 
     def set_lr(self, multiplier: float) -> None:
         for group, lr in zip(self._engine.optimizer.param_groups, self._base_lr, strict=True):

@@ -44,10 +44,8 @@ def test_shipped_training_record_is_the_models() -> None:
     assert taker.inference("vae_decode") == census.inference["vae_decode"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(TINY, marks=pytest.mark.slow), pytest.param(SDXL, marks=pytest.mark.exhaustive)],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", [TINY, SDXL])
 def test_the_whole_shipped_census(name: str) -> None:
     assert taking.take(name, taking.known()[name]) == shipped(name)
 

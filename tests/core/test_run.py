@@ -14,6 +14,7 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from running import Outcome, Train
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Base, Recipe, override
@@ -211,6 +212,8 @@ def test_a_run_in_this_process_keeps_its_records(recipe: Recipe, tmp_path: Path)
     (steps,) = (run.folder / "records").glob("steps-*.parquet")
     table = pq.read_table(steps).to_pylist()
     assert [row["loss"] for row in table] == [row["loss"] for row in rows if row["kind"] == "step"]
-    assert list((run.folder / "tensorboard").iterdir())
+    board = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    assert {"train/loss", "train/lr", "validation/loss"} <= set(board.Tags()["scalars"])
+    assert board.Tags()["images"] == ["samples"]
     (run.artifact / LORA_WEIGHTS).write_bytes(b"")
     assert run.summary() is None  # an artifact that was altered is no result
