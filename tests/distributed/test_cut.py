@@ -15,13 +15,10 @@ from tests.distributed.conftest import examples, final_state, losses, quick
 
 pytestmark = pytest.mark.slow
 
-#: ZeRO-3 gathers every layer over gloo, so it gets fewer steps.
-_STEPS = {0: 20, 1: 20, 2: 20, 3: 8}
-
 
 def _cut(recipe: str, stage: int, **changes: Any) -> Recipe:
     # A constant rate: runs of other lengths must not differ in their schedule.
-    settings = {"optim__schedule": "constant_with_warmup", "optim__steps": _STEPS[stage], "parallel__workers": 2}
+    settings = {"optim__schedule": "constant_with_warmup", "parallel__workers": 2}
     return quick(recipe, parallel__zero_stage=stage, **settings, **changes)
 
 
@@ -36,7 +33,8 @@ CUTS = {
     "dreambooth-text-offloaded": _cut(
         "tiny_dreambooth", 2, tuning__text_encoders=[1, 2], optim__ema=0.9, parallel__offload_optimizer=True
     ),
-    "dreambooth-text-zero3": _cut("tiny_dreambooth", 3, tuning__text_encoders=[1, 2], optim__ema=0.9),
+    # Every layer is gathered over gloo, seconds a step: fewer of them where only the text encoders are new.
+    "dreambooth-text-zero3": _cut("tiny_dreambooth", 3, tuning__text_encoders=[1, 2], optim__ema=0.9, optim__steps=8),
 }
 
 
@@ -96,9 +94,9 @@ def test_two_workers_compute_what_one_process_does(name: str, runs: dict[str, Ru
 
 def test_zero_stages_agree_with_each_other(runs: dict[str, RunFolder]) -> None:
     for method in ("lora", "dreambooth"):
-        first = [float.fromhex(x) for x in losses(runs[f"{method}-zero0"].folder)[:8]]
+        first = [float.fromhex(x) for x in losses(runs[f"{method}-zero0"].folder)]
         for stage in (1, 2, 3):
-            other = [float.fromhex(x) for x in losses(runs[f"{method}-zero{stage}"].folder)[:8]]
+            other = [float.fromhex(x) for x in losses(runs[f"{method}-zero{stage}"].folder)]
             assert other == pytest.approx(first, rel=1e-4), f"{method} ZeRO-{stage}"
 
 
