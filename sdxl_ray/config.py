@@ -85,6 +85,11 @@ class Data(Section):
     cache_text: bool = Field(True, description="encode each caption once, where the text encoder is frozen")
 
     @property
+    def known_class(self) -> str | None:
+        """The subject's class: `class_name`, else what follows the identifier in `subject` ("dog" of "sks dog")."""
+        return self.class_name or (self.subject or "").partition(" ")[2] or None
+
+    @property
     def instance_prompt(self) -> str | None:
         """The prompt of a picture without a caption of its own, or None when there is none."""
         return self.prompt or (f"a photo of {self.subject}" if self.subject else None)

@@ -2,6 +2,7 @@
 
 description: what is compared
 settings: {data.images: photos/dog, …}            # dotted settings of every arm
+prompts: dreambooth_objects                       # how they are judged; also seeds, class_pictures
 arms:
   lora: {recipe: lora, settings: {tuning.rank: 8}}
 """
@@ -12,7 +13,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from sdxl_ray import plain_data
 from sdxl_ray.config import Recipe, Section, load, override
@@ -32,6 +33,9 @@ class Experiment(Section):
 
     description: str = ""
     settings: dict[str, Any] = {}
+    prompts: str | None = Field(None, description="list to judge by: shipped name, .yaml or .txt; default: by base")
+    seeds: PositiveInt = Field(4, description="pictures per prompt and model")
+    class_pictures: Annotated[int, Field(ge=2)] = Field(16, description="pictures of the plain class per model")
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
 
     def recipes(self, changes: dict[str, Any]) -> dict[str, Recipe]:

@@ -52,6 +52,21 @@ TABLES: dict[str, pa.Schema] = {
     "memory": _schema(step_=_WHOLE, rank_=_WHOLE, phase_=_TEXT, peak_bytes_=_WHOLE, now_bytes=_WHOLE),
     # One row a named stretch of time (prepare, cache, train, checkpoint, export).
     "timings": _schema(step_=_WHOLE, name_=_TEXT, seconds_=_REAL),
+    # One row a model, subject and metric; a score that could not be computed has no row. model: "base", an artifact's
+    # name, "real" (photos against each other) or "other" (another subject of the class). low, high: 95 % interval, null
+    # where there is nothing to draw again. n: pictures behind the score. step: of the model. artifact: its hash, empty
+    # for the base. seconds: drawing and scoring all of the model's pictures. split: "validation", "tune" or "final".
+    # metric "dino_i_gain": the model minus the base in `dino_i`, paired by prompt, seed and photo.
+    "scores": _schema(
+        step_=_WHOLE, model_=_TEXT, subject_=_TEXT, metric_=_TEXT, value_=_REAL, low=_REAL, high=_REAL, n_=_WHOLE,
+        encoder=_TEXT, preprocessing=_TEXT, split_=_TEXT, artifact=_TEXT, seconds=_REAL,
+    ),
+    # One row a picture. prompt: about the plain class, so that models can be laid side by side; purpose: "subject",
+    # "class" or "real" (a held-out photo, seed counts them); path: relative to the folder that holds `records`.
+    "pictures": _schema(
+        step_=_WHOLE, model_=_TEXT, subject_=_TEXT, prompt_=_TEXT, seed_=_WHOLE, path_=_TEXT, purpose_=_TEXT,
+        split_=_TEXT,
+    ),
 }  # fmt: skip
 
 #: What makes a row one of a kind, and the order of `read`. Of rows with equal keys the one written last counts.
@@ -61,6 +76,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "validation": ("step",),
     "memory": ("step", "rank", "phase"),
     "timings": ("step", "name"),
+    "scores": ("step", "model", "subject", "metric", "split"),
+    "pictures": ("step", "model", "subject", "prompt", "seed", "purpose", "split"),
 }
 
 

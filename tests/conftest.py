@@ -20,6 +20,14 @@ Here = Callable[..., tuple[object, str, str]]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The folder of the embedded base as it is shipped; tests that change files copy it."""
+    from sdxl_ray.tiny import shipped
+
+    return shipped.folder()
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     """`cli("plan", "lora")` runs the command in a process of its own, in an empty folder."""

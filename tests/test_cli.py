@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,17 @@ from sdxl_ray.cli.arguments import read_base, read_recipe
 from sdxl_ray.cli.config import reference
 from sdxl_ray.cli.devices import count_pictures, gpu_here
 from sdxl_ray.config import Recipe, load, names, override
-from sdxl_ray.distributed.doctor import FLOORS, container_memory_bytes, examine, packages, ray_authentication
+from sdxl_ray.distributed.doctor import (
+    FLOORS,
+    container_memory_bytes,
+    embedded_base,
+    examine,
+    packages,
+    ray_authentication,
+)
 from sdxl_ray.errors import RunError
 from sdxl_ray.records import read
+from sdxl_ray.tiny import shipped
 
 #: The fixtures of conftest.py: a child process, and `here(*words)` -> exit code, stdout, stderr.
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -185,6 +194,18 @@ def test_generate_draws_the_same_pictures_again_and_says_how(cli: Cli, here: Her
     assert sorted(file.name for file in (tmp_path / "one").iterdir()) == sorted(Path(path).name for path in paths)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_generate_names_the_words_that_the_embedded_base_does_not_know(here: Here) -> None:
+    words = ["--steps", "1", "--size", "32", "--json"]
+    code, out, err = here("generate", "base", "a Zorblax isn't a cat's 漢字, zorblax!", "--negative", "qqqx 7", *words)
+    assert code == 0, err
+    assert json.loads(out)["steps"] == 1
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "does not know 'zorblax', 'isn', '漢字', 'qqqx'; `sdxl-ray doctor`" in notes[0]
+    assert "note: " not in here("generate", "base", "a photo of sks dog on the beach", *words)[2]
+
+
 @pytest.mark.slow
 def test_train_then_generate(cli: Cli, tmp_path: Path) -> None:
     for shade in range(4):
@@ -219,7 +240,27 @@ def test_doctor_looks_at_this_machine(here: Here, monkeypatch: pytest.MonkeyPatc
     assert {"torch build", "cpu cores", "memory", "disk", "ninja", "g++"} <= set(by_name)
     assert by_name["ray authentication"]["state"] == "unsafe"
     assert "RAY_AUTH_MODE=token" in by_name["ray authentication"]["fix"]
+    assert by_name["embedded base"]["state"] == "ok"
+    assert {"cat", "frog"} <= set(by_name["tiny draws"]["value"].split(", "))
+    assert "beach" in by_name["tiny places"]["value"].split(", ")
     assert "ray authentication" in here("doctor")[1]
+
+
+def test_doctor_names_every_shipped_file_that_is_not_whole(tmp_path: Path) -> None:
+    for part in shipped.LISTED:
+        shutil.copytree(shipped.ROOT / part, tmp_path / part)
+    shutil.copy(shipped.ROOT / shipped.INDEX, tmp_path)
+    assert next(embedded_base(tmp_path)).state == "ok"
+    (tmp_path / "base" / "model_index.json").unlink()
+    (tmp_path / "scorers" / "clip" / "config.json").write_text("{}")
+    found = next(embedded_base(tmp_path))
+    assert found.state == "broken"
+    assert "base/model_index.json is missing (expected SHA-256" in found.value
+    assert "scorers/clip/config.json is altered (expected SHA-256" in found.value
+    assert "git checkout -- sdxl_ray/tiny/base/model_index.json" in found.fix
+    (tmp_path / shipped.INDEX).unlink()
+    found = next(embedded_base(tmp_path))
+    assert (found.state, found.fix[:20]) == ("broken", "reinstall sdxl-ray, ")
 
 
 def test_doctor_knows_old_missing_and_safe(tmp_path: Path) -> None:

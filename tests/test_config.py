@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sdxl_ray.config import FullTuning, LoraTuning, Recipe, load, names, override, parse, parse_assignments
+from sdxl_ray.core.quality.prompts import load_prompts
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import load_experiment
 
@@ -46,7 +47,11 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
         assert load_experiment(path.stem) == load_experiment(str(ROOT / path)), path
         assert load_experiment(path.stem).recipes({}), path
     assert len(experiments) == 1
-    assert found == recipes | experiments
+    prompts = {path for path in found if path.parent == Path("sdxl_ray/recipes/prompts")}
+    for path in prompts:
+        assert load_prompts(path.stem) == load_prompts(str(ROOT / path)), path
+    assert len(prompts) == 3
+    assert found == recipes | experiments | prompts
 
 
 @pytest.mark.parametrize("name", names())

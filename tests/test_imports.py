@@ -43,7 +43,7 @@ def test_help_loads_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -> Non
     [
         "import sdxl_ray",
         "import sdxl_ray.config, sdxl_ray.artifact, sdxl_ray.records",
-        "import sdxl_ray.report.progress, sdxl_ray.report.table",
+        "import sdxl_ray.display.progress, sdxl_ray.display.table",
         command("recipes", "lora"),
         command("config", "lora", "optim.lr=1e-5"),
         command("plan", "tiny_lora", "--gpu", "cpu"),

@@ -6,9 +6,9 @@ import io
 
 import pytest
 
-from sdxl_ray.report.progress import Progress
-from sdxl_ray.report.table import Column, Table
-from sdxl_ray.report.units import bytes_text, count_text, seconds_text
+from sdxl_ray.display.progress import Progress
+from sdxl_ray.display.table import Column, Table
+from sdxl_ray.display.units import bytes_text, count_text, seconds_text
 
 
 class Clock:

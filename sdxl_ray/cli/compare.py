@@ -27,13 +27,14 @@ def run(
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: auto or host:port")] = None,
     json: AsJson = False,
 ) -> None:
-    """Train the arms of an experiment and compare them side by side."""
+    """Train an experiment's arms, judge them, write one report."""
     from sdxl_ray.config import parse_assignments
     from sdxl_ray.experiment import load_experiment
 
-    recipes = load_experiment(experiment).recipes(parse_assignments(settings or []))
+    plan = load_experiment(experiment)
+    recipes = plan.recipes(parse_assignments(settings or []))
 
-    from sdxl_ray.report.progress import Progress
+    from sdxl_ray.display.progress import Progress
 
     with libraries_on_stderr(), Progress(sys.stderr) as progress:
         progress.row({"kind": "phase", "name": "loading the libraries"})
@@ -41,11 +42,17 @@ def run(
         from sdxl_ray.distributed.compare import compare
 
         name = Path(experiment).stem
-        result = compare(name, recipes, storage=storage, address=address, on_row=progress.row)
+        result = compare(name, plan, recipes, storage=storage, address=address, on_row=progress.row)
     if json:
-        print_json({"arms": result.rows, "grid": str(result.grid)})
+        scores = result.evaluation.scores if result.evaluation is not None else []
+        report = str(result.report.html)
+        print_json({"arms": result.rows, "scores": scores, "grid": str(result.grid), "report": report})
         return
     typer.echo(result.table().text())
-    typer.echo(f"\npictures  {result.grid}\ntable     {result.grid.with_name('table.md')}")
+    if result.evaluation is not None:
+        from sdxl_ray.cli.evaluation_text import describe
+
+        typer.echo(f"\n{describe(result.evaluation)}")
     for row in result.rows:
         typer.echo(f"artifact  {row['artifact']}")
+    typer.echo(f"pictures  {result.grid}\nreport    {result.report.html}")

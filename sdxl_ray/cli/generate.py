@@ -54,12 +54,13 @@ def run(
         raise UserError("a prompt is empty: say what to draw, in quotes")
     width_height = _read_size(size)
     artifact, of = _source(source, base)
+    _advise(of, [*prompts, negative or ""])
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {str(out)!r} cannot be made: {error.strerror}") from None
 
-    from sdxl_ray.report.progress import Progress
+    from sdxl_ray.display.progress import Progress
 
     asked = [(prompt, seed + count) for prompt in prompts for count in range(n)]
     paths = [out / f"{_file_name(prompts.index(prompt), prompt)}-{number}.png" for prompt, number in asked]
@@ -120,6 +121,19 @@ def _source(source: str, base: str | None) -> tuple[Artifact | None, Base]:
     artifact = Artifact.open(source)
     recipe = config.parse(artifact.manifest.recipe, f"{source}: recipe")
     return artifact, read_base(base) if base else recipe.base
+
+
+def _advise(base: Base, texts: list[str]) -> None:
+    """On the embedded base, name the words it was never taught: they are spelled in pieces and hardly steer it."""
+    from sdxl_ray.tiny.knowledge import unknown_words
+
+    unknown = unknown_words(texts) if base.id == "tiny" else []
+    if unknown:
+        typer.echo(
+            f"note: the embedded base does not know {', '.join(map(repr, unknown))}; `sdxl-ray doctor` lists what it "
+            "draws and where",
+            err=True,
+        )
 
 
 def _device(precision: str) -> tuple[Literal["cuda", "cpu"], torch.dtype]:

@@ -42,7 +42,7 @@ def run(
     if plan_check:
         _check(chosen, gpu, gpu_memory, remote=address is not None)
 
-    from sdxl_ray.report.progress import Progress
+    from sdxl_ray.display.progress import Progress
 
     with libraries_on_stderr(), Progress(sys.stderr) as progress:
         progress.row({"kind": "phase", "name": "loading the libraries"})

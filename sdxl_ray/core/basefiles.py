@@ -27,7 +27,7 @@ from sdxl_ray.core.weightfiles import (
     read_json,
 )
 from sdxl_ray.errors import UserError
-from sdxl_ray.tiny import build, layout
+from sdxl_ray.tiny import shipped
 
 #: The only classes a base may name: nothing else is imported on behalf of a model_index.json.
 MODELS = {
@@ -65,11 +65,6 @@ class BaseFiles:
     vae_revision: str | None = None
 
     @property
-    def is_tiny(self) -> bool:
-        """True for the embedded base, whose folder may not be built yet (`load_components` builds it)."""
-        return self.id == "tiny"
-
-    @property
     def content(self) -> str:
         """SHA-256 that changes whenever any weight can have changed, a replaced VAE included; for cache keys."""
         return hashlib.sha256(f"{self.revision}/{self.vae_revision}".encode()).hexdigest()
@@ -78,7 +73,8 @@ class BaseFiles:
 def locate(base: Base) -> BaseFiles:
     """Find and check the base's files; downloads a hub id. Reads no weights, except to hash a local file once.
 
-    Raises UserError, one line: not there, not SDXL (and what it is), pickled, incomplete, truncated, unreachable.
+    Raises UserError, one line: not there, not SDXL (and what it is), pickled, incomplete, truncated, unreachable, or
+    not the embedded base that was shipped.
     """
     files = _locate_tiny(base) if base.id == "tiny" else _locate_path_or_hub(base)
     if base.vae is None:
@@ -89,12 +85,9 @@ def locate(base: Base) -> BaseFiles:
 
 def component_configs(files: BaseFiles) -> dict[str, dict[str, Any]]:
     """The JSON configs of unet, vae, text_encoder, text_encoder_2 and scheduler."""
-    if files.is_tiny:
-        configs = layout.configs()
-    else:
-        configs = {name: read_json(files.config / name / "config.json") for name in MODELS}
-        scheduler = read_json(files.config / "scheduler" / "scheduler_config.json")
-        configs["scheduler"] = {**scheduler, **single_file_changes(files)}
+    configs = {name: read_json(files.config / name / "config.json") for name in MODELS}
+    scheduler = read_json(files.config / "scheduler" / "scheduler_config.json")
+    configs["scheduler"] = {**scheduler, **single_file_changes(files)}
     if files.vae is not None:
         configs["vae"] = read_json(files.vae / "config.json")
     return configs
@@ -112,7 +105,8 @@ def single_file_changes(files: BaseFiles) -> dict[str, Any]:
 def _locate_tiny(base: Base) -> BaseFiles:
     if base.revision is not None:
         raise UserError(f"base.revision = {base.revision!r}: the embedded base has none, leave it out")
-    return BaseFiles("tiny", "folder", build.target(), layout.content_hash(), build.target())
+    folder = shipped.folder()
+    return BaseFiles("tiny", "folder", folder, shipped.revision(), folder)
 
 
 def _locate_path_or_hub(base: Base) -> BaseFiles:

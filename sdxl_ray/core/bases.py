@@ -20,7 +20,7 @@ from sdxl_ray.config import Base
 from sdxl_ray.core.basefiles import MODELS, BaseFiles, component_configs, locate, single_file_changes
 from sdxl_ray.core.weightfiles import find_weights, read_json
 from sdxl_ray.errors import UserError
-from sdxl_ray.tiny import build
+from sdxl_ray.tiny.quiet import no_progress_bars
 
 if TYPE_CHECKING:
     import torch
@@ -112,18 +112,11 @@ def _vae_dtype(base: Base) -> torch.dtype:
 
 @contextmanager
 def _readable(files: BaseFiles) -> Iterator[None]:
-    """Inside, the embedded base is built, no bars are drawn, and what a library cannot read is one line."""
+    """Inside, no bars are drawn, and what a library cannot read is one line."""
     import torch
 
-    if files.is_tiny:
-        try:
-            build.folder()
-        except OSError as error:
-            raise UserError(
-                f"the embedded base cannot be built in {files.path.parent}: {error}; set XDG_CACHE_HOME"
-            ) from None
     try:
-        with build.no_progress_bars():
+        with no_progress_bars():
             yield
     except NotImplementedError:
         # torch's way of saying that a weight has no data: it was in the config, but not in the single file.

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sdxl_ray.cachefolder import cache_root
 from sdxl_ray.errors import UserError
-from sdxl_ray.tiny.build import cache_root
 
 #: Formats that run code when they are loaded.
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")

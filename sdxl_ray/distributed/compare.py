@@ -1,28 +1,38 @@
-"""Compare: train the arms of an experiment one after another on one cluster, and lay the results side by side.
+"""Compare: train the arms of an experiment one after another on one cluster, judge them beside the base, report.
 
-Every arm is an ordinary run in `<storage>/<experiment>-<arm>`, so an interrupted comparison goes on where it was and
-an arm that is done is not trained again. Table and grid are made from the runs' records and sample pictures alone.
+Every arm is an ordinary run in `<storage>/<experiment>-<arm>`, so an interrupted comparison goes on where it was: an
+arm that is done is not trained again, a picture that is there is not drawn again. The report is made from records.
 """
 
 from __future__ import annotations
 
-import json
+import os
+import platform
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from sdxl_ray import __version__
+from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Recipe
 from sdxl_ray.core.grid import grid
+from sdxl_ray.core.quality.evaluate import Evaluation
+from sdxl_ray.display.table import Column, Table
+from sdxl_ray.display.units import bytes_text, count_text, seconds_text
+from sdxl_ray.distributed.accuracy import judge
 from sdxl_ray.distributed.cluster import connected
 from sdxl_ray.distributed.train import RunResult, launch
+from sdxl_ray.experiment import Experiment
 from sdxl_ray.records import read
-from sdxl_ray.report.table import Column, Table
-from sdxl_ray.report.units import bytes_text, count_text, seconds_text
+from sdxl_ray.report.build import Written, write_report
+from sdxl_ray.report.source import ArmCard, ComparisonCard, Environment
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -40,10 +50,15 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison came to; `rows` has one plain dict per arm, `grid` is the picture's path."""
+    """What a comparison came to: one plain dict per arm, the samples side by side, the scores, the report's files.
+
+    evaluation None: the arms have no subject to be judged by.
+    """
 
     rows: list[dict[str, Any]]
     grid: Path
+    evaluation: Evaluation | None
+    report: Written
 
     def table(self) -> Table:
         """The rows as a table."""
@@ -51,9 +66,15 @@ class Comparison:
 
 
 def compare(
-    name: str, recipes: dict[str, Recipe], *, storage: str | Path, address: str | None, on_row: OnRow
+    name: str,
+    experiment: Experiment,
+    recipes: dict[str, Recipe],
+    *,
+    storage: str | Path,
+    address: str | None,
+    on_row: OnRow,
 ) -> Comparison:
-    """Train every arm (or find it trained) and compare; files go to `<storage>/<name>-comparison/`.
+    """Train every arm (or find it trained), judge and compare; files go to `<storage>/<name>-comparison/`.
 
     Raises UserError before the first arm starts when any arm's input is wrong that can be known by then.
     """
@@ -66,11 +87,39 @@ def compare(
             results[arm] = launch(recipe, storage=storage, name=f"{name}-{arm}", address=address, on_row=on_row)
     home = Path(storage) / f"{name}-comparison"
     home.mkdir(parents=True, exist_ok=True)
-    comparison = Comparison([_row(arm, result) for arm, result in results.items()], home / "grid.png")
-    _grid(recipes, results).save(comparison.grid)
-    (home / "table.md").write_text(comparison.table().markdown() + "\n")
-    (home / "table.json").write_text(json.dumps(comparison.rows, indent=1))
-    return comparison
+    rows = [_row(arm, result) for arm, result in results.items()]
+    _grid(recipes, results).save(home / "grid.png")
+    artifacts = {arm: Artifact.open(result.artifact) for arm, result in results.items()}
+    judged = judge(experiment, recipes, artifacts, home, on_row)
+    card = _card(name, experiment, recipes, results, artifacts)
+    if judged is not None:
+        card = card.model_copy(update={"settings": judged[1]})
+    card.write(home)
+    on_row({"kind": "phase", "name": "writing the report"})
+    return Comparison(rows, home / "grid.png", judged[0] if judged else None, write_report(home))
+
+
+def _card(
+    name: str,
+    experiment: Experiment,
+    recipes: dict[str, Recipe],
+    results: dict[str, RunResult],
+    artifacts: dict[str, Artifact],
+) -> ComparisonCard:
+    first = next(iter(artifacts.values())).manifest
+    arms = {
+        arm: ArmCard(run=result.folder.name, recipe=recipes[arm].model_dump(mode="json"), artifact=artifacts[arm].hash)
+        for arm, result in results.items()
+    }
+    packages = ("torch", "diffusers", "transformers", "peft", "ray", "deepspeed", "accelerate")
+    versions = {package: metadata.version(package) for package in packages}
+    environment = Environment(
+        versions={"python": platform.python_version(), "sdxl_ray": __version__, **versions},
+        hardware=f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    base = {"id": first.base.id, "revision": first.base.revision}
+    return ComparisonCard(name=name, experiment=experiment.description, arms=arms, base=base, environment=environment)
 
 
 def _row(arm: str, result: RunResult) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from typing import Any, Literal
 
 import psutil
 
-from sdxl_ray.report.units import bytes_text
+from sdxl_ray.display.units import bytes_text
+from sdxl_ray.errors import UserError
+from sdxl_ray.tiny import shipped
 
 #: Lowest versions that work; for these below, everything older also has a published vulnerability.
 FLOORS = {
@@ -67,6 +69,7 @@ def examine(storage: Path, environment: Mapping[str, str] = os.environ) -> list[
         *_torch(),
         *_machine(storage),
         *_compiler(),
+        *embedded_base(),
         ray_authentication(environment),
     ]
 
@@ -190,6 +193,33 @@ def _compiler() -> Iterator[Finding]:
             yield Finding(name, found)
         else:
             yield Finding(name, "missing", "note", f"only parallel.zero_stage=3 on CPUs needs it: {fix}")
+
+
+def embedded_base(root: Path = shipped.ROOT) -> Iterator[Finding]:
+    """Whether the shipped files are whole, and what the base can be asked for. root: the folder of its index."""
+    from sdxl_ray.tiny.catalog import CLASSES
+    from sdxl_ray.tiny.places import PLACES
+
+    yield _shipped_files(root)
+    yield Finding("tiny draws", ", ".join(CLASSES))
+    yield Finding("tiny places", ", ".join(PLACES))
+
+
+def _shipped_files(root: Path) -> Finding:
+    name = "embedded base"
+    try:
+        listed = shipped.files(root)
+        faults = {file: fault for part in shipped.LISTED for file, fault in shipped.faults(root / part, root).items()}
+    except UserError as error:
+        what, _, fix = str(error).partition(": ")
+        return Finding(name, what, "broken", fix)
+    if faults:
+        wrong = ", ".join(f"{file} is {fault}" for file, fault in faults.items())
+        return Finding(name, wrong, "broken", shipped.remedy(next(iter(faults))))
+    size = sum((root / file).stat().st_size for file in listed)
+    return Finding(
+        name, f"{len(listed)} files, {bytes_text(size)}, every hash right; revision {shipped.revision(root)[:12]}"
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from sdxl_ray.config import Recipe, override
+from sdxl_ray.display.units import bytes_text
 from sdxl_ray.errors import UserError
 from sdxl_ray.plan import architecture, table
 from sdxl_ray.plan.advice import Advice, advise
@@ -25,7 +26,6 @@ from sdxl_ray.plan.duration import Duration, duration
 from sdxl_ray.plan.fitting import Remedy, remedies
 from sdxl_ray.plan.memory import Memory, memory, zero_settings
 from sdxl_ray.plan.setting import Setting, setting
-from sdxl_ray.report.units import bytes_text
 
 __all__ = ["CPU", "DEVICES", "Device", "DoesNotFit", "Plan", "device", "memory_bytes", "zero_settings"]
 

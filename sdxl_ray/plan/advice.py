@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from sdxl_ray import config
 from sdxl_ray.config import Recipe, override
+from sdxl_ray.display.units import bytes_text
 from sdxl_ray.errors import UserError
 from sdxl_ray.plan.architecture import TINY
-from sdxl_ray.report.units import bytes_text
 
 RECIPES = ("lora", "dreambooth_lora", "dreambooth")
 _NAMES = {"lora": "LoRA", "dreambooth_lora": "DreamBooth + LoRA", "dreambooth": "DreamBooth"}

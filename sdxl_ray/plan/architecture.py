@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sdxl_ray.cachefolder import cache_root
 from sdxl_ray.config import Base
 from sdxl_ray.errors import UserError
 from sdxl_ray.plan.model import Census
@@ -145,7 +146,7 @@ def census(configs: Configs) -> Census:
     shipped = _shipped().get(wanted)
     if shipped is not None:
         return shipped
-    cached = _cache_folder() / f"{wanted}.json"
+    cached = cache_root() / "census" / f"{wanted}.json"
     if not cached.exists():
         _take(configs, cached)
     return Census.model_validate_json(cached.read_bytes())
@@ -156,11 +157,6 @@ def _shipped() -> dict[str, Census]:
     folder = resources.files("sdxl_ray.plan") / "census"
     found = [Census.model_validate_json(f.read_bytes()) for f in folder.iterdir() if f.name.endswith(".json")]
     return {c.key: c for c in found}
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "sdxl_ray" / "census"
 
 
 def _take(configs: Configs, target: Path) -> None:

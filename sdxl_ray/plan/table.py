@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sdxl_ray.report.table import Column, Table
-from sdxl_ray.report.units import bytes_text, count_text, seconds_text
+from sdxl_ray.display.table import Column, Table
+from sdxl_ray.display.units import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
     from sdxl_ray.plan import Plan

@@ -1,146 +1,132 @@
-"""Builds the embedded base on first use and keeps it in the user's cache folder.
+"""Builds the embedded base anew: data, autoencoder, encoders, UNet.
 
-`folder()` returns a plain diffusers folder that `StableDiffusionXLPipeline.from_pretrained` loads. Its weights are
-random but fixed: every tensor is drawn from its own name with numpy's frozen `RandomState` stream, so they do not
-depend on the versions of torch, diffusers or transformers, nor on anybody's global random state.
+    python -m sdxl_ray.tiny.build --minutes 90                 # on the CPU: two stages at a time, one core each
+    python -m sdxl_ray.tiny.build --minutes 10 --device cuda
+
+Fetches the picture sets with npm (about 30 MB), trains for the given time, writes the weights into the package and
+measures the card. Interrupted, it goes on where it was, if it is given the same `--minutes` (the learning rate follows
+the time). Needs the extra `tiny-build` (resvg_py).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import argparse
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+from sdxl_ray.cachefolder import cache_root
 
-from sdxl_ray.tiny.layout import BUILD_VERSION, MAX_TOKENS, MODEL_INDEX, SEED, configs, content_hash
-from sdxl_ray.tiny.vocabulary import END, bpe
-
-if TYPE_CHECKING:
-    from torch import nn
-
-#: Standard deviation of the posterior that the random VAE reports: exp(-6 / 2), about 0.05.
-_POSTERIOR_LOGVAR = -6.0
-#: Measured on gradients: the random encoder's means have a deviation of about 1 / 6.
-_LATENT_GAIN = 6.0
-#: Bounds of the lookup tables. Random layers hardly mix words; large token vectors keep prompts apart for the UNet.
-_TABLES = {"token_embedding.weight": 1.0, "position_embedding.weight": 0.2}
+_SCENES = 40_000
 
 
-def cache_root() -> Path:
-    """`$XDG_CACHE_HOME/sdxl_ray`, or `~/.cache/sdxl_ray`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdxl_ray"
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m sdxl_ray.tiny.build", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=90.0, help="wall time in all (default: 90)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--scenes", type=int, default=_SCENES, help=f"training scenes (default: {_SCENES})")
+    parser.add_argument("--work", type=Path, default=cache_root() / "tiny-build", help="where states are kept")
+    parser.add_argument("--stage", help="run this stage only, in this process")
+    given = parser.parse_args(arguments)
+    given.work.mkdir(parents=True, exist_ok=True)
+    if given.stage:
+        run_stage(given)
+        return
+    run_all(given)
+    write(given)
+    # By itself, because the card is measured with the pipeline, which stands above this floor.
+    card = [sys.executable, "-m", "sdxl_ray.core.tinycard", "--work", str(given.work / "card")]
+    subprocess.run(card, check=True)
 
 
-def target() -> Path:
-    """Where the embedded base is, or will be once `folder` has been called."""
-    return cache_root() / f"tiny-{content_hash()[:16]}"
-
-
-def folder() -> Path:
-    """The diffusers folder of the embedded base, built when it is not there yet (about 6 s, 24 MB).
-
-    Safe when several processes build at once: each writes its own temporary folder and the first rename wins.
-    Raises OSError when the cache folder cannot be written.
-    """
-    final = target()
-    if final.is_dir():
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f"{final.name}.", dir=final.parent))
-    try:
-        _write(draft)
-        draft.chmod(0o755)  # mkdtemp makes it private; a shared cache must be readable
-        with suppress(OSError):  # another process was first: its folder holds the same bytes
-            draft.rename(final)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    if not final.is_dir():
-        raise OSError(f"the embedded base could not be moved to {final}")
-    return final
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Inside, transformers and diffusers draw no bar for every file that they read or write."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    libraries: list[Any] = [diffusers.utils.logging, transformers.utils.logging]
-    shown = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()
-
-
-def draw(name: str, shape: tuple[int, ...], bound: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Uniform numbers in [-bound, bound) that depend on the tensor's name and shape only."""
-    # RandomState, not default_rng: it is the one stream that numpy promises never to change.
-    seed = int.from_bytes(hashlib.sha256(f"{SEED}/{BUILD_VERSION}/{name}".encode()).digest()[:4], "little")
-    return np.random.RandomState(seed).uniform(-bound, bound, shape).astype(np.float32)
-
-
-def _write(draft: Path) -> None:
-    import torch
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    parts = configs()
-    # Constructors draw weights of their own before ours replace them: the caller's generator must not notice.
-    with torch.random.fork_rng(devices=[]):
-        models: dict[str, Any] = {
-            "vae": AutoencoderKL.from_config(parts["vae"]),
-            "unet": UNet2DConditionModel.from_config(parts["unet"]),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**parts["text_encoder"])),
-            "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**parts["text_encoder_2"])),
-        }
-    for name, model in models.items():
-        _fill(name, model)
-        with no_progress_bars():
-            model.save_pretrained(draft / name, safe_serialization=True)
-    EulerDiscreteScheduler.from_config(parts["scheduler"]).save_pretrained(draft / "scheduler")
-    vocabulary, merges = bpe()
-    for name, pad in (("tokenizer", END), ("tokenizer_2", "!")):
-        tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=MAX_TOKENS)
-        tokenizer.save_pretrained(draft / name)
-    (draft / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
-
-
-def _fill(component: str, model: nn.Module) -> None:
-    """Draw every weight: uniform with variance 1 / (3 fan-in), norms at identity, biases at zero."""
+def run_stage(given: Any) -> None:
     import torch
 
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith("bias"):
-                weight.zero_()
-            elif weight.ndim == 1:
-                weight.fill_(1.0)  # group and layer norms
-            else:
-                bound = _TABLES.get(name.rpartition("embeddings.")[2]) or weight[0].numel() ** -0.5
-                weight.copy_(torch.from_numpy(draw(f"{component}.{name}", tuple(weight.shape), bound)))
-        if component == "vae":
-            _shape_posterior(model)
+    from sdxl_ray.tiny.builder.stages import STEPS, Job
+
+    if given.device == "cpu":
+        torch.set_num_threads(1)
+    step = STEPS[given.stage]
+    step.run(Job(given.work, given.device, given.minutes * step.share, given.scenes))
 
 
-def _shape_posterior(vae: nn.Module) -> None:
-    """Give latents about unit variance and a narrow posterior, as a trained VAE has.
+def write(given: Any) -> None:
+    """Put what was trained into the package."""
+    from sdxl_ray.tiny import shipped
+    from sdxl_ray.tiny.builder.finish import finish
+    from sdxl_ray.tiny.builder.stages import Job
 
-    The first half of the rows of `quant_conv` is the mean's, the second the log-variance's.
-    """
-    weight = vae.get_parameter("quant_conv.weight")
-    channels = weight.shape[0] // 2
-    weight[:channels].mul_(_LATENT_GAIN)
-    weight[channels:].zero_()
-    vae.get_parameter("quant_conv.bias")[channels:].fill_(_POSTERIOR_LOGVAR)
-    vae.get_parameter("post_quant_conv.weight").div_(_LATENT_GAIN)
+    finish(Job(given.work, "cpu", given.minutes, given.scenes), shipped.ROOT)
+
+
+class Running:
+    """A stage in processes of its own: `cores` of them share its batches."""
+
+    def __init__(self, given: Any, name: str, cores: int) -> None:
+        self.name, self.cores = name, cores
+        command = [sys.executable, "-m", "sdxl_ray.tiny.build", "--stage", name]
+        for key in ("minutes", "device", "scenes", "work"):
+            command += [f"--{key}", str(getattr(given, key))]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        # glibc gives every large tensor back to the system and asks for it again; kept, a step costs 5 % less.
+        memory = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(cores), "OMP_NUM_THREADS": "1"}
+        self._processes = [
+            subprocess.Popen(command, env={**os.environ, **memory, **group, "RANK": str(rank)}) for rank in range(cores)
+        ]
+
+    def ended(self) -> bool:
+        """Whether it is over. Raises RunError when it failed."""
+        from sdxl_ray.errors import RunError
+
+        codes = [process.poll() for process in self._processes]
+        if any(code not in (None, 0) for code in codes):
+            self.stop()
+            raise RunError(f"stage {self.name!r} of the builder failed (exit codes {codes}); its message is above")
+        return all(code == 0 for code in codes)
+
+    def stop(self) -> None:
+        """Ask it to keep its state and end."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait()
+
+
+def run_all(given: Any) -> None:
+    """Run every stage as soon as what it needs is there and a core is free; idle cores join the UNet's training."""
+    from sdxl_ray.tiny.builder.stages import STEPS
+
+    slots = 1 if given.device == "cuda" else max(1, os.cpu_count() or 1)
+    running: dict[str, Running] = {}
+    left = [name for name, step in STEPS.items() if not (given.work / step.leaves).exists()]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit runs what is under `finally`, a signal does not
+    try:
+        while left or running:
+            for name in [name for name, stage in running.items() if stage.ended()]:
+                del running[name]
+                sys.stderr.write(f"{name} done\n")
+            used = sum(stage.cores for stage in running.values())
+            for name in [n for n in left if all((given.work / need).exists() for need in STEPS[n].needs)]:
+                if used < slots:
+                    running[name] = Running(given, name, 1)
+                    left.remove(name)
+                    used += 1
+            if used < slots and "unet" in running and not left:
+                running["unet"].stop()
+                running["unet"] = Running(given, "unet", running["unet"].cores + slots - used)
+            time.sleep(1)
+    finally:
+        for stage in running.values():
+            stage.stop()
+
+
+if __name__ == "__main__":
+    main()

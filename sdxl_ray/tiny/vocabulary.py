@@ -29,6 +29,8 @@ airport arctic beach bedroom bookshelf bridge canyon carpet cave city cobbleston
 garden grass harbor hill ice island jungle kitchen lake library market meadow mountain museum night ocean office park
 path playground pond pool rain river road roof room sand sea shelf sky snow space stage stars station street studio
 sunrise sunset table temple tower tunnel valley village wall wheat window wood
+bathroom bed books chalkboard classroom clouds counter fabric fence flowers hills lava leaves mirror mountains
+mud outer planets rainy rug sidewalk snowy tiles trees volcano
 """
 _LOOKS = """
 beige black blue bright brown colorful cyan dark golden gray green grey light lime magenta maroon navy olive orange
@@ -45,6 +47,7 @@ one two three four five six seven eight nine ten no not only very some many few 
 photo view scene background object thing wearing holding sitting standing lying running jumping flying swimming
 floating eating playing looking made floor middle front during next day morning evening winter summer spring autumn
 fire smoke water stone brick dots stripes hat glasses scarf bow tie santa chef police detail quality good best
+shaped nice nothing
 """
 #: Rare words that DreamBooth binds a subject to.
 IDENTIFIERS = ("sks", "ohwx", "zwx", "xjy", "olis", "shs", "pll", "bnha", "qzv", "vtk", "hta", "ukj")

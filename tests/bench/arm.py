@@ -50,9 +50,9 @@ def _plain(arm: Arm) -> dict[str, Any]:
     if arm.shape == "tiny" and not arm.name.startswith("gpu-like"):
         from diffusers import StableDiffusionXLPipeline
 
-        from sdxl_ray.tiny import build
+        from sdxl_ray.tiny import shipped
 
-        pipe = StableDiffusionXLPipeline.from_pretrained(build.folder())
+        pipe = StableDiffusionXLPipeline.from_pretrained(shipped.folder())
     else:
         from randomparts import random_pipeline
 

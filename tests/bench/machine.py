@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from sdxl_ray.report.units import bytes_text
+from sdxl_ray.display.units import bytes_text
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "ray", "deepspeed")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from arms import GRID, Arm, recipe
 
+from sdxl_ray.display.table import Column, Table
+from sdxl_ray.display.units import bytes_text, count_text
 from sdxl_ray.plan import DEVICES, Device, Plan, device
-from sdxl_ray.report.table import Column, Table
-from sdxl_ray.report.units import bytes_text, count_text
 
 
 def merged(passes: Sequence[dict[str, Any]]) -> dict[str, Any]:

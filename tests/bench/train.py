@@ -25,8 +25,8 @@ from arms import GRID, Arm, chosen, embedded, grid, recipe
 from machine import machine
 from tables import device_named, merged, rows, table
 
+from sdxl_ray.display.units import bytes_text
 from sdxl_ray.plan import Device, Plan, device, memory_bytes
-from sdxl_ray.report.units import bytes_text
 
 
 def main() -> None:

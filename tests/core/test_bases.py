@@ -18,16 +18,15 @@ from single_file import write_single_file
 from sdxl_ray.config import Base
 from sdxl_ray.core import bases, hub, weightfiles
 from sdxl_ray.errors import UserError
-from sdxl_ray.tiny import build
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNET = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, embedded: Path) -> Path:
     """A copy of the embedded base that a test may break."""
-    return Path(shutil.copytree(build.folder(), tmp_path / "base"))
+    return Path(shutil.copytree(embedded, tmp_path / "base"))
 
 
 def _load(base: Base, dtype: torch.dtype = torch.float32) -> bases.Components:
@@ -69,8 +68,7 @@ def test_the_embedded_base_is_located_and_its_configs_read_without_any_framework
 def test_a_folder_is_the_embedded_base_weight_for_weight_and_frozen(folder: Path) -> None:
     tiny, copied = _load(Base()), _load(Base(id=str(folder)))
     assert _same(tiny, copied)
-    assert tiny.files.is_tiny
-    assert not copied.files.is_tiny
+    assert (tiny.files.id, copied.files.id) == ("tiny", str(folder))
     for model in (copied.unet, copied.vae, *copied.text_encoders):
         assert not model.training
         assert not any(weight.requires_grad for weight in model.parameters())
@@ -147,10 +145,10 @@ def test_a_large_file_is_hashed_once_and_again_when_it_changed(tmp_path: Path, m
     assert weightfiles.content_revision(file) != first
 
 
-def test_a_single_file_in_sgm_names_is_the_same_model(tmp_path: Path) -> None:
+def test_a_single_file_in_sgm_names_is_the_same_model(tmp_path: Path, embedded: Path) -> None:
     file = tmp_path / "tiny.safetensors"
-    write_single_file(build.folder(), file)
-    base = Base(id=str(file), config=str(build.folder()))
+    write_single_file(embedded, file)
+    base = Base(id=str(file), config=str(embedded))
     files = bases.locate(base)
     assert files.kind == "file"
     assert bases.component_configs(files)["unet"]["block_out_channels"] == [32, 64, 128]
@@ -160,10 +158,10 @@ def test_a_single_file_in_sgm_names_is_the_same_model(tmp_path: Path) -> None:
     assert "set base.config=FOLDER" in _refused(Base(id=str(file)))
 
 
-def test_a_single_file_marked_as_v_prediction_gets_that_scheduler(tmp_path: Path) -> None:
+def test_a_single_file_marked_as_v_prediction_gets_that_scheduler(tmp_path: Path, embedded: Path) -> None:
     file = tmp_path / "v.safetensors"
-    write_single_file(build.folder(), file, {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)})
-    base = Base(id=str(file), config=str(build.folder()))
+    write_single_file(embedded, file, {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)})
+    base = Base(id=str(file), config=str(embedded))
     assert bases.component_configs(bases.locate(base))["scheduler"]["prediction_type"] == "v_prediction"
     config = _load(base).scheduler.config
     assert config.prediction_type == "v_prediction"
@@ -171,14 +169,14 @@ def test_a_single_file_marked_as_v_prediction_gets_that_scheduler(tmp_path: Path
     assert config.timestep_spacing == "trailing"
 
 
-def test_a_single_file_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+def test_a_single_file_that_lacks_weights_is_refused(tmp_path: Path, embedded: Path) -> None:
     file = tmp_path / "tiny.safetensors"
-    write_single_file(build.folder(), file)
+    write_single_file(embedded, file)
     weights = load_file(file)
     del weights["model.diffusion_model.middle_block.0.in_layers.2.weight"]
     save_file(weights, file)
     with pytest.raises(UserError, match=r"lacks weights that .* names: the file is incomplete"):
-        _load(Base(id=str(file), config=str(build.folder())))
+        _load(Base(id=str(file), config=str(embedded)))
 
 
 def test_a_folder_that_lacks_weights_is_named(folder: Path) -> None:

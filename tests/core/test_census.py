@@ -44,6 +44,7 @@ def test_shipped_training_record_is_the_models() -> None:
     assert taker.inference("vae_decode") == census.inference["vae_decode"]
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [TINY, SDXL])
 def test_the_whole_shipped_census(name: str) -> None:

@@ -21,7 +21,7 @@ from sdxl_ray.config import Base
 from sdxl_ray.core.bases import load_components, locate, own_memory
 from sdxl_ray.core.pipeline import LORA_WEIGHTS, decode, generate, load_pipeline
 from sdxl_ray.errors import RunError, UserError
-from sdxl_ray.tiny import build, layout
+from sdxl_ray.tiny import shipped
 
 PROMPTS = ["a photo of sks dog", "a cat on the beach", "a red robot", "a teapot"]
 SEEDS = [1, 2, 3, 4]
@@ -70,7 +70,7 @@ def _lora(folder: Path, rank: int = 3, alpha: int = 6, **kind: bool) -> Artifact
             configs[f"{name}_lora_adapter_metadata"] = config.to_dict()
     pipe.save_lora_weights(folder, **layers, **configs)
     expected = generate(pipe, PROMPTS[:1], seeds=SEEDS[:1], **QUICK)[0]
-    artifact = _manifest(folder, "lora", layout.content_hash())
+    artifact = _manifest(folder, "lora", shipped.revision())
     expected.save(folder.parent / "expected.png")
     return artifact
 
@@ -101,9 +101,9 @@ def test_prompt_seed_and_settings_each_change_the_picture(pipe: StableDiffusionX
     assert draw(height=32, width=96)[0].size == (96, 32)
 
 
-def test_it_draws_what_the_plain_pipeline_draws(pipe: StableDiffusionXLPipeline) -> None:
+def test_it_draws_what_the_plain_pipeline_draws(pipe: StableDiffusionXLPipeline, embedded: Path) -> None:
     ours = generate(pipe, ["a dog"], seeds=[5], **QUICK)
-    plain = _plain(build.folder())
+    plain = _plain(embedded)
     plain.set_progress_bar_config(disable=True)
     theirs = plain("a dog", generator=torch.Generator().manual_seed(5), **QUICK).images
     assert _levels(ours, theirs) == 0
@@ -160,7 +160,7 @@ def test_decoding_undoes_the_latent_mean_and_deviation(pipe: StableDiffusionXLPi
 
 @pytest.mark.parametrize("kind", [{}, {"use_dora": True}, {"use_rslora": True}], ids=str)
 def test_a_lora_draws_as_the_model_in_memory_did_and_also_loads_plainly(
-    pipe: StableDiffusionXLPipeline, tmp_path: Path, kind: dict[str, bool]
+    pipe: StableDiffusionXLPipeline, embedded: Path, tmp_path: Path, kind: dict[str, bool]
 ) -> None:
     artifact = _lora(tmp_path / "lora", **kind)
     tuned = load_pipeline(Base(), Artifact.open(artifact.folder), dtype=torch.float32, device="cpu")
@@ -171,7 +171,7 @@ def test_a_lora_draws_as_the_model_in_memory_did_and_also_loads_plainly(
     assert not any(weight.requires_grad for weight in tuned.unet.parameters())
     if "use_dora" in kind:
         return  # transformers 5.23 draws new magnitudes for text encoders when it loads them by itself
-    plain = _plain(build.folder())
+    plain = _plain(embedded)
     plain.load_lora_weights(tmp_path / "lora")
     assert _levels(picture, generate(plain, PROMPTS[:1], seeds=SEEDS[:1], **QUICK)) == 0
 
@@ -185,17 +185,19 @@ def test_a_lora_that_fits_only_in_part_is_refused(tmp_path: Path) -> None:
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     save_file(weights, file, metadata)
-    wrong = _manifest(artifact.folder, "lora", layout.content_hash())
+    wrong = _manifest(artifact.folder, "lora", shipped.revision())
     with pytest.raises(UserError, match=r"adapter weights do not match the base's modules, as .*attn[19]"):
         load_pipeline(Base(), wrong, dtype=torch.float32, device="cpu")
 
 
-def test_a_full_artifact_stands_alone_and_loads_plainly(pipe: StableDiffusionXLPipeline, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(build.folder(), tmp_path / "full"))
+def test_a_full_artifact_stands_alone_and_loads_plainly(
+    pipe: StableDiffusionXLPipeline, embedded: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(embedded, tmp_path / "full"))
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
     save_file({name: value * 1.1 for name, value in weights.items()}, file, {"format": "pt"})
-    artifact = _manifest(folder, "full", layout.content_hash())
+    artifact = _manifest(folder, "full", shipped.revision())
     tuned = load_pipeline(Base(), Artifact.open(folder), dtype=torch.float32, device="cpu")
     picture = generate(tuned, PROMPTS[:1], seeds=SEEDS[:1], **QUICK)
     assert _levels(picture, generate(pipe, PROMPTS[:1], seeds=SEEDS[:1], **QUICK)) > 3
@@ -212,5 +214,6 @@ def test_an_artifact_of_another_base_is_refused(tmp_path: Path) -> None:
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "weights").write_text(json.dumps({}))
         artifact = _manifest(tmp_path / kind, kind, "d" * 64)
-        with pytest.raises(UserError, match="was made on base 'tiny' at dddddddddddd, not on 'tiny' at 1b216fae4497"):
+        here = shipped.revision()[:12]
+        with pytest.raises(UserError, match=f"was made on base 'tiny' at dddddddddddd, not on 'tiny' at {here}"):
             load_pipeline(Base(), artifact, dtype=torch.float32, device="cpu")

@@ -24,7 +24,6 @@ from sdxl_ray.core.pipeline import LORA_WEIGHTS, generate, load_pipeline
 from sdxl_ray.core.runfolder import open_run, scan_pictures
 from sdxl_ray.core.samples import sample_prompts
 from sdxl_ray.errors import RunError
-from sdxl_ray.tiny import build
 
 V = {"objective.prediction": "v_prediction", "objective.zero_terminal_snr": True}
 
@@ -76,7 +75,7 @@ def _equal(base: torch.nn.Module, tuned: torch.nn.Module) -> bool:
     ids=["alpha", "rslora and text", "dora and text", "ranks", "alphas", "v and convolutions"],
 )
 def test_a_lora_draws_the_same_from_its_file(
-    train: Train, recipe: Recipe, tiny: Components, changes: dict[str, object]
+    train: Train, recipe: Recipe, tiny: Components, embedded: Path, changes: dict[str, object]
 ) -> None:
     run = train(override(recipe, {**changes, "optim.steps": 2, "optim.lr": 1e-2, "optim.batch_size": 1}))
     assert same_base(run, tiny)
@@ -91,7 +90,7 @@ def test_a_lora_draws_the_same_from_its_file(
         return  # a plain pipeline does not know what the adapter predicts
     if "tuning.dora" in changes:
         return  # transformers draws new DoRA magnitudes for text encoders when it loads them by itself
-    plain = StableDiffusionXLPipeline.from_pretrained(build.folder())
+    plain = StableDiffusionXLPipeline.from_pretrained(embedded)
     plain.load_lora_weights(run.folder / "artifact")
     own_memory(plain.unet, plain.vae, plain.text_encoder, plain.text_encoder_2)
     assert picture(plain) == here

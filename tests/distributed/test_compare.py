@@ -35,6 +35,9 @@ def test_the_demo_lays_three_arms_side_by_side(cli: Cli, tmp_path: Path) -> None
         json.dumps(
             {
                 "extends": "demo",
+                "prompts": "two.txt",
+                "seeds": 2,
+                "class_pictures": 2,
                 "arms": {
                     arm: {"recipe": recipe, "settings": settings if "dreambooth" in arm else {}}
                     for arm, recipe in arms.items()
@@ -42,9 +45,11 @@ def test_the_demo_lays_three_arms_side_by_side(cli: Cli, tmp_path: Path) -> None
             }
         )
     )
+    (tmp_path / "two.txt").write_text("a photo of {a_subject}\na photo of {a_subject} in a forest\n")
     first = cli("compare", "three.yaml", *QUICK, "--json")
     assert first.returncode == 0, first.stderr
-    rows = json.loads(first.stdout)["arms"]
+    told = json.loads(first.stdout)
+    rows = told["arms"]
     assert [row["arm"] for row in rows] == list(arms)
     trainable = {row["arm"]: row["trainable"] for row in rows}
     assert trainable["dreambooth"] == 4_370_660  # every weight of the embedded base's UNet
@@ -55,8 +60,21 @@ def test_the_demo_lays_three_arms_side_by_side(cli: Cli, tmp_path: Path) -> None
     assert pixels is not None
     assert len(pixels) > 100
 
+    scored = {(row["model"], row["metric"]): row for row in told["scores"]}
+    for model in ("base", *arms):
+        for metric in ("dino_i", "clip_t", "pres", "div"):
+            row = scored[model, metric]
+            assert row["low"] <= row["value"] <= row["high"]
+    assert ("real", "dino_i") in scored
+    assert ("lora", "dino_i_gain") in scored
+    report = Path(told["report"]).read_text()
+    assert "<svg" in report
+    assert "data:image/" in report
+    assert json.loads((tmp_path / "runs" / "three-comparison" / "report.json").read_text())["arms"].keys() == set(arms)
+
     again = cli("compare", "three.yaml", *QUICK, "--json")
     assert json.loads(again.stdout)["arms"] == rows
+    assert json.loads(again.stdout)["scores"][0]["value"] == told["scores"][0]["value"]
     assert "training" not in again.stderr
 
 

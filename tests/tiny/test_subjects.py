@@ -1,4 +1,4 @@
-"""The shipped subjects are exactly what their builder draws."""
+"""The shipped subjects: complete, of known classes, in places of their own."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from PIL import Image
 
 from sdxl_ray.errors import UserError
 from sdxl_ray.tiny import subjects
+from sdxl_ray.tiny.catalog import CLASSES, SUBJECTS
 
 
-@pytest.mark.parametrize("name", sorted(subjects.SUBJECTS))
-def test_every_shipped_picture_is_redrawn_pixel_for_pixel(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(SUBJECTS))
+def test_every_subject_is_complete(name: str) -> None:
     folder = subjects.folder(name)
-    files = [folder / f"{number}.png" for number in range(5)] + [folder / "held_out" / f"{n}.png" for n in range(3)]
-    assert sorted(folder.rglob("*.png")) == sorted(files)
-    for number, file in enumerate(files):
+    files = [folder / f"{number}.png" for number in range(5)]
+    held_out = [folder / "held_out" / f"{number}.png" for number in range(5)]
+    assert sorted(folder.rglob("*.png")) == sorted(files + held_out)
+    pictures = []
+    for file in files + held_out:
         with Image.open(file) as shipped:
             assert shipped.mode == "RGB"
             assert shipped.size == (64, 64)
-            assert shipped.tobytes() == subjects.picture(name, number).tobytes(), file
-        assert file.stat().st_size < 5000
+            pictures.append(np.asarray(shipped, np.int16))
+        assert file.stat().st_size < 10_000
+    assert min(np.abs(a - b).mean() for a, b in itertools.combinations(pictures, 2)) > 15
     assert json.loads((folder / "card.json").read_text()) == subjects.card(name)
 
 
@@ -31,12 +35,10 @@ def test_the_cards_say_what_a_recipe_needs() -> None:
     card = subjects.card("robot")
     assert card["class_name"] == "robot"
     assert card["subject"] == "sks robot"
+    assert card["description"] == "An orange robot with blue stripes"
     assert card["licence"] == "Apache-2.0"
-
-
-def test_no_two_pictures_are_alike() -> None:
-    drawn = [np.asarray(subjects.picture(name, n), np.int16) for name in subjects.SUBJECTS for n in range(8)]
-    assert min(np.abs(a - b).mean() for a, b in itertools.combinations(drawn, 2)) > 8
+    assert card["origin"].startswith("@iconify-json/noto-v1 ")
+    assert {subjects.card(name)["class_name"] for name in SUBJECTS} <= set(CLASSES)
 
 
 def test_an_unknown_subject_gets_the_nearest_name() -> None:

@@ -29,7 +29,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sdxl_ray.report.units import bytes_text, seconds_text
+from sdxl_ray.display.units import bytes_text, seconds_text
 
 #: The speed that the ETA uses forgets older steps with this factor a step.
 _SMOOTHING = 0.9

@@ -1,0 +1,243 @@
+"""`sdxl-ray evaluate`: how well models draw a subject, how much of the base they kept, with intervals."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdxl_ray.cli.arguments import AsJson, BaseId, libraries_on_stderr, print_json, read_base
+from sdxl_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from sdxl_ray.artifact import Artifact
+    from sdxl_ray.config import Recipe
+    from sdxl_ray.core.quality.evaluate import Evaluation
+    from sdxl_ray.core.quality.models import Model
+    from sdxl_ray.core.quality.prompts import Prompts, Split
+    from sdxl_ray.core.quality.subject import Subject
+
+EXAMPLES = (
+    "sdxl-ray evaluate base runs/dog/artifact --subject photos/dog/held_out --class-name dog",
+    "sdxl-ray evaluate base lora=runs/a/artifact full=runs/b/artifact --seeds 8 --out scores",
+    "sdxl-ray evaluate base --subject subject:robot/held_out --class-name robot",
+)
+_SPLITS: tuple[Split, ...] = ("final", "tune", "validation")
+
+
+def run(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]ARTIFACT|base...", help="artifact folders of runs, or the word base")
+    ],
+    *,
+    subject: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="held-out photos, or subject:NAME/held_out; default: the artifact's own"),
+    ] = None,
+    other: Annotated[
+        str | None, typer.Option(metavar="DIR", help="photos of another subject of the class, as a reference")
+    ] = None,
+    class_name: Annotated[
+        str | None, typer.Option(metavar="CLASS", help="what the subject is: dog; default: the artifact's recipe's")
+    ] = None,
+    called: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="the subject in prompts: 'sks dog'; default: the recipe's")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="LIST", help="shipped list, .yaml or .txt; default: by base and class")
+    ] = None,
+    split: Annotated[str, typer.Option(help="list and seeds: final, tune or validation")] = "final",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder of records, pictures and grid")] = Path("evaluation"),
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="denoising steps; default: the recipe's")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, max=100, help="classifier-free guidance; default: the recipe's")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="pictures per prompt")] = 4,
+    class_pictures: Annotated[int, typer.Option(min=2, max=10_000, help="pictures of the plain class")] = 16,
+    size: Annotated[int | None, typer.Option(min=8, max=4096, help="pixels; default: the base's own")] = None,
+    identity: Annotated[
+        str | None, typer.Option(metavar="ENCODER", help="for dino_i, pres, div: name, folder or hub id@commit")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(metavar="ENCODER", help="for clip_i, clip_t, class_kid: name, folder or hub id@commit")
+    ] = None,
+    base: BaseId = None,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="pictures drawn at once")] = 8,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16; auto: bf16 on a GPU, else fp32")] = "auto",
+    json: AsJson = False,
+) -> None:
+    """Score what models learnt and forgot, by held-out photos."""
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise UserError(f"--precision {precision!r}: choose from auto, fp32, bf16, fp16")
+    use = next((use for use in _SPLITS if use == split), None)
+    if use is None:
+        raise UserError(f"--split {split!r}: choose from {', '.join(_SPLITS)}")
+    if size is not None and size % 8:
+        raise UserError(f"--size {size}: pictures have multiples of 8 pixels, try {round(size / 8) * 8}")
+    named = _named(sources)  # what is quickly found wrong comes before the libraries are loaded
+    artifacts = _open(named)
+    recipe = _recipe(artifacts, base)
+    what = class_name or recipe.data.known_class
+    if what is None:
+        raise UserError("what the subject is cannot be told: give --class-name, for example --class-name dog")
+    if prompts is not None and prompts.endswith((".txt", ".yaml", ".yml")) and not Path(prompts).is_file():
+        raise UserError(f"--prompts {prompts!r}: no such file")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {str(out)!r} cannot be made: {error.strerror}") from None
+
+    from sdxl_ray.display.progress import Progress
+
+    with libraries_on_stderr(), Progress(sys.stderr) as progress:
+        progress.row({"kind": "phase", "name": "loading the libraries"})
+        _quiet()
+
+        from sdxl_ray.core.quality.defaults import settings_of
+        from sdxl_ray.core.quality.evaluate import evaluate
+        from sdxl_ray.core.quality.prompts import default_prompts, load_prompts
+        from sdxl_ray.records import Recorder
+
+        lists = load_prompts(prompts or default_prompts(recipe.base.id, what))
+        models = _models(named, artifacts, recipe, base, called)
+        settings = settings_of(
+            recipe,
+            precision=precision,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            batch=batch,
+            identity=identity,
+            clip=clip,
+        )
+        settings = replace(settings, split=use, seeds=seeds, class_pictures=class_pictures)
+        judged = _subject(subject, other, what, artifacts)
+        _advise(recipe, lists, use, what, progress.row)
+        found = evaluate(models, judged, lists, settings, home=out, on_row=progress.row)
+        assert found is not None  # one process is rank 0
+        with Recorder(out / "records") as recorder:
+            found.record(recorder)
+        sheet = _grid(found, out)
+    if json:
+        print_json({"subject": judged.name, "class": what, "split": split, "scores": found.scores,
+                    "differences": found.differences, "absent": found.absent, "pictures": len(found.pictures),
+                    "records": str(out / "records"), "grid": str(sheet)})  # fmt: skip
+        return
+    from sdxl_ray.cli.evaluation_text import describe
+
+    typer.echo(describe(found))
+    typer.echo(f"\nrecords   {out / 'records'}\npictures  {sheet}")
+
+
+def _named(sources: Sequence[str]) -> dict[str, str]:
+    """Name -> source; an artifact without one is called after its run folder. Raises UserError for a name twice."""
+    named: dict[str, str] = {}
+    for source in sources:
+        name, equals, path = source.partition("=")
+        if not equals or Path(source).exists():
+            path = source
+            place = Path(source).absolute()
+            name = source if source == "base" else place.parent.name if place.name == "artifact" else place.name
+        if name in named:
+            raise UserError(f"two models are called {name!r}: write NAME=ARTIFACT for one of them")
+        named[name] = path
+    return named
+
+
+def _open(named: dict[str, str]) -> dict[str, Artifact]:
+    """Every artifact, verified. Raises UserError for one that was changed since it was written."""
+    from sdxl_ray.artifact import Artifact
+
+    return {name: Artifact.open(path) for name, path in named.items() if path != "base"}
+
+
+def _recipe(artifacts: dict[str, Artifact], base: str | None) -> Recipe:
+    """The first artifact's recipe, whose settings hold for all; else the shipped LoRA recipe of the base."""
+    from sdxl_ray import config
+
+    of = read_base(base) if base is not None else None
+    for artifact in artifacts.values():
+        recipe = config.parse(artifact.manifest.recipe, f"{artifact.folder}: recipe")
+        return recipe if of is None else recipe.model_copy(update={"base": of})
+    of = of or config.Base()
+    return config.load("tiny_lora" if of.id == "tiny" else "lora").model_copy(update={"base": of})
+
+
+def _models(
+    named: dict[str, str], artifacts: dict[str, Artifact], recipe: Recipe, base: str | None, called: str | None
+) -> list[Model]:
+    from sdxl_ray import config
+    from sdxl_ray.core.quality.models import Model
+
+    models = []
+    for name, path in named.items():
+        if name not in artifacts:
+            models.append(Model(name, recipe.base))
+            continue
+        own = config.parse(artifacts[name].manifest.recipe, f"{path}: recipe")
+        words = called or own.data.subject
+        if not words:
+            raise UserError(f"artifact {path!r} names no subject: say what prompts call it, --called 'sks dog'")
+        models.append(Model(name, recipe.base if base is not None else own.base, artifacts[name], words))
+    return models
+
+
+def _subject(where: str | None, other: str | None, class_name: str, artifacts: dict[str, Artifact]) -> Subject:
+    from sdxl_ray.core.quality.subject import Subject, held_out_photos, load_photos, subject_name
+
+    if where is not None:
+        photos, name = load_photos(where), subject_name(where)
+    elif artifacts:
+        first = next(iter(artifacts.values()))
+        photos, name = held_out_photos(first), subject_name(str(first.manifest.recipe["data"]["images"]))
+    else:
+        raise UserError("nothing tells the subject: give a folder of photos, --subject DIR")
+    others = load_photos(other, "--other") if other is not None else ()
+    same = {photo.pixels: photo for photo in photos}
+    for photo in others:
+        if photo.pixels in same:
+            raise UserError(f"--other: {photo.name!r} is a photo of the subject too: give another subject of the class")
+    return Subject(name, class_name, photos, others)
+
+
+def _advise(recipe: Recipe, lists: Prompts, split: Split, class_name: str, on_row: Any) -> None:
+    """On the embedded base, name the words of the prompts that it was never taught."""
+    from sdxl_ray.core.quality.prompts import fill
+    from sdxl_ray.tiny.knowledge import unknown_words
+
+    texts = [fill(prompt, class_name, article=True) for prompt in lists.of(split)]
+    unknown = unknown_words(texts) if recipe.base.id == "tiny" else []
+    if unknown:
+        on_row({"kind": "note", "text": f"note: the embedded base does not know {', '.join(map(repr, unknown))}"})
+
+
+def _quiet() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        # transformers imports deepspeed, which otherwise warns that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _grid(found: Evaluation, out: Path) -> Path:
+    """Rows are prompts at the first seed, columns models, and one of the photos beside them."""
+    from PIL import Image
+
+    from sdxl_ray.core.grid import grid
+
+    drawn = [row for row in found.pictures if row["purpose"] == "subject"]
+    models = list(dict.fromkeys(row["model"] for row in drawn))
+    seed = drawn[0]["seed"]
+    at = {(row["prompt"], row["model"]): out / row["path"] for row in drawn if row["seed"] == seed}
+    prompts = list(dict.fromkeys(row["prompt"] for row in drawn))
+    rows = [[Image.open(at[prompt, model]) for model in models] for prompt in prompts]
+    photos = [Image.open(out / row["path"]) for row in found.pictures if row["purpose"] == "real"]
+    sheet = out / "grid.png"
+    beside = [[*row, photos[number % len(photos)]] for number, row in enumerate(rows)]
+    grid(beside, prompts, [*models, "a real photo"]).save(sheet)
+    return sheet

@@ -1,0 +1,40 @@
+"""An evaluation as lines of text: the table, what each score was measured with, and what is absent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sdxl_ray.display.table import Column, Table
+
+if TYPE_CHECKING:
+    from sdxl_ray.core.quality.evaluate import Evaluation
+
+
+def describe(found: Evaluation) -> str:
+    """The table of models x metrics with intervals, the encoders, and the paired differences that are certain."""
+    names = list(dict.fromkeys(row["metric"] for row in found.scores if not row["metric"].endswith("_gain")))
+    models = dict.fromkeys(row["model"] for row in found.scores)
+    at = {(row["model"], row["metric"]): row for row in found.scores}
+    columns = [Column("model", "model"), *(Column(name, name, align="left") for name in names)]
+    rows = [{"model": model, **{name: _score(at.get((model, name))) for name in names}} for model in models]
+    lines = [Table(columns, rows).text(), ""]
+    for name in names:
+        row = next((row for row in found.scores if row["metric"] == name and row["value"] is not None), None)
+        if row is not None:
+            how = f"{row['encoder']} ({row['preprocessing']})" if row["encoder"] else "fixed noise and timesteps"
+            lines.append(f"{name}: n {row['n']}, {how}")
+    certain = [row for row in found.differences if row["low"] is not None and row["low"] * row["high"] > 0]
+    if certain:
+        lines += ["", "differences whose 95 % interval leaves out 0 (same prompts, seeds and photos):"]
+        lines += [f"  {row['model']} - {row['against']}: {row['metric']} {_score(row, sign='+')}" for row in certain]
+    return "\n".join([*lines, *found.absent])
+
+
+def _score(row: dict[str, Any] | None, sign: str = "") -> str | None:
+    if row is None or row["value"] is None:
+        return None
+    value, low, high = (
+        None if number is None else f"{round(number, 3) + 0.0:{sign}.3f}"  # + 0.0: no minus before a zero
+        for number in (row["value"], row["low"], row["high"])
+    )
+    return value if low is None else f"{value} [{low}, {high}]"

@@ -1,0 +1,142 @@
+"""Drawing what is scored: batched, spread over ranks, kept on disk by what decides the picture, and never drawn twice.
+
+A picture's file is named by a hash of (model, prompt, seed, settings), so an interrupted evaluation goes on where it
+was, and one that asks for more seeds draws only those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sdxl_ray.core.group import Group, share
+from sdxl_ray.core.pipeline import generate
+from sdxl_ray.core.quality.models import Model
+from sdxl_ray.errors import RunError
+
+#: Raised by hand when the code that draws gives other pictures; old files are then not found.
+CODE_VERSION = 1
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Settings that every model draws with. height, width: pixels; None: the base's own size."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    height: int | None = None
+    width: int | None = None
+    precision: str = "fp32"
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw: the prompt as the model gets it, and the seed."""
+
+    model: Model
+    prompt: str
+    seed: int
+    drawing: Drawing
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of all that decides the picture (to within one 8-bit level; the batch is left out)."""
+        drawing = {name: value for name, value in asdict(self.drawing).items() if name != "batch_size"}
+        plain = [CODE_VERSION, self.model.identity, self.prompt, self.seed, drawing]
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+class PictureStore:
+    """PNG files by key in a folder that any number of processes may write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, job: Job) -> Path:
+        """Where the picture of a job is, or will be."""
+        return self.folder / job.key[:2] / f"{job.key}.png"
+
+    def has(self, job: Job) -> bool:
+        """Whether the picture is there and whole; a damaged file counts as missing."""
+        try:
+            with Image.open(self.path(job)) as picture:
+                picture.verify()
+        except (OSError, SyntaxError, ValueError):
+            return False
+        return True
+
+    def read(self, job: Job) -> Image.Image:
+        """The picture, RGB. Raises RunError when it is not there."""
+        try:
+            with Image.open(self.path(job)) as picture:
+                return picture.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise RunError(f"picture {str(self.path(job))!r} cannot be read ({error}): evaluate again") from None
+
+    def write(self, job: Job, picture: Image.Image) -> None:
+        """Keep a picture, with what made it in its text chunks."""
+        facts = {"prompt": job.prompt, "seed": job.seed, "artifact": job.model.hash, **asdict(job.drawing)}
+        save_png(picture, self.path(job), facts)
+
+
+def draw(pipe: Callable[[], Any], jobs: Sequence[Job], store: PictureStore, group: Group, progress: Progress) -> None:
+    """Draw those jobs of one model that the store lacks, each rank its share; `pipe` is only called when there are any.
+
+    Batches have a fixed make-up whatever is missing and however many ranks there are: a picture's last bit depends on
+    those drawn beside it. Ranks need not wait for each other. Raises RunError as `generate` does.
+    """
+    if not jobs:
+        return
+    jobs = list({job.key: job for job in jobs}.values())  # the base's class pictures may be its subject's too
+    size = jobs[0].drawing.batch_size
+    batches = share([list(jobs[start : start + size]) for start in range(0, len(jobs), size)], group)
+    missing = [batch for batch in batches if not all(store.has(job) for job in batch)]
+    total = sum(map(len, batches))
+    done = total - sum(map(len, missing))
+    for batch in missing:
+        progress(done, total)
+        pictures = _pictures(pipe(), batch)
+        for job, picture in zip(batch, pictures, strict=True):
+            if not store.has(job):  # drawn before, in another batch: the one that was scored stays
+                store.write(job, picture)
+        done += len(batch)
+    progress(total, total)
+
+
+def _pictures(pipe: Any, batch: Sequence[Job]) -> list[Image.Image]:
+    drawing = batch[0].drawing
+    return generate(
+        pipe,
+        [job.prompt for job in batch],
+        seeds=[job.seed for job in batch],
+        num_inference_steps=drawing.num_inference_steps,
+        guidance_scale=drawing.guidance_scale,
+        height=drawing.height,
+        width=drawing.width,
+        batch_size=len(batch),
+    )
+
+
+def save_png(picture: Image.Image, path: Path, facts: dict[str, Any]) -> None:
+    """A PNG with a text chunk per fact, under its name only when it is whole. Raises RunError (a full disk)."""
+    chunks = PngInfo()
+    for name, value in facts.items():
+        chunks.add_itxt(name, str(value))
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(draft, format="PNG", pnginfo=chunks)
+        draft.replace(path)
+    except OSError as error:
+        raise RunError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error

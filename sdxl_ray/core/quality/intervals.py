@@ -1,0 +1,80 @@
+"""Bootstrap intervals over what a score could have had otherwise: other prompts, other seeds, other photos.
+
+A score is the mean of an array of terms whose axes are such units. Terms that share a prompt or a photo are not
+independent, so whole units are drawn again, each kind by itself (the pigeonhole bootstrap, arXiv 0712.1111), and never
+single terms. It errs on the wide side. Draws are counted: the same for every model, so a difference between two models
+is of the same prompts, seeds and photos.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdxl_ray.core.sampler import counted
+
+Array = npt.NDArray[np.float64]
+
+RESAMPLES = 1000
+_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of one score: `values` has an axis for every name in `units`, NaN where there is no such term.
+
+    A unit named twice stands for pairs of its members; a member with itself is NaN. n: pictures behind the score.
+    """
+
+    values: Array
+    units: tuple[str, ...]
+    n: int
+
+    @property
+    def mean(self) -> float:
+        """The score."""
+        return float(np.nanmean(self.values))
+
+    def __sub__(self, other: Terms) -> Terms:
+        """The paired difference; both must be of the same prompts, seeds and photos."""
+        if self.units != other.units or self.values.shape != other.values.shape:
+            raise ValueError(f"{self.units} {self.values.shape} and {other.units} {other.values.shape} are not paired")
+        return Terms(self.values - other.values, self.units, self.n)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score and where 95 % of its resamples lie; low and high are None where there is nothing to draw again."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def interval(terms: Terms, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """Percentile bootstrap of the mean. Depends on its arguments only."""
+    sizes = dict(zip(terms.units, terms.values.shape, strict=True))
+    if not any(size > terms.units.count(unit) for unit, size in sizes.items()):
+        return Interval(terms.mean, None, None, terms.n)
+    counts = {unit: _counts(unit, size, seed, resamples) for unit, size in sizes.items()}
+    known = np.isfinite(terms.values)
+    weights = [counts[unit] for unit in terms.units]
+    axes = string.ascii_lowercase[: len(weights)]
+    spec = ",".join([*(f"z{axis}" for axis in axes), axes]) + "->z"
+    top: Any = np.einsum(spec, *weights, np.where(known, terms.values, 0.0), optimize=True)
+    bottom: Any = np.einsum(spec, *weights, known.astype(np.float64), optimize=True)
+    # A draw that hit one member only has no pair in it.
+    means = top[bottom > 0] / bottom[bottom > 0]
+    low, high = np.quantile(means, [(1 - _SHARE) / 2, (1 + _SHARE) / 2])
+    return Interval(terms.mean, float(low), float(high), terms.n)
+
+
+def _counts(unit: str, size: int, seed: int, resamples: int) -> Array:
+    """How often each member was drawn: fp64 [resamples, size], rows sum to `size`."""
+    rng = counted(seed, f"resample {unit}", size)
+    return rng.multinomial(size, np.full(size, 1 / size), resamples).astype(np.float64)

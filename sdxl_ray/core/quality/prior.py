@@ -1,0 +1,85 @@
+"""The prior loss: how well a model still denoises what the base draws of the class, at fixed noise and timesteps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from sdxl_ray.config import Objective
+from sdxl_ray.core.diffusion import Diffusion, gaussian
+from sdxl_ray.core.encode import encode_pictures, scale_latents
+from sdxl_ray.core.objective import example_loss
+
+#: (noise, timestep) pairs a picture; their timesteps lie evenly over the schedule.
+DRAWS = 8
+_CODE_VERSION = 1
+
+
+@torch.no_grad()
+def prior_losses(
+    pipe: Any, pictures: Sequence[Image.Image], prompts: Sequence[str], seed: int, draws: int = DRAWS
+) -> npt.NDArray[np.float64]:
+    """Unweighted denoising loss of each picture under its prompt, fp64 [N]: mean over `draws`.
+
+    Noise depends on (seed, picture, draw) only, so models are compared at the same noise. Loss is on the model's own
+    prediction type. Raises RunError when the VAE gives NaN.
+    """
+    diffusion = Diffusion.of(pipe.scheduler.config, Objective())
+    rows = encode_pictures(pipe.vae, pictures, [f"class picture {i}" for i in range(len(pictures))])
+    device, dtype = pipe.unet.device, pipe.unet.dtype
+    losses = np.empty((len(pictures), draws))
+    steps = [int((draw + 0.5) / draws * diffusion.steps) for draw in range(draws)]
+    texts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for i, (row, picture, prompt) in enumerate(zip(rows, pictures, prompts, strict=True)):
+        latents_1CHW = scale_latents(pipe.vae.config, row["mean"][None])
+        if prompt not in texts:
+            hidden, _, pooled, _ = pipe.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)
+            texts[prompt] = hidden, pooled
+        hidden_1LC, pooled_1P = texts[prompt]
+        noise_BCHW = gaussian(seed, "prior loss", i, range(draws), latents_1CHW.shape[1:])
+        t_B = torch.tensor(steps)
+        clean_BCHW = latents_1CHW.expand_as(noise_BCHW)
+        size = (picture.height, picture.width)
+        time_ids_B6 = torch.tensor([[*size, 0, 0, *size]] * draws, device=device)
+        prediction_BCHW = pipe.unet(
+            diffusion.add_noise(clean_BCHW, noise_BCHW, t_B).to(device, dtype),
+            t_B.to(device),
+            encoder_hidden_states=hidden_1LC.expand(draws, -1, -1),
+            added_cond_kwargs={"text_embeds": pooled_1P.expand(draws, -1), "time_ids": time_ids_B6},
+            return_dict=False,
+        )[0]
+        target_BCHW = diffusion.target(clean_BCHW, noise_BCHW, t_B)
+        losses[i] = example_loss(prediction_BCHW.cpu(), target_BCHW, Objective()).double().numpy()
+    mean_N: npt.NDArray[np.float64] = losses.mean(axis=1)
+    return mean_N
+
+
+def notes_path(folder: Path, what: Any) -> Path:
+    """Where the losses of a model on given pictures are kept; `what` is plain data that decides them."""
+    plain = json.dumps([_CODE_VERSION, what], sort_keys=True)
+    return folder / f"prior-{hashlib.sha256(plain.encode()).hexdigest()}.json"
+
+
+def read_notes(path: Path) -> npt.NDArray[np.float64] | None:
+    """Losses that were kept, or None when there are none or the file is damaged."""
+    try:
+        losses = np.array(json.loads(path.read_text()), np.float64)
+    except (OSError, ValueError):
+        return None
+    return losses if losses.ndim == 1 else None
+
+
+def write_notes(path: Path, losses: npt.NDArray[np.float64]) -> None:
+    """Keep losses; JSON holds every float bit for bit."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(losses.tolist()))
+    draft.replace(path)

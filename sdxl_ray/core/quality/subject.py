@@ -1,0 +1,145 @@
+"""The photos that pictures are judged by, and the proof that none of them was trained on.
+
+A score against training photos rewards copying, so a folder that shares a picture with a model's training set is
+refused: by the bytes of the file, and by its decoded pixels, so that neither a new name nor a re-saved copy hides it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from sdxl_ray import config
+from sdxl_ray.artifact import Artifact
+from sdxl_ray.core.dataset import Picture, PictureSet, scan, scan_class, split
+from sdxl_ray.core.pictures import open_picture
+from sdxl_ray.core.quality.models import Model
+from sdxl_ray.core.sources import HELD_OUT, Entry, Reader, entries
+from sdxl_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo, decoded. key: SHA-256 of the file's bytes; pixels: of what it decodes to."""
+
+    name: str
+    picture: Image.Image
+    key: str
+
+    @property
+    def pixels(self) -> str:
+        """SHA-256 of size and RGB values."""
+        return _pixels(self.picture)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who or what is judged: held-out photos, the class's name, and photos of another one of the class, if any."""
+
+    name: str
+    class_name: str
+    photos: tuple[Photo, ...]
+    other: tuple[Photo, ...] = ()
+
+
+def load_photos(where: str, setting: str = "--subject") -> tuple[Photo, ...]:
+    """Photos of a folder, a Parquet file or `subject:NAME[/held_out]`, each once.
+
+    Raises UserError: nothing there, or a file that is no usable picture.
+    """
+    return _read(entries(where, "prompt", "", setting))
+
+
+def subject_name(where: str) -> str:
+    """What records call the subject of a folder: `photos/dog/held_out` and `subject:dog/held_out` are "dog"."""
+    path = Path(where.removeprefix("subject:"))
+    return path.parent.name if path.name == HELD_OUT and path.parent.name else path.stem
+
+
+def held_out_photos(artifact: Artifact) -> tuple[Photo, ...]:
+    """The photos that the artifact's own run held out. Raises UserError when they are not to be found."""
+    recipe = config.parse(artifact.manifest.recipe, f"{artifact.folder}: recipe")
+    if recipe.data.validation is not None:
+        return load_photos(recipe.data.validation, "data.validation")
+    rows = _run_pictures(artifact, "held_out")
+    if not rows:
+        raise UserError(f"artifact {str(artifact.folder)!r} tells of no held-out photos: give them with --subject")
+    return _read([Entry(row.source, "") for row in rows])
+
+
+def require_unseen(photos: Sequence[Photo], models: Sequence[Model], setting: str = "--subject") -> list[str]:
+    """Raise UserError when a photo is among a model's training pictures; else the models that cannot be checked.
+
+    Training pictures are those of the run folder that the artifact lies in, else those that its recipe names, where
+    they still are.
+    """
+    keys = {photo.key: photo for photo in photos}
+    pixels = {photo.pixels: photo for photo in photos}
+    sizes = {photo.picture.size for photo in photos}
+    unknown = []
+    for model in models:
+        if model.artifact is None:
+            continue
+        trained = training_pictures(model.artifact)
+        if trained is None:
+            unknown.append(model.name)
+            continue
+        for row in trained:
+            seen = keys.get(row.key)
+            if seen is None and (row.width, row.height) in sizes:
+                seen = pixels.get(_decoded(row))
+            if seen is not None:
+                raise UserError(
+                    f"{setting}: photo {seen.name!r} is one that {model.name!r} was trained on ({row.source}), and "
+                    "would flatter it: give photos that were held out"
+                )
+    return unknown
+
+
+def training_pictures(artifact: Artifact) -> tuple[Picture, ...] | None:
+    """What an artifact was trained on, class pictures that were given included; None when nothing here tells."""
+    rows = _run_pictures(artifact, "train")
+    if rows is not None:
+        return (*rows, *(_run_pictures(artifact, "given_class") or ()))
+    try:
+        recipe = config.parse(artifact.manifest.recipe, "recipe")
+        if recipe.data.images is None:
+            return None
+        return (*split(scan(recipe.data), recipe.data)[0], *scan_class(recipe.data))
+    except UserError:  # the pictures are on another machine
+        return None
+
+
+def _run_pictures(artifact: Artifact, name: str) -> tuple[Picture, ...] | None:
+    file = artifact.folder.absolute().parent / "pictures" / f"{name}.parquet"
+    try:
+        return PictureSet.from_rows(pq.read_table(file).to_pylist()).pictures if file.is_file() else None
+    except (pa.ArrowException, OSError, TypeError, ValueError):
+        return None
+
+
+def _read(found: Sequence[Entry]) -> tuple[Photo, ...]:
+    reader, photos = Reader(), dict[str, Photo]()
+    for entry in found:
+        data = reader.read(entry.source)
+        name = Path(entry.source).name
+        photo = Photo(name, open_picture(data, name), hashlib.sha256(data).hexdigest())
+        photos.setdefault(photo.pixels, photo)
+    return tuple(photos.values())
+
+
+def _decoded(row: Picture) -> str:
+    try:
+        return _pixels(PictureSet([row]).read(row))
+    except UserError:  # gone or changed since: its bytes have been compared
+        return ""
+
+
+def _pixels(picture: Image.Image) -> str:
+    return hashlib.sha256(repr(picture.size).encode() + picture.convert("RGB").tobytes()).hexdigest()

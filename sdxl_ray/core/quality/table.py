@@ -1,0 +1,137 @@
+"""From pictures to rows of the table `scores`: every metric of every model, the reference rows, paired differences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sdxl_ray.core.quality import scores as metrics
+from sdxl_ray.core.quality.encoders import Encoder
+from sdxl_ray.core.quality.intervals import Array, Terms, interval
+from sdxl_ray.core.quality.models import OTHER, REAL, Model
+from sdxl_ray.core.quality.scores import METRICS
+from sdxl_ray.core.quality.subject import Photo, Subject
+
+Pictures = Sequence[Image.Image]
+
+
+class Looks:
+    """The encoders, and what they say of the photos and the prompts."""
+
+    def __init__(self, identity: Encoder, clip: Encoder, subject: Subject, texts: Sequence[str]) -> None:
+        self.identity, self.clip = identity, clip
+        self.photos = {encoder.name: _rows(encoder, subject.photos) for encoder in (identity, clip)}
+        self.others = {encoder.name: _rows(encoder, subject.other) for encoder in (identity, clip)}
+        self.texts_PD = clip.texts(texts)
+
+
+@dataclass
+class Scores:
+    """Collects rows. The terms behind them are kept, so that differences can be paired."""
+
+    subject: Subject
+    split: str
+    resamples: int
+    looks: Looks
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    _terms: dict[str, dict[str, Terms]] = field(default_factory=dict)
+
+    def add(
+        self,
+        model: Model,
+        pictures: Sequence[Pictures],
+        classes: Pictures,
+        base_classes: Pictures,
+        losses: Array | None,
+        seconds: float = 0.0,
+    ) -> None:
+        """Score one model. pictures: of the subject, by [prompt][seed]; base_classes: none without the base.
+
+        seconds: what it took to draw them.
+        """
+        began = time.monotonic()
+        identity, clip = self.looks.identity, self.looks.clip
+        seen = [identity.look(some) for some in pictures]
+        pictures_PSD = np.stack([rows for rows, _ in seen])
+        clip_PSD = np.stack([clip.pictures(some) for some in pictures])
+        photos = self.looks.photos
+        clip_classes_ND = clip.pictures(classes)
+        found = {
+            "dino_i": (metrics.fidelity(pictures_PSD, photos[identity.name]), identity),
+            "clip_i": (metrics.fidelity(clip_PSD, photos[clip.name]), clip),
+            "clip_t": (metrics.alignment(clip_PSD, self.looks.texts_PD), clip),
+            "pres": (metrics.leak(identity.pictures(classes), photos[identity.name]), identity),
+            "class_kid": (
+                metrics.class_distance(clip_classes_ND, clip.pictures(base_classes)) if base_classes else None,
+                clip,
+            ),
+            "prior_loss": (metrics.denoising(losses) if losses is not None else None, None),
+            "div": (metrics.diversity(np.stack([patches for _, patches in seen])), identity),
+        }
+        assert set(found) == set(METRICS)
+        self._terms[model.name] = {name: terms for name, (terms, _) in found.items() if terms is not None}
+        seconds += time.monotonic() - began
+        for name, (terms, encoder) in found.items():
+            self._row(model.name, name, terms, encoder, step=model.step, artifact=model.hash, seconds=seconds)
+        self._explain(len(photos[identity.name]), bool(base_classes), len(pictures[0]))
+
+    def add_references(self) -> None:
+        """The ceiling (photos against each other) and the floor (another subject of the class, where given)."""
+        for metric, encoder in (("dino_i", self.looks.identity), ("clip_i", self.looks.clip)):
+            photos_RD, others_ND = self.looks.photos[encoder.name], self.looks.others[encoder.name]
+            self._row(REAL, metric, metrics.among(photos_RD), encoder)
+            if self.subject.other:
+                self._row(OTHER, metric, metrics.between(others_ND, photos_RD), encoder)
+
+    def add_gains(self, base: str) -> None:
+        """For every score of a tuned model, `<metric>_gain`: minus the base's, paired by prompt, seed and photo."""
+        for row in [row for row in self.rows if row["model"] in self._terms and row["model"] != base]:
+            terms = self._difference(row["model"], base, row["metric"])
+            if terms is not None:
+                self.rows.append({**row, "metric": f"{row['metric']}_gain", **self._interval(terms)})
+
+    def differences(self) -> list[dict[str, Any]]:
+        """Every model minus every one before it, under the same prompts, seeds and photos."""
+        pairs = [(second, first, name) for first, second in combinations(self._terms, 2) for name in METRICS]
+        return [
+            {"model": second, "against": first, "metric": name, **self._interval(terms)}
+            for second, first, name in pairs
+            if (terms := self._difference(second, first, name)) is not None
+        ]
+
+    def _difference(self, model: str, against: str, metric: str) -> Terms | None:
+        one, two = (self._terms[name].get(metric) for name in (model, against))
+        return None if one is None or two is None else one - two
+
+    def _row(self, model: str, metric: str, terms: Terms | None, encoder: Encoder | None, **more: Any) -> None:
+        row = {"step": 0, "model": model, "subject": self.subject.name, "metric": metric}
+        row |= self._interval(terms) if terms is not None else {"value": None, "low": None, "high": None, "n": 0}
+        row |= {"encoder": encoder and encoder.name, "preprocessing": encoder and encoder.preprocessing}
+        self.rows.append({**row, "split": self.split, "artifact": "", "seconds": None, **more})
+
+    def _interval(self, terms: Terms) -> dict[str, Any]:
+        found = interval(terms, resamples=self.resamples)
+        return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+
+    def _explain(self, photos: int, has_base: bool, seeds: int) -> None:
+        reasons = []
+        if photos < metrics.LEAST_PHOTOS:
+            reasons.append(
+                f"dino_i, clip_i and pres are absent: {photos} held-out photos, at least {metrics.LEAST_PHOTOS} needed"
+            )
+        if not has_base:
+            reasons.append("class_kid and prior_loss are absent: they compare with the base, which is not evaluated")
+        if seeds < 2:
+            reasons.append("div is absent: it needs at least 2 seeds")
+        self.absent += [reason for reason in reasons if reason not in self.absent]
+
+
+def _rows(encoder: Encoder, photos: Sequence[Photo]) -> Any:
+    return encoder.pictures([photo.picture for photo in photos]) if photos else np.empty((0, 1), np.float32)

@@ -1,0 +1,145 @@
+"""The card as Markdown, made from the scores: no figure in it is typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sdxl_ray.core.tinycard import sentences
+from sdxl_ray.tiny.catalog import CLASSES, COLORS, PATTERNS, SETS, SUBJECTS
+from sdxl_ray.tiny.places import PLACES
+from sdxl_ray.tiny.scenes import held_out_pairs
+from sdxl_ray.tiny.subjects import HELD_OUT, TRAINING
+from sdxl_ray.tiny.subjects import card as subject_card
+from sdxl_ray.tiny.vocabulary import IDENTIFIERS
+
+Scores = dict[str, Any]
+
+_KINDS = {
+    "seen": "class and place that training showed together",
+    "unseen": "class and place that training never showed together",
+    "colored": "recoloured",
+}
+_CONTROL = {
+    "class_accuracy": "class",
+    "place_accuracy": "place",
+    "color_accuracy": "colour",
+    "caption_right": "right caption",
+    "caption_shuffled": "shuffled caption",
+}
+_ARMS = {
+    "base": "base",
+    "lora": "LoRA",
+    "dreambooth": "DreamBooth, 60 class pictures",
+    "dreambooth_no_prior": "DreamBooth without",
+}
+
+
+def card(scores: Scores) -> str:
+    """The whole page; parts that were not measured are left out."""
+    parts = [
+        sentences.HEAD.format(**_facts(scores)),
+        _knowledge(),
+        _control(scores),
+        _identity(scores),
+        _tuning(scores),
+    ]
+    return "\n".join([*parts, sentences.SPEED.format(**scores["speed"]), _made(scores), _sources(), sentences.LIMITS])
+
+
+def _facts(scores: Scores) -> Scores:
+    return {"revision": scores["revision"][:16], "date": scores["date"]}
+
+
+def _knowledge() -> str:
+    pairs: dict[str, list[str]] = {}
+    for name, place in sorted(held_out_pairs()):
+        pairs.setdefault(name, []).append(place)
+    return "\n".join(
+        [
+            "## What it knows",
+            f"- Classes: {', '.join(CLASSES)}.",
+            f"- Places: {', '.join(place.phrases[0] for place in PLACES.values())}.",
+            f"- Colours and patterns: {', '.join((*COLORS, *PATTERNS))}.",
+            f"- Identifiers that mean nothing in particular: {', '.join(IDENTIFIERS)}.",
+            "- Held out, class by class (never in one training scene): "
+            + "; ".join(f"{name}: {', '.join(places)}" for name, places in pairs.items())
+            + ".",
+            f"- Held-out subjects ({TRAINING} pictures to train on, {HELD_OUT} to score with): "
+            + "; ".join(f"`{name}`: {subject_card(name)['description'].lower()}" for name in SUBJECTS)
+            + ".",
+            "",
+        ]
+    )
+
+
+def _control(scores: Scores) -> str:
+    rows = [
+        [words, "real scenes" if source == "real" else "drawn by the base", scores[kind][source]["n"]]
+        + [_number(scores[kind][source].get(key)) for key in _CONTROL]
+        for kind, words in _KINDS.items()
+        for source in ("real", "base")
+    ]
+    return sentences.CONTROL + _table(["prompts", "pictures", "n", *_CONTROL.values()], rows)
+
+
+def _identity(scores: Scores) -> str:
+    mean = scores["identity"]["mean"]
+    rows = [[name.replace("_", " "), *(_number(row[key]) for key in mean)] for name, row in _subjects(scores)]
+    names = [key.replace("_", " ") for key in mean]
+    table = _table(["subject", *names], [*rows, ["mean", *(_number(value) for value in mean.values())]])
+    return sentences.IDENTITY.format(**scores["identity"]) + table
+
+
+def _subjects(scores: Scores) -> Iterable[tuple[str, Scores]]:
+    rows: dict[str, Scores] = scores["identity"]["subjects"]
+    return rows.items()
+
+
+def _tuning(scores: Scores) -> str:
+    tuned = {key.removeprefix("subject_"): value for key, value in scores.items() if key.startswith("subject_")}
+    if not tuned:
+        return ""
+    rows = []
+    for subject, result in tuned.items():
+        for arm, model in result["models"].items():
+            rows.append(
+                [
+                    subject,
+                    _ARMS[arm],
+                    f"{model['subject_fidelity']:.3f} of {result['ceiling']:.3f}",
+                    *(
+                        _number(model[key])
+                        for key in (
+                            "prompt_score",
+                            "place_accuracy",
+                            "class_accuracy",
+                            "leak",
+                            "other_classes_accuracy",
+                        )
+                    ),
+                    f"{model['training_seconds']:.0f} s" if "training_seconds" in model else "",
+                ]
+            )
+    columns = ["subject", "model", "fidelity", "prompt score", "place", "class", "leak", "other classes", "training"]
+    return sentences.TUNING + _table(columns, rows)
+
+
+def _made(scores: Scores) -> str:
+    made = scores["made"]
+    rows = [[name, f"{stage['minutes']:.1f}", stage["samples"]] for name, stage in made["stages"].items()]
+    return sentences.MADE.format(**made) + _table(["stage", "minutes", "pictures seen"], rows)
+
+
+def _sources() -> str:
+    rows = [[entry.package, entry.version, entry.author, entry.licence] for entry in SETS.values()]
+    return sentences.SOURCES + _table(["package", "version", "author", "licence"], rows)
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

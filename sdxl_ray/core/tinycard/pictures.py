@@ -1,0 +1,42 @@
+"""Draws the card's pictures: the pipeline that everybody uses, at the settings that the card states."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from sdxl_ray.artifact import Artifact
+from sdxl_ray.config import Base
+from sdxl_ray.core.pipeline import generate, load_pipeline
+
+STEPS, GUIDANCE, BATCH = 20, 4.0, 16
+
+
+class Drawer:
+    """One model: the base (artifact None) or what an artifact made of it."""
+
+    def __init__(self, artifact: Path | None = None) -> None:
+        opened = None if artifact is None else Artifact.open(artifact)
+        self._pipe = load_pipeline(Base(id="tiny"), opened, dtype=torch.float32, device="cpu")
+
+    def draw(self, prompts: list[str], batch_size: int = BATCH) -> list[Image.Image]:
+        """One picture a prompt; the seed is the prompt's place in the list."""
+        return generate(
+            self._pipe,
+            prompts,
+            seeds=range(len(prompts)),
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            batch_size=batch_size,
+        )
+
+    def rate(self, batch_size: int, pictures: int) -> float:
+        """Pictures a second, after a first batch that does not count."""
+        prompts = ["a photo of a frog on a beach"] * pictures
+        self.draw(prompts[:batch_size], batch_size)
+        begun = time.monotonic()
+        self.draw(prompts, batch_size)
+        return pictures / (time.monotonic() - begun)

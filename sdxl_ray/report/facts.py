@@ -1,0 +1,248 @@
+"""The facts of a report: what a comparison's records say, arm by arm, and why anything is missing.
+
+    facts = gather(open_comparison("runs/demo-comparison"))
+    facts.score("lora", "dino_i")      # Score, or Absent with the reason
+    facts.gain("lora", "dino_i")       # the same less the base
+
+Sections turn these into tables and plots; nothing else reads a record.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdxl_ray.report.metrics import BASE, METRICS, REFERENCES, Absent, Gain, Score, difference, mean, metric_of
+from sdxl_ray.report.scores import Scores
+from sdxl_ray.report.source import ArmCard, ComparisonCard, Row, RunSource, Source
+
+LORA, DREAMBOOTH, BOTH, NO_PRIOR = "LoRA", "DreamBooth", "DreamBooth + LoRA", "DreamBooth without prior"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an arm took, over its runs: counts and bytes are the largest, seconds the mean.
+
+    step_s: median seconds of an optimizer step. train_s: all steps. whole_s: preparing, training, looking and saving.
+    """
+
+    trainable: int | Absent
+    artifact_bytes: int | Absent
+    peak_bytes: int | Absent
+    step_s: float | Absent
+    train_s: float | Absent
+    whole_s: float | Absent
+    prepare_s: float | Absent
+    samples_per_s: float | Absent
+    steps: int | Absent
+    workers: int | Absent
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What one run went through. loss, validation: (step, value); quality: metric -> (step, score)."""
+
+    label: str
+    loss: tuple[tuple[int, float], ...]
+    validation: tuple[tuple[int, float], ...]
+    quality: dict[str, tuple[tuple[int, Score], ...]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of tuning, as it was trained. method: in the proposal's words, from the recipe."""
+
+    name: str
+    method: str
+    recipe: dict[str, Any]
+    photos: int | Absent
+    cost: Cost
+    curves: tuple[Curves, ...]
+    hashes: tuple[str, ...]
+    runs: tuple[str, ...]
+
+    def setting(self, path: str) -> Any:
+        """A dotted setting of the recipe, None where it is not set."""
+        here: Any = self.recipe
+        for key in path.split("."):
+            here = here.get(key) if isinstance(here, Mapping) else None
+        return here
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the folder. path: None where the file is not there."""
+
+    model: str
+    subject: str
+    prompt: str
+    seed: int
+    purpose: str
+    split: str
+    relative: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A comparison, gathered. subjects and metrics: those that were scored, in their order."""
+
+    card: ComparisonCard
+    folder: Path
+    arms: tuple[Arm, ...]
+    scores: Scores
+    pictures: tuple[Picture, ...]
+    timings: dict[str, float]
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return self.scores.subjects
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics with at least one final score of a model."""
+        return self.scores.metrics
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def of_method(self, method: str) -> Arm | None:
+        """The arm of that method that resembles the subject most; the first where nothing was scored."""
+        found = [arm for arm in self.arms if arm.method == method]
+        return max(found, key=lambda arm: value_of(self.score(arm.name, main_metric(self))), default=None)
+
+    def score(self, model: str, metric: str, subject: str | None = None) -> Score | Absent:
+        """The final score of an arm, the base or a reference; over all subjects unless one is named."""
+        return self.scores.final(model, metric, subject)
+
+    def gain(self, model: str, metric: str) -> Gain | Absent:
+        """How far a model is above the base: the recorded paired difference, else from the two intervals."""
+        paired = self.scores.gain(model, metric)
+        if paired is not None:
+            return paired
+        subjects = self.scores.subjects_of(model, metric)
+        above, below = self.score(model, metric), self.scores.final(BASE, metric, subjects=subjects)
+        if isinstance(above, Score) and metric_of(metric).from_base:
+            return Gain(above.value, above.low, above.high, paired=True)
+        for score in (above, below):
+            if isinstance(score, Absent):
+                return score
+        assert isinstance(above, Score) and isinstance(below, Score)
+        return difference(above, below)
+
+
+def main_metric(facts: Facts) -> str:
+    """The metric that decides: the first subject fidelity that was scored."""
+    return next((name for name in METRICS if name in facts.metrics), next(iter(METRICS)))
+
+
+def value_of(score: Score | Absent) -> float:
+    """For sorting: what is absent comes last."""
+    return score.value if isinstance(score, Score) else float("-inf")
+
+
+def gather(source: Source) -> Facts:
+    """Everything a report shows. Reads no picture and no weight."""
+    arms = tuple(_arm(name, card, source) for name, card in source.card.arms.items())
+    scores = Scores.of(source.tables["scores"], {arm.name: arm.hashes for arm in arms})
+    pictures = tuple(_picture(source.folder, row) for row in source.tables["pictures"])
+    timings = {str(row["name"]): float(row["seconds"]) for row in source.tables["timings"]}
+    return Facts(source.card, source.folder, arms, scores, pictures, timings, tuple(_warnings(source, arms)))
+
+
+def method_of(recipe: Mapping[str, Any]) -> str:
+    """The proposal's word for a recipe: what trains, and what it sees."""
+    kind = (recipe.get("tuning") or {}).get("kind")
+    prior = (recipe.get("data") or {}).get("prior") is not None
+    if kind == "lora":
+        return BOTH if prior else LORA
+    if kind == "full":
+        return DREAMBOOTH if prior else NO_PRIOR
+    return "unknown"
+
+
+def _arm(name: str, card: ArmCard, source: Source) -> Arm:
+    runs = source.runs[name]
+    recipe = card.recipe or next((r.artifact.manifest.recipe for r in runs.values() if r.artifact is not None), {})
+    curves = tuple(_curves(name, label, run, source.tables["scores"]) for label, run in runs.items())
+    photos = _least([run.photos for run in runs.values()], _why(runs, "the run's list of training pictures"))
+    hashes = tuple(card.hashes.values()) or tuple(r.artifact.hash for r in runs.values() if r.artifact is not None)
+    return Arm(name, method_of(recipe), recipe, photos, _cost(runs), curves, hashes, tuple(card.runs.values()))
+
+
+def _cost(runs: Mapping[str, RunSource]) -> Cost:
+    def over(pick: Callable[[RunSource], float | None], join: Callable[[Iterable[float]], float], what: str) -> Any:
+        found = [value for run in runs.values() if (value := pick(run)) is not None]
+        return join(found) if found else Absent(_why(runs, what))
+
+    def column(name: str, join: Callable[[Sequence[float]], float]) -> Callable[[RunSource], float | None]:
+        def pick(run: RunSource) -> float | None:
+            values = [row[name] for row in run.tables.get("steps", []) if row.get(name) is not None]
+            return join(values) if values else None
+
+        return pick
+
+    def whole(run: RunSource) -> float | None:
+        if "train_s" not in run.summary or run.summary.get("resumed_at"):
+            return None  # a run that went on only knows the time of its last stretch
+        return float(run.summary["train_s"]) + float(run.summary.get("prepare_s") or 0)
+
+    return Cost(
+        trainable=over(lambda run: run.summary.get("trainable"), max, "the run's summary"),
+        artifact_bytes=over(lambda run: run.artifact_bytes, max, "the run's artifact"),
+        peak_bytes=over(column("peak_bytes", max), max, "peak memory of its steps"),
+        step_s=over(column("seconds", statistics.median), statistics.median, "seconds of its steps"),
+        train_s=over(column("seconds", sum), statistics.fmean, "seconds of its steps"),
+        whole_s=over(whole, statistics.fmean, "the time of an uninterrupted run"),
+        prepare_s=over(lambda run: run.summary.get("prepare_s"), statistics.fmean, "the run's summary"),
+        samples_per_s=over(column("samples_per_s", statistics.median), statistics.median, "samples/s of its steps"),
+        steps=over(column("step", max), max, "its steps"),
+        workers=over(column("workers", max), max, "workers of its steps"),
+    )
+
+
+def _why(runs: Mapping[str, RunSource], what: str) -> str:
+    gone = [run.why for run in runs.values() if run.folder is None]
+    return gone[0] if gone else f"{what} is not recorded"
+
+
+def _least(values: Iterable[int | None], why: str) -> int | Absent:
+    found = [value for value in values if value is not None]
+    return min(found) if found else Absent(why)
+
+
+def _curves(arm: str, label: str, run: RunSource, shared: Sequence[Row]) -> Curves:
+    rows = run.tables.get("scores") or [row for row in shared if row["model"] == arm]
+    looks = [row for row in rows if row["split"] == "validation" and row["model"] not in REFERENCES]
+    own = {(row["metric"], row["step"]) for row in looks if row["model"] != BASE}
+    quality: dict[str, dict[int, list[Score]]] = {}
+    for row in looks:
+        score = Scores.score_of(row)
+        # Before its first step the model is the base, so the base's row stands in where the model has none.
+        if score is not None and (row["model"] != BASE or (row["metric"], row["step"]) not in own):
+            quality.setdefault(row["metric"], {}).setdefault(row["step"], []).append(score)
+    return Curves(
+        label,
+        loss=tuple((row["step"], row["loss"]) for row in run.tables.get("steps", [])),
+        validation=tuple((row["step"], row["loss"]) for row in run.tables.get("validation", [])),
+        quality={name: tuple((step, mean(same)) for step, same in sorted(by.items())) for name, by in quality.items()},
+    )
+
+
+def _picture(folder: Path, row: Row) -> Picture:
+    path = (folder / row["path"]).resolve()
+    inside = folder.resolve() in path.parents
+    names = ("model", "subject", "prompt", "seed", "purpose", "split")
+    return Picture(**{name: row[name] for name in names}, relative=row["path"], path=path if inside else None)
+
+
+def _warnings(source: Source, arms: Sequence[Arm]) -> Iterable[str]:
+    for arm in arms:
+        scored = source.card.arms[arm.name].hashes
+        for label, run in source.runs[arm.name].items():
+            if label in scored and run.artifact is not None and run.artifact.hash != scored[label]:
+                yield f"the artifact of {arm.name} has changed since it was scored: its scores are of the one before"

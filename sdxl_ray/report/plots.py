@@ -1,0 +1,251 @@
+"""Plots as inline SVG: text stays text, colours are the page's own variables, so light, dark and print need no script.
+
+Figures are drawn with placeholder colours that are replaced by CSS variables (`var(--arm-0)`, `currentColor`). The
+palette is that of Okabe and Ito (2008), told apart by every common kind of colour blindness; markers and lines differ
+too. A figure is about as wide as a phone, so that its text is readable there at its own size.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdxl_ray.report.metrics import Score
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+#: How many colours the page has: `--arm-0` and so on.
+COLOURS = 7
+
+_INK, _RULE, _SOFT = "#010203", "#040506", "#070809"
+_VARIABLES = {_INK: "currentColor", _RULE: "var(--rule)", _SOFT: "var(--soft)"} | {
+    f"#0a0b{index:02x}": f"var(--arm-{index})" for index in range(COLOURS)
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sdxl-ray",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 11.5,
+    "axes.edgecolor": _RULE,
+    "axes.labelcolor": _SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.axisbelow": True,
+    "grid.color": _RULE,
+    "grid.linewidth": 0.7,
+    "text.color": _INK,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "xtick.labelcolor": _SOFT,
+    "ytick.labelcolor": _INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+}
+_WIDTH = 5.0  # inches of 72 points: 360 px, a phone's column
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one arm is drawn, everywhere."""
+
+    colour: str
+    marker: str
+    dash: Any
+
+
+BASE_LOOK = Look(_SOFT, "o", "-")
+
+
+def look(index: int) -> Look:
+    """The look of the arm at that place; after seven, colours come again with other lines."""
+    return Look(f"#0a0b{index % COLOURS:02x}", MARKERS[index % len(MARKERS)], DASHES[index // COLOURS % len(DASHES)])
+
+
+def intervals(rows: Sequence[tuple[str, Score, Look]], marks: Mapping[str, float], axis: str) -> str:
+    """A dot with its interval for each row, top down; marks: vertical lines with a name (ceiling, floor)."""
+
+    def draw(axes: Any) -> None:
+        for place, (_, score, how) in enumerate(rows):
+            span = score.bounded
+            if span is not None:
+                axes.plot(span, (place, place), color=how.colour, linewidth=2.4, solid_capstyle="butt", alpha=0.75)
+            axes.plot([score.value], [place], how.marker, color=how.colour, markersize=7)
+        axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5 - 0.6 * bool(marks))
+        for name, value in marks.items():
+            axes.axvline(value, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+            axes.annotate(
+                name, (value, 1), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=10.5, color=_SOFT
+            )
+        axes.margins(x=0.12)
+        axes.grid(visible=True, axis="x")
+        axes.set_xlabel(axis)
+        axes.spines["left"].set_visible(False)
+
+    return _svg(draw, height=0.75 + 0.4 * (len(rows) + 0.6 * bool(marks)))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: points (x, value), its interval where known, and the mark at each point."""
+
+    name: str
+    how: Look
+    points: tuple[tuple[float, float], ...]
+    bounds: tuple[tuple[float, float] | None, ...] = ()
+    marked: bool = True
+
+
+def lines(curves: Sequence[Line], x: str, y: str, *, log_y: bool = False) -> str:
+    """Curves over a common axis, with a legend under them. Curves of equal name share one legend entry."""
+
+    def draw(axes: Any) -> None:
+        shown: set[str] = set()
+        for curve in curves:
+            xs, ys = [point[0] for point in curve.points], [point[1] for point in curve.points]
+            axes.plot(
+                xs,
+                ys,
+                color=curve.how.colour,
+                linestyle=curve.how.dash,
+                linewidth=1.8,
+                marker=curve.how.marker if curve.marked else None,
+                markersize=5,
+                label=curve.name if curve.name not in shown else None,
+            )
+            shown.add(curve.name)
+            if curve.bounds and all(curve.bounds):
+                spans = [span for span in curve.bounds if span is not None]
+                axes.fill_between(xs, *zip(*spans, strict=True), color=curve.how.colour, alpha=0.13, linewidth=0)
+        if log_y:
+            axes.set_yscale("log")
+        _finish(axes, x, y)
+
+    return _svg(draw, height=3.1 + 0.22 * _legend_rows([curve.name for curve in curves]))
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One point with intervals in y."""
+
+    name: str
+    how: Look
+    x: float
+    score: Score
+
+
+def dots(
+    points: Sequence[Dot], x: str, y: str, write_x: Callable[[float], str], marks: Mapping[str, float], base: int = 10
+) -> str:
+    """Points over a logarithmic axis; marks: horizontal lines with a name; base: of the ticks' round numbers."""
+
+    def draw(axes: Any) -> None:
+        axes.set_xscale("log")
+        for point in points:
+            span = point.score.bounded
+            if span is not None:
+                axes.plot((point.x, point.x), span, color=point.how.colour, linewidth=2.4, alpha=0.75)
+            axes.plot([point.x], [point.score.value], point.how.marker, color=point.how.colour, markersize=8,
+                      label=point.name)  # fmt: skip
+        for name, value in marks.items():
+            axes.axhline(value, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+            axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=10.5,
+                          color=_SOFT)  # fmt: skip
+        lowest, highest = min(p.x for p in points), max(p.x for p in points)
+        axes.set_xlim(lowest / 1.6, highest * 1.6)
+        _log_ticks(axes, write_x, base)
+        _finish(axes, x, y)
+
+    return _svg(draw, height=3.1 + 0.22 * _legend_rows([point.name for point in points]))
+
+
+def smooth(values: Sequence[float], width: int) -> list[float]:
+    """The mean of the `width` values up to each one: a step's loss alone says little."""
+    window: list[float] = []
+    means = []
+    for value in values:
+        window = [*window[-(width - 1) :], value] if width > 1 else [value]
+        means.append(sum(window) / len(window))
+    return means
+
+
+def _log_ticks(axes: Any, write: Callable[[float], str], base: int) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    low, high = axes.get_xlim()
+    fine = base == 10 and high / low < 100
+    axes.xaxis.set_major_locator(LogLocator(base=base, subs=(1, 2, 5) if fine else (1,), numticks=5))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _per_row(names: Sequence[str]) -> int:
+    """Legend entries side by side: as many as their letters leave room for."""
+    longest = max(len(name) for name in names)
+    return min(len(set(names)), max(1, 48 // (longest + 5)))
+
+
+def _legend_rows(names: Sequence[str]) -> int:
+    return -(-len(set(names)) // _per_row(names))
+
+
+def _finish(axes: Any, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_title(y, loc="left", color=_SOFT, fontsize=10.5)
+    axes.grid(visible=True, axis="y")
+    axes.tick_params(labelcolor=_SOFT)
+    names = axes.get_legend_handles_labels()[1]
+    axes.figure.legend(loc="outside lower center", ncols=_per_row(names), handlelength=1.8, columnspacing=1.0)
+
+
+def _svg(draw: Callable[[Any], None], height: float) -> str:
+    """Draw on fresh axes without pyplot's global state, and take the picture apart for inlining."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter that its font lacks: the reader's browser chooses the font
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return inline(buffer.getvalue())
+
+
+def inline(svg: str) -> str:
+    """Markup for the middle of a page: no declaration, no fixed size, the page's font, colours and style."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(width|height|version|xmlns:xlink|xmlns)="[^"]*"', "", head)
+    rest = re.sub(r'<g id="[^"]*"', "<g", rest)  # only markers and clip paths are referred to
+    rest = re.sub(r"font-family: [^;\"]*;? ?", "", rest).replace("xlink:href", "href")
+    # Hundredths of a point are finer than any screen; only in paths, which hold no text.
+    rest = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]).replace("\n", ""), rest)
+    for placeholder, variable in _VARIABLES.items():
+        rest = rest.replace(placeholder, variable)
+    return f"{head.replace('<svg', _OPEN, 1)}>{rest}"
+
+
+#: How every inlined figure begins; the page puts its description in.
+_OPEN = '<svg class="plot" role="img"'
+
+
+def described(svg: str, alt: str, number: int) -> str:
+    """The figure with its description, and with ids that no other figure of the page has."""
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="p{number}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#p{number}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#p{number}-\1"', svg)
+    return svg.replace(_OPEN, f'{_OPEN} aria-label="{html.escape(alt)}"', 1)

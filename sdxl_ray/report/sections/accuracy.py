@@ -1,0 +1,132 @@
+"""Accuracy: every model on every metric with its interval, the differences to the base, and how it was scored."""
+
+from __future__ import annotations
+
+from sdxl_ray.report.document import (
+    Block,
+    Cell,
+    DataTable,
+    Panel,
+    Panels,
+    Paragraph,
+    Section,
+    Tone,
+    absent,
+    cell,
+    interval_text,
+    score_cell,
+    score_text,
+)
+from sdxl_ray.report.facts import Facts, main_metric
+from sdxl_ray.report.metrics import BASE, REFERENCES, Absent, Metric, Score, metric_of
+from sdxl_ray.report.plots import intervals
+from sdxl_ray.report.sections import models
+
+_ARROWS = {"higher": "higher is better", "lower": "lower is better"}
+_UNPAIRED = "from the two intervals as if independent, which is wider: no paired difference is recorded"
+_NOTHING = Cell("", tone="muted")
+_TONES: dict[str, Tone] = {"better": "good", "worse": "bad", "even": "", "unknown": "muted"}
+
+
+def section(facts: Facts) -> Section:
+    metrics = [metric_of(name) for name in facts.metrics]
+    title, lead = "Accuracy", "Final scores: prompts, seeds and photos that chose neither a checkpoint nor a setting."
+    if not metrics:
+        nothing = Paragraph("Not measured: no final scores are recorded.", tone="muted")
+        return Section("accuracy", title, lead, (nothing,))
+    blocks: list[Block] = [_scores(facts, metrics), _gains(facts, metrics)]
+    panels = tuple(_panel(facts, metric) for metric in metrics)
+    blocks.append(Panels("Each metric with its intervals. Dashed: the reference rows.", panels))
+    if len(facts.subjects) > 1:
+        blocks.append(_subjects(facts, metric_of(main_metric(facts))))
+    blocks.append(_method(facts, metrics))
+    return Section("accuracy", title, lead, tuple(blocks))
+
+
+def _scores(facts: Facts, metrics: list[Metric]) -> DataTable:
+    references = [name for name in REFERENCES if any(name in models.references(facts, m.name) for m in metrics)]
+    rows = []
+    for metric in metrics:
+        known = models.references(facts, metric.name)
+        cells = [_score(facts, model, metric) for model in models.names(facts)]
+        cells += [score_cell(known[n], metric.digits, "muted") if n in known else _NOTHING for n in references]
+        rows.append((_head(metric), *cells))
+    over = f", over {len(facts.subjects)} subjects" if len(facts.subjects) > 1 else ""
+    titles = ("metric", *models.names(facts), *(REFERENCES[name] for name in references))
+    return DataTable(f"Scores with their bootstrap intervals{over}.", titles, tuple(rows))
+
+
+def _score(facts: Facts, model: str, metric: Metric) -> Cell:
+    score = facts.score(model, metric.name)
+    if model == BASE and metric.from_base and isinstance(score, Absent):
+        return Cell("0", note="by definition: this is the distance to the base", number=True)
+    return score_cell(score, metric.digits)
+
+
+def _gains(facts: Facts, metrics: list[Metric]) -> DataTable:
+    rows = tuple((_head(metric), *(_gain(facts, arm.name, metric) for arm in facts.arms)) for metric in metrics)
+    caption = (
+        "Difference to the base; called better or worse, in its metric's sense, where its interval leaves zero out."
+    )
+    return DataTable(caption, ("metric", *(arm.name for arm in facts.arms)), rows)
+
+
+def _gain(facts: Facts, model: str, metric: Metric) -> Cell:
+    gain = facts.gain(model, metric.name)
+    if isinstance(gain, Absent):
+        return absent(gain.reason)
+    side = gain.direction(metric.better)
+    text = f"{gain.value:+.{metric.digits}f}" + (f" {side}" if side in ("better", "worse") else "")
+    interval = interval_text(gain, metric.digits, signed=True)
+    return Cell(text, "" if gain.paired else _UNPAIRED, _TONES[side], number=True, small=interval)
+
+
+def _head(metric: Metric) -> Cell:
+    return Cell(metric.title, tone="strong", small=_ARROWS[metric.better])
+
+
+def _panel(facts: Facts, metric: Metric) -> Panel:
+    how = models.looks(facts)
+    found = {name: facts.score(name, metric.name) for name in models.names(facts)}
+    rows = [(name, score, how[name]) for name, score in found.items() if isinstance(score, Score)]
+    marks = {name: score.value for name, score in models.references(facts, metric.name).items()}
+    said = ", ".join(f"{name} {score_text(score, metric.digits)}" for name, score, _ in rows)
+    table = models.numbers(
+        ("model", "value", "low", "high", "n"),
+        [(name, score.value, score.low, score.high, score.n) for name, score, _ in rows],
+        lambda value: f"{value:.{metric.digits}f}" if isinstance(value, float) else str(value),
+    )
+    title = f"{metric.title}"
+    return Panel(title, intervals(rows, marks, _ARROWS[metric.better]), f"{metric.title}: {said}", table)
+
+
+def _subjects(facts: Facts, metric: Metric) -> DataTable:
+    rows = tuple(
+        (
+            Cell(subject, tone="strong"),
+            *(score_cell(facts.score(model, metric.name, subject), metric.digits) for model in models.names(facts)),
+        )
+        for subject in facts.subjects
+    )
+    return DataTable(f"{metric.title} by subject.", ("subject", *models.names(facts)), rows)
+
+
+def _method(facts: Facts, metrics: list[Metric]) -> DataTable:
+    rows = []
+    for metric in metrics:
+        score = next(
+            (s for name in [*models.names(facts)[1:], BASE] if isinstance(s := facts.score(name, metric.name), Score)),
+            None,
+        )
+        assert score is not None  # a metric is listed because a model has a score of it
+        missing = Absent("the evaluator did not record it")
+        rows.append(
+            (
+                Cell(metric.title, tone="strong"),
+                Cell(f"{metric.meaning}; {_ARROWS[metric.better]}"),
+                cell(score.encoder or missing),
+                cell(score.preprocessing or missing),
+                cell(score.n if score.n is not None else missing),
+            )
+        )
+    return DataTable("How it was scored.", ("metric", "what it is", "encoder", "preprocessing", "n"), tuple(rows), True)

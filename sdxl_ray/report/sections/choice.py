@@ -1,0 +1,160 @@
+"""Which to choose: the proposal's LoRA / DreamBooth table, every row with a figure that was measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sdxl_ray.display.units import bytes_text, count_text, seconds_text
+from sdxl_ray.report.document import Cell, DataTable, Paragraph, Section, absent, score_text
+from sdxl_ray.report.facts import BOTH, DREAMBOOTH, LORA, NO_PRIOR, Arm, Facts, main_metric
+from sdxl_ray.report.metrics import Absent, Score, difference, metric_of
+from sdxl_ray.report.winner import share_of_the_way
+
+#: A cost that differs by less than this is called even: runs of one recipe differ as much.
+NOTICEABLE = 1.1
+METHODS = (LORA, DREAMBOOTH, BOTH)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One question: a figure for each method, and which of LoRA and DreamBooth it speaks for."""
+
+    question: str
+    measure: str
+    figures: dict[str, str | Absent]
+    better: str | Absent
+
+
+def section(facts: Facts) -> Section:
+    chosen = arms(facts)
+    title = "Which to choose"
+    lead = "The proposal's table of LoRA and DreamBooth, with what was measured here."
+    if not chosen:
+        nothing = Paragraph("Not measured: no arm is LoRA or DreamBooth.", tone="muted")
+        return Section("choice", title, lead, (nothing,))
+    rows = tuple(
+        (
+            Cell(choice.question, tone="strong"),
+            Cell(choice.measure),
+            *(_cell(choice.figures[method]) for method in chosen),
+            _cell(choice.better),
+        )
+        for choice in choices(facts)
+    )
+    heads = (f"{method} ({arm.name})" if method != arm.name else method for method, arm in chosen.items())
+    caption = "One arm of each method, the one most like the subject where there are several."
+    table = DataTable(caption, ("question", "measured as", *heads, "speaks for"), rows, prose=True)
+    return Section("choice", title, lead, (table,))
+
+
+def arms(facts: Facts) -> dict[str, Arm]:
+    """The arm that stands for each method. DreamBooth without the prior loss stands in where there is none with it."""
+    found = {method: facts.of_method(method) for method in METHODS}
+    found[DREAMBOOTH] = found[DREAMBOOTH] or facts.of_method(NO_PRIOR)
+    return {method: arm for method, arm in found.items() if arm is not None}
+
+
+def choices(facts: Facts) -> Iterator[Choice]:
+    """The rows, in the proposal's order."""
+    yield _cost(facts, "Efficiency", "trainable parameters", "trainable", count_text)
+    yield _cost(facts, "Training time", "all steps", "train_s", seconds_text)
+    yield _cost(facts, "Resources: memory", "peak memory of a worker", "peak_bytes", bytes_text)
+    yield _cost(facts, "Resources: disk", "artifact size", "artifact_bytes", bytes_text)
+    yield _compatibility(facts)
+    for name in ("pres", "class_kid", "prior_loss"):
+        yield _gain(facts, "Forgetting", name)
+    yield _gain(facts, "Personalisation", main_metric(facts))
+    yield _complexity(facts)
+    yield _power(facts)
+    yield _score(facts, "Customisation", "clip_t", "the subject in other places, as prompted")
+    yield _score(facts, "Image quality", "div", "pictures of one prompt still differ")
+
+
+def _cost(facts: Facts, question: str, measure: str, attribute: str, write: Callable[[Any], str]) -> Choice:
+    values = {method: getattr(arm.cost, attribute) for method, arm in arms(facts).items()}
+    figures = {method: v if isinstance(v, Absent) else write(v) for method, v in values.items()}
+    return Choice(question, measure, figures, _cheaper(values))
+
+
+def _cheaper(values: dict[str, Any]) -> str | Absent:
+    pair = [values.get(method) for method in (LORA, DREAMBOOTH)]
+    if None in pair:
+        return Absent("it takes a LoRA arm and a DreamBooth arm")
+    for value in pair:
+        if isinstance(value, Absent):
+            return value
+    lora, full = (float(value) for value in pair if value is not None)
+    if max(lora, full) <= NOTICEABLE * min(lora, full):
+        return "neither"
+    return LORA if lora < full else DREAMBOOTH
+
+
+def _compatibility(facts: Facts) -> Choice:
+    """A fact of the artifact's kind, not a matter of degree: what its manifest says it is."""
+    words = {"lora": "an adapter: any program that loads LoRA onto this base", "full": "a model of its own"}
+    chosen = arms(facts)
+    figures: dict[str, str | Absent] = {
+        method: words.get(arm.setting("tuning.kind"), Absent("the recipe is not recorded"))
+        for method, arm in chosen.items()
+    }
+    better = LORA if LORA in chosen else Absent("it takes a LoRA arm")
+    return Choice("Compatibility", "what the artifact is", figures, better)
+
+
+def _gain(facts: Facts, question: str, name: str) -> Choice:
+    metric = metric_of(name)
+    gains = {method: facts.gain(arm.name, name) for method, arm in arms(facts).items()}
+    figures = {m: g if isinstance(g, Absent) else score_text(g, metric.digits, signed=True) for m, g in gains.items()}
+    less = "" if metric.from_base else " less the base's"
+    measure = f"{metric.title}{less}, {metric.better} is better"
+    return Choice(question, measure, figures, _better(facts, name))
+
+
+def _score(facts: Facts, question: str, name: str, measure: str) -> Choice:
+    metric = metric_of(name)
+    scores = {method: facts.score(arm.name, name) for method, arm in arms(facts).items()}
+    figures = {m: s if isinstance(s, Absent) else score_text(s, metric.digits) for m, s in scores.items()}
+    words = f"{metric.title}: {measure}; {metric.better} is better"
+    return Choice(question, words, figures, _better(facts, name))
+
+
+def _better(facts: Facts, name: str) -> str | Absent:
+    """By intervals: `neither` where the difference of the two does not leave zero out."""
+    chosen = arms(facts)
+    if LORA not in chosen or DREAMBOOTH not in chosen:
+        return Absent("it takes a LoRA arm and a DreamBooth arm")
+    lora, full = (facts.score(chosen[method].name, name) for method in (LORA, DREAMBOOTH))
+    for score in (lora, full):
+        if isinstance(score, Absent):
+            return score
+    assert isinstance(lora, Score) and isinstance(full, Score)
+    side = difference(lora, full).direction(metric_of(name).better)
+    return {"better": LORA, "worse": DREAMBOOTH, "even": "neither"}.get(side, Absent("no interval is recorded"))
+
+
+def _complexity(facts: Facts) -> Choice:
+    figures: dict[str, str | Absent] = {}
+    costs: dict[str, Any] = {}
+    for method, arm in arms(facts).items():
+        count, spent = arm.setting("data.prior.count"), arm.cost.prepare_s
+        pictures = f"{count} class pictures" if count else "no class pictures"
+        time = f"not measured ({spent.reason})" if isinstance(spent, Absent) else seconds_text(spent)
+        figures[method] = f"{pictures}; preparation {time}"
+        costs[method] = 1 + (count or 0)
+    return Choice("Complexity", "class pictures to draw first, and preparation", figures, _cheaper(costs))
+
+
+def _power(facts: Facts) -> Choice:
+    name = main_metric(facts)
+    figures: dict[str, str | Absent] = {}
+    for method, arm in arms(facts).items():
+        way = share_of_the_way(facts, arm.name, name)
+        figures[method] = Absent("it takes scores of the base and of real photos") if way is None else f"{way:.0%}"
+    measure = f"share of the way from the base to real photos in {metric_of(name).short}"
+    return Choice("Power", measure, figures, _better(facts, name))
+
+
+def _cell(value: str | Absent) -> Cell:
+    return absent(value.reason) if isinstance(value, Absent) else Cell(value)

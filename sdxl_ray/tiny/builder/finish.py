@@ -1,0 +1,65 @@
+"""The last step of the builder: what was trained becomes the shipped tree, and a note of how it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdxl_ray.tiny import export, shipped
+from sdxl_ray.tiny.builder import identity
+from sdxl_ray.tiny.builder.stages import STEPS, Job, load_pair, load_vae
+
+MADE = "made.json"
+
+
+def finish(job: Job, root: Path) -> None:
+    """Write `base/`, `scorers/`, the index and the note below `root`; the work folder must hold every stage's end."""
+    from diffusers import UNet2DConditionModel
+
+    from sdxl_ray.tiny.layout import configs
+
+    unet = UNet2DConditionModel.from_config(configs()["unet"])
+    unet.load_state_dict(torch.load(job.work / "unet-done.pt", weights_only=True))
+    pair = load_pair(job, "vision-done.pt")
+    second = _with_projection(pair)
+    eye = identity.Identity()
+    eye.load_state_dict(torch.load(job.work / "identity-done.pt", weights_only=True))
+    export.write_base(root / "base", load_vae(job, "vae-sharp.pt"), unet, pair.first, second)
+    export.write_clip(root / "scorers" / "clip", pair.clip)
+    export.write_identity(root / "scorers" / "identity", eye.vit)
+    shipped.write_index(root)
+    (root / MADE).write_text(json.dumps(_made(job), indent=1) + "\n")
+
+
+def _with_projection(pair: Any) -> Any:
+    """The pair's text tower as the class that SDXL's second text encoder has."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from sdxl_ray.tiny.layout import configs
+
+    model = CLIPTextModelWithProjection(CLIPTextConfig(**configs()["text_encoder_2"]))
+    weights = pair.clip.state_dict()
+    ours = {key: weights[key] for key in model.state_dict() if key in weights}
+    model.load_state_dict(ours)
+    return model
+
+
+def _made(job: Job) -> dict[str, object]:
+    stages = {}
+    for name in STEPS:
+        log = job.work / f"{name}.jsonl"
+        if log.is_file():
+            last = json.loads(log.read_text().splitlines()[-1])
+            stages[name] = {"minutes": last["minutes"], "samples": last["samples"]}
+    kind = torch.cuda.get_device_name() if job.device == "cuda" else f"{os.cpu_count()} CPU cores"
+    return {
+        "machine": f"{kind} ({platform.machine()}, torch {torch.__version__})",
+        "scenes": job.scenes,
+        "minutes": sum(stage["minutes"] for stage in stages.values()),
+        "stages": stages,
+    }

@@ -1,0 +1,215 @@
+"""The stages of the builder, each a function of the work folder: what it needs, what it leaves there."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdxl_ray.cachefolder import cache_root
+from sdxl_ray.tiny.builder import clip, identity, store, unet, vae
+from sdxl_ray.tiny.builder.session import Session
+from sdxl_ray.tiny.designs import Designs
+from sdxl_ray.tiny.layout import SEED, configs
+from sdxl_ray.tiny.scenes import Scenery
+from sdxl_ray.tiny.sprites import Sprites
+
+_DECOYS = 8_000
+_GENERATED = 1_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage is told: where it works, on what, for how many minutes, on how many scenes."""
+
+    work: Path
+    device: str
+    minutes: float
+    scenes: int
+
+
+def scenery() -> Scenery:
+    return Scenery(Designs(Sprites(cache_root() / "picture-sets")), SEED)
+
+
+def make_scenes(job: Job) -> None:
+    started = time.monotonic()
+
+    def report(share: float) -> None:
+        if share and round(share * 1000) % 100 == 0:
+            left = (time.monotonic() - started) * (1 - share) / share
+            sys.stderr.write(f"scenes {share:4.0%}, {left:.0f} s to go\n")
+
+    drawn = scenery()
+    store.make(job.work / "scenes", drawn, job.scenes, report)
+    np.save(job.work / "decoys.npy", store.decoy_pixels(drawn, _DECOYS, SEED))
+
+
+def make_vae(job: Job) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(SEED)
+    model = AutoencoderKL.from_config(configs()["vae"]).to(job.device)
+    session = Session(job.work, "vae", job.minutes, model, 1.5e-3, average=0.998)
+    scenes = _scenes(job)
+    vae.train(session, scenes, job.device)
+    if session.rank:
+        return
+    session.finish()
+    model.requires_grad_(False)
+    means, deviations = vae.encode_all(model, scenes, job.device)
+    spread = means.float().std((0, 2, 3))
+    vae.normalise(model, means)
+    centered = (means.float() - means.float().mean((0, 2, 3), keepdim=True)) / spread[:, None, None]
+    torch.save((centered.half(), (deviations.float() / spread[:, None, None]).half()), job.work / "latents.pt")
+    torch.save(model.state_dict(), job.work / "vae-done.pt")
+
+
+def make_decoder(job: Job) -> None:
+    """Sharpens the decoder while the latents stay what the UNet learnt."""
+    model = load_vae(job)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name.startswith(("decoder", "post_quant_conv")))
+    session = Session(job.work, "decoder", job.minutes, model, 1e-3, average=0.998)
+    vae.train(session, _scenes(job), job.device, decoder_only=True)
+    session.finish()
+    torch.save(model.state_dict(), job.work / "vae-sharp.pt")
+
+
+def make_clip(job: Job) -> None:
+    torch.manual_seed(SEED + 1)
+    pair = clip.Pair().to(job.device)
+    session = Session(job.work, "clip", job.minutes, pair, 1e-3)
+    clip.train(session, _scenes(job), _decoys(job), job.device)
+    torch.save(pair.state_dict(), job.work / "clip-done.pt")
+
+
+def make_vision(job: Job) -> None:
+    """The picture encoder again, longer: the texts must stay what the UNet learns from."""
+    pair = load_pair(job, "clip-done.pt")
+    for name, weight in pair.named_parameters():
+        weight.requires_grad_(any(part in name for part in ("vision_model", "visual_projection", "picture", "patches")))
+    session = Session(job.work, "vision", job.minutes, pair, 1e-3, average=0.998)
+    clip.train(session, _scenes(job), _decoys(job), job.device, vision_only=True)
+    session.finish()
+    torch.save(pair.state_dict(), job.work / "vision-done.pt")
+
+
+def make_unet(job: Job) -> None:
+    from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+
+    torch.manual_seed(SEED + 2)
+    parts = configs()
+    model = UNet2DConditionModel.from_config(parts["unet"]).to(job.device)
+    session = Session(job.work, "unet", job.minutes, model, 1e-3, average=0.999)
+    latents = torch.load(job.work / "latents.pt", weights_only=True)
+    pair = load_pair(job, "clip-done.pt")
+    unet.train(session, _scenes(job), latents, pair, EulerDiscreteScheduler.from_config(parts["scheduler"]))
+    session.finish()
+    if session.rank == 0:
+        torch.save(model.state_dict(), job.work / "unet-done.pt")
+
+
+def make_generated(job: Job) -> None:
+    """Pictures of classes by the generator when it was a quarter through: what fools a careless score."""
+    pixels = []
+    drawer = sketcher(job, torch.load(job.work / "unet-early.pt", weights_only=True)["averages"])
+    rng = np.random.default_rng([SEED, 9])
+    scenes = _scenes(job)
+    batch = 50
+    for at in range(0, _GENERATED, batch):
+        index = rng.choice(len(scenes), batch, replace=False)
+        pixels.append(drawer(scenes.tokens[index, rng.integers(0, 3, batch)], int(at)))
+        sys.stderr.write(f"generated {at / _GENERATED:4.0%}\n")
+    np.save(job.work / "generated.npy", np.concatenate(pixels))
+
+
+def make_identity(job: Job) -> None:
+    torch.manual_seed(SEED + 3)
+    model = identity.Identity().to(job.device)
+    session = Session(job.work, "identity", job.minutes, model, 1e-3, average=0.998)
+    identity.train(session, scenery(), np.load(job.work / "generated.npy"), job.device)
+    session.finish()
+    torch.save(model.state_dict(), job.work / "identity-done.pt")
+
+
+def load_vae(job: Job, name: str = "vae-done.pt") -> Any:
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL.from_config(configs()["vae"]).to(job.device)
+    model.load_state_dict(torch.load(job.work / name, weights_only=True))
+    return model
+
+
+def load_pair(job: Job, name: str) -> clip.Pair:
+    pair = clip.Pair().to(job.device)
+    pair.load_state_dict(torch.load(job.work / name, weights_only=True))
+    return pair
+
+
+def sketcher(job: Job, weights: dict[str, Any], steps: int = 12, guidance: float = 4.0) -> Callable[..., Any]:
+    """(tokens int16 [B, 32], seed) -> pictures uint8 [B, 64, 64, 3] by a UNet that is still being trained."""
+    from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+
+    parts = configs()
+    model = UNet2DConditionModel.from_config(parts["unet"]).to(job.device)
+    model.load_state_dict(weights)
+    autoencoder, pair = load_vae(job), load_pair(job, "clip-done.pt")
+
+    @torch.no_grad()
+    def draw(tokens: Any, seed: int) -> Any:
+        scheduler = EulerDiscreteScheduler.from_config(parts["scheduler"])
+        scheduler.set_timesteps(steps)
+        text, pooled = unet.conditioning(pair, torch.from_numpy(tokens.astype(np.int64)).to(job.device))
+        text, pooled = (torch.cat([torch.zeros_like(part), part]) for part in (text, pooled))
+        ids = torch.tensor([[64.0, 64, 0, 0, 64, 64]], device=job.device).expand(len(text), -1)
+        shape = (len(tokens), 4, 16, 16)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(job.device)
+        latents = noise * scheduler.init_noise_sigma
+        for level in scheduler.timesteps:
+            given = scheduler.scale_model_input(torch.cat([latents] * 2), level)
+            added = {"text_embeds": pooled, "time_ids": ids}
+            free, led = model(given, level, text, added_cond_kwargs=added, return_dict=False)[0].chunk(2)
+            latents = scheduler.step(free + guidance * (led - free), level, latents, return_dict=False)[0]
+        shown = autoencoder.decode(latents).sample
+        return ((shown.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    return draw
+
+
+def _scenes(job: Job) -> store.Store:
+    return store.Store.open(job.work / "scenes")
+
+
+def _decoys(job: Job) -> store.Array:
+    decoys: store.Array = np.load(job.work / "decoys.npy")
+    return decoys
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage: what it runs, the files it needs and leaves, and its share of the builder's minutes (0: as it takes)."""
+
+    run: Callable[[Job], None]
+    needs: tuple[str, ...]
+    leaves: str
+    share: float = 0.0
+
+
+#: In the order in which free cores take them. "unet" has whatever time is left.
+STEPS: dict[str, Step] = {
+    "scenes": Step(make_scenes, (), "decoys.npy"),
+    "vae": Step(make_vae, ("decoys.npy",), "vae-done.pt", 0.15),
+    "clip": Step(make_clip, ("decoys.npy",), "clip-done.pt", 0.14),
+    "unet": Step(make_unet, ("vae-done.pt", "clip-done.pt"), "unet-done.pt", 0.74),
+    "vision": Step(make_vision, ("clip-done.pt",), "vision-done.pt", 0.22),
+    "generated": Step(make_generated, ("unet-early.pt",), "generated.npy"),
+    "identity": Step(make_identity, ("generated.npy",), "identity-done.pt", 0.28),
+    "decoder": Step(make_decoder, ("vae-done.pt",), "vae-sharp.pt", 0.10),
+}

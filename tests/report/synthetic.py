@@ -1,0 +1,192 @@
+"""A comparison's folder as `compare` leaves it, with numbers from seeded formulas and the shipped subjects' pictures.
+
+Nothing is trained: the records are written through Recorder, so whatever reads them reads what real ones look like.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageEnhance, ImageFilter
+
+from sdxl_ray.artifact import write_manifest
+from sdxl_ray.config import load, override
+from sdxl_ray.experiment import load_experiment
+from sdxl_ray.records import Recorder
+from sdxl_ray.report.source import ArmCard, ComparisonCard, Drawing, Environment
+from sdxl_ray.tiny import shipped
+
+SUBJECTS = Path(shipped.__file__).parent / "subjects"
+PROMPTS = ["a photo of a robot", "a photo of a robot on the beach", "a photo of a robot in the snow"]
+CLASS_PROMPT = "a photo of the class robot"
+SEEDS = [0, 1]
+#: Where each model ends: metric -> value; the base first.
+ENDS: dict[str, dict[str, float]] = {
+    "base": {"dino_i": 0.31, "clip_i": 0.62, "clip_t": 0.281, "pres": 0.33, "prior_loss": 0.141, "div": 0.42},
+    "lora": {"dino_i": 0.74, "clip_i": 0.81, "clip_t": 0.262, "pres": 0.48, "prior_loss": 0.150, "div": 0.37},
+    "dreambooth": {"dino_i": 0.79, "clip_i": 0.83, "clip_t": 0.251, "pres": 0.41, "prior_loss": 0.146, "div": 0.33},
+    "dreambooth_lora": {"dino_i": 0.69, "clip_i": 0.79, "clip_t": 0.27, "pres": 0.36, "prior_loss": 0.143, "div": 0.4},
+}
+TRAINED = {"lora": 93_184, "dreambooth": 11_201_924, "dreambooth_lora": 186_368}
+ENCODERS = {"clip_i": "tiny-clip", "clip_t": "tiny-clip"}
+WIDTH = 0.035  # half of an interval
+
+
+def make(storage: Path, *, arms: tuple[str, ...] = ("lora", "dreambooth", "dreambooth_lora"), steps: int = 150) -> Path:
+    """Write `<storage>/demo-comparison` and one run folder an arm; the comparison's folder."""
+    home = storage / "demo-comparison"
+    recipes = {arm: r.model_dump(mode="json") for arm, r in load_experiment("demo").recipes({}).items()}
+    hashes = {arm: _run(storage / f"demo-{arm}", arm, recipes[arm], steps) for arm in arms}
+    with Recorder(home / "records") as recorder:
+        for model in ("base", *arms):
+            _scores(recorder, model, steps, hashes.get(model, ""))
+            _pictures(recorder, home, model, steps)
+            recorder.write("timings", {"step": 0, "name": f"draw:{model}", "seconds": 0.12 * 8})
+        _references(recorder)
+        _photos(recorder, home)
+    card = ComparisonCard(
+        name="demo",
+        experiment="LoRA, DreamBooth and DreamBooth + LoRA on the embedded base, from five pictures of a robot",
+        arms={arm: ArmCard(run=f"demo-{arm}", recipe=recipes[arm], artifact=hashes[arm]) for arm in arms},
+        base={"id": "tiny", "revision": "4f1c" * 16},
+        environment=Environment(
+            versions={"sdxl-ray": "0.1.0", "torch": "2.13.0", "diffusers": "0.42.1", "ray": "2.60.0"},
+            hardware={"cpu": "2 cores", "memory": "24 GiB", "gpu": "none"},
+            date="2026-11-23T16:00:00+00:00",
+        ),
+        settings=Drawing(seeds=SEEDS, steps=20, guidance=4.0, prompts=PROMPTS),
+    )
+    card.write(home)
+    return home
+
+
+def _run(folder: Path, arm: str, recipe: dict[str, Any], steps: int) -> str:
+    rng = random.Random(arm)
+    folder.mkdir(parents=True)
+    with Recorder(folder / "records") as recorder:
+        for step in range(1, steps + 1):
+            loss = 0.09 + 0.09 * math.exp(-step / 40) + rng.gauss(0, 0.012)
+            seconds = {"lora": 0.13, "dreambooth": 0.24, "dreambooth_lora": 0.19}[arm] * (1 + rng.random() / 10)
+            recorder.write(
+                "steps",
+                {
+                    "step": step, "loss": loss, "lr": 1e-3, "grad_norm": 1.0, "samples": 4, "workers": 2,
+                    "samples_per_s": 4 / seconds, "seconds": seconds,
+                    "peak_bytes": int({"lora": 1.1, "dreambooth": 1.4, "dreambooth_lora": 1.2}[arm] * 2**30),
+                },
+            )  # fmt: skip
+        for step in range(0, steps + 1, 25):
+            recorder.write("validation", {"step": step, "loss": 0.11 + 0.05 * math.exp(-step / 50), "n": 24})
+            for metric in ENDS[arm]:
+                _score(recorder, step, arm if step else "base", metric, _on_the_way(arm, metric, step), "validation")
+    summary = {"trainable": TRAINED[arm], "steps": steps, "prepare_s": 9.5, "train_s": 41.0, "resumed_at": 0}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "pictures").mkdir()
+    pq.write_table(pa.table({"key": [str(n) for n in range(5)]}), folder / "pictures" / "train.parquet")
+    (folder / "artifact").mkdir()
+    (folder / "artifact" / "weights.safetensors").write_bytes(b"\0" * 2 * (TRAINED[arm] // 10))
+    kind = "full" if recipe["tuning"]["kind"] == "full" else "lora"
+    written = write_manifest(
+        folder / "artifact", kind=kind, recipe=recipe, recipe_identity="0" * 64, base_id="tiny",
+        base_revision="4f1c" * 16, step=steps, versions={}, created="2026-11-23T16:00:00+00:00",
+    )  # fmt: skip
+    return written.hash
+
+
+def _on_the_way(arm: str, metric: str, step: int) -> float:
+    start, end = ENDS["base"][metric], ENDS[arm][metric]
+    return start + (end - start) * (1 - math.exp(-step / 45))
+
+
+def _score(
+    recorder: Recorder, step: int, model: str, metric: str, value: float, split: str, width: float = WIDTH, **more: Any
+) -> None:
+    recorder.write(
+        "scores",
+        {
+            "step": step, "model": model, "subject": "robot", "metric": metric, "value": value, "low": value - width,
+            "high": value + width, "n": 24, "encoder": ENCODERS.get(metric, "tiny-identity"),
+            "preprocessing": "64 px, bicubic, centre crop", "split": split, "seconds": 3.0, **more,
+        },
+    )  # fmt: skip
+
+
+def _scores(recorder: Recorder, model: str, steps: int, artifact: str) -> None:
+    step = 0 if model == "base" else steps
+    for metric, value in ENDS[model].items():
+        small = 0.004 if metric == "prior_loss" else WIDTH / 3 if metric == "clip_t" else WIDTH
+        _score(recorder, step, model, metric, value, "final", small, artifact=artifact)
+    if model != "base":
+        kid = {"lora": 0.021, "dreambooth": 0.034, "dreambooth_lora": 0.008}[model]
+        _score(recorder, step, model, "class_kid", kid, "final", 0.006, artifact=artifact)
+        gain = ENDS[model]["dino_i"] - ENDS["base"]["dino_i"]
+        _score(recorder, step, model, "dino_i_gain", gain, "final", 0.02, artifact=artifact)
+
+
+def _references(recorder: Recorder) -> None:
+    for model, values in {"real": {"dino_i": 0.86, "clip_i": 0.9}, "other": {"dino_i": 0.44, "clip_i": 0.7}}.items():
+        for metric, value in values.items():
+            _score(recorder, 0, model, metric, value, "final", 0.03)
+
+
+def _pictures(recorder: Recorder, home: Path, model: str, steps: int) -> None:
+    """The subject's photos, blurred less the better the model is; another subject for the base."""
+    (home / "pictures").mkdir(exist_ok=True)
+    step = 0 if model == "base" else steps
+    for place, prompt in enumerate([*PROMPTS, CLASS_PROMPT]):
+        for seed in SEEDS:
+            name = "cat" if model == "base" else "robot"
+            with Image.open(SUBJECTS / name / f"{(place + seed) % 5}.png") as photo:
+                picture = photo.convert("RGB").filter(ImageFilter.GaussianBlur(1.5 * (1 - ENDS[model]["dino_i"])))
+            picture = ImageEnhance.Color(picture).enhance(0.8 + 0.1 * seed)
+            path = f"pictures/{model}-{place}-{seed}.png"
+            picture.save(home / path)
+            purpose = "class" if prompt == CLASS_PROMPT else "subject"
+            recorder.write("pictures", _picture(step, model, prompt, seed, path, purpose))
+
+
+def _photos(recorder: Recorder, home: Path) -> None:
+    for number, path in enumerate(sorted((SUBJECTS / "robot" / "held_out").glob("*.png"))):
+        name = f"pictures/real-{number}.png"
+        (home / name).write_bytes(path.read_bytes())
+        recorder.write("pictures", _picture(0, "real", "", number, name, "real"))
+
+
+def _picture(step: int, model: str, prompt: str, seed: int, path: str, purpose: str) -> dict[str, Any]:
+    return {
+        "step": step, "model": model, "subject": "robot", "prompt": prompt, "seed": seed, "path": path,
+        "purpose": purpose, "split": "final",
+    }  # fmt: skip
+
+
+def several_photo_counts(home: Path) -> None:
+    """Turn the arms into LoRA arms of 1, 3 and 5 photos, in place."""
+    card = json.loads((home / "comparison.json").read_text())
+    lora = override(load("tiny_lora"), {"data.images": "subject:robot"}).model_dump(mode="json")
+    for (arm, entry), count in zip(card["arms"].items(), (5, 1, 3), strict=True):
+        entry["recipe"] = lora
+        path = home.parent / f"demo-{arm}" / "pictures" / "train.parquet"
+        pq.write_table(pa.table({"key": [str(n) for n in range(count)]}), path)
+    (home / "comparison.json").write_text(json.dumps(card))
+
+
+def change(home: Path, **values: Any) -> None:
+    """Lay values over the card."""
+    card = json.loads((home / "comparison.json").read_text())
+    (home / "comparison.json").write_text(json.dumps(card | values))
+
+
+def rescore(home: Path, model: str, metric: str, value: float, width: float | None = WIDTH, **more: Any) -> None:
+    """One more row, which counts from now on."""
+    step = 0 if model in ("base", "real", "other") else 150
+    low, high = (None, None) if width is None else (value - width, value + width)
+    known = {"subject": "robot", "n": 24, "encoder": "e", "preprocessing": "p", "split": "final", "step": step}
+    with Recorder(home / "records") as recorder:
+        recorder.write("scores", {**known, "model": model, "metric": metric, "value": value, "low": low, "high": high,
+                                  "artifact": None, **more})  # fmt: skip

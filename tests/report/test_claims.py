@@ -1,0 +1,89 @@
+"""The claims: arithmetic agrees with the published counts of SDXL, and verdicts follow what was measured."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sdxl_ray.report.arithmetic import Sdxl
+from sdxl_ray.report.facts import Facts, gather
+from sdxl_ray.report.metrics import Absent
+from sdxl_ray.report.sections.choice import choices
+from sdxl_ray.report.sections.claims import Claim, claims
+from sdxl_ray.report.source import open_comparison
+from tests.report.synthetic import make, rescore
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> Sdxl:
+    return Sdxl()
+
+
+def facts_of(home: Path) -> Facts:
+    return gather(open_comparison(home))
+
+
+def by_name(home: Path, sdxl: Sdxl) -> dict[str, Claim]:
+    return {claim.claim: claim for claim in claims(facts_of(home), sdxl)}
+
+
+def test_arithmetic_of_sdxl(sdxl: Sdxl) -> None:
+    assert sdxl.unet == 2_567_463_684
+    assert [round(sdxl.unet / sdxl.trained(rank)) for rank in (1, 4, 16, 64)] == [1769, 442, 111, 28]
+    assert sdxl.file_bytes(1) / 1e6 == pytest.approx(2.9, abs=0.25)
+    assert sdxl.file_bytes(4) / 1e6 == pytest.approx(11.6, abs=0.25)
+    assert sdxl.unet_bytes / 1e9 == pytest.approx(5.135, abs=0.001)
+    assert sdxl.pipeline_bytes / 1e9 == pytest.approx(6.94, abs=0.01)
+    assert sdxl.arithmetic_ratio() == pytest.approx(1.43, abs=0.01)
+    assert sdxl.nearest_to(10_000)[0] == "to_q"
+    assert len(sdxl.memory()) == 12
+
+
+def test_every_claim_is_there_with_a_verdict(home: Path, sdxl: Sdxl) -> None:
+    found = by_name(home, sdxl)
+    assert len(found) == 8
+    assert found["10,000 times fewer trainable parameters"].verdict == "does not hold"
+    assert "lora 120x" in str(found["10,000 times fewer trainable parameters"].measured)
+    assert found["3 to 5 photos suffice"].verdict == "holds"
+    assert found["LoRA trains faster"].verdict == "holds"
+    assert found["DreamBooth forgets"].verdict == "holds in part"
+    assert isinstance(found["High quality in fewer steps, in real time"].measured, Absent)
+
+
+def test_verdicts_follow_the_records(home: Path, sdxl: Sdxl) -> None:
+    for arm in ("lora", "dreambooth", "dreambooth_lora"):
+        rescore(home, arm, "dino_i_gain", 0.001, 0.02)
+    for metric, value in {"pres": 0.3, "class_kid": 0.0, "prior_loss": 0.141, "div": 0.42}.items():
+        rescore(home, "dreambooth", metric, value, 0.002)
+    found = by_name(home, sdxl)
+    assert found["3 to 5 photos suffice"].verdict == "does not hold"
+    assert found["DreamBooth forgets"].verdict == "does not hold"
+
+
+def test_without_runs_only_arithmetic_is_left(home: Path, sdxl: Sdxl) -> None:
+    for arm in ("lora", "dreambooth", "dreambooth_lora"):
+        shutil.rmtree(home.parent / f"demo-{arm}")
+    found = by_name(home, sdxl)
+    assert isinstance(found["3 times less GPU memory"].measured, Absent)
+    assert found["3 to 5 photos suffice"].verdict == "open"
+
+
+def test_which_to_choose_has_every_row_of_the_proposal(home: Path) -> None:
+    rows = list(choices(facts_of(home)))
+    asked = ("Efficiency", "Training time", "Resources: memory", "Compatibility", "Forgetting", "Personalisation",
+             "Complexity", "Power", "Customisation", "Image quality")  # fmt: skip
+    assert set(asked) <= {row.question for row in rows}
+    found = {row.measure if row.question == "Forgetting" else row.question: row for row in rows}
+    assert found["Efficiency"].better == "LoRA" and found["Efficiency"].figures["DreamBooth"] == "11,201,924"
+    assert found["Personalisation"].better == "DreamBooth"
+    assert found["Image quality"].better == "neither"  # 0.37 and 0.33 lie within their intervals
+
+
+def test_a_method_that_was_not_trained_is_not_invented(tmp_path: Path, sdxl: Sdxl) -> None:
+    home = make(tmp_path, arms=("lora",))
+    rows = list(choices(facts_of(home)))
+    assert all("DreamBooth" not in row.figures for row in rows)
+    assert isinstance(rows[0].better, Absent)
+    assert isinstance(by_name(home, sdxl)["LoRA trains faster"].measured, Absent)

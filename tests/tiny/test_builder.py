@@ -1,0 +1,147 @@
+"""The builder's stages for a second each, on stand-in drawings: they run, hand over, go on where they were cut."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.tiny import sprites
+from sdxl_ray.tiny.builder import clip, identity, stages, vae
+from sdxl_ray.tiny.builder.session import Session
+from sdxl_ray.tiny.builder.stages import STEPS, Job
+from sdxl_ray.tiny.catalog import SETS
+from sdxl_ray.tiny.designs import Designs
+from sdxl_ray.tiny.layout import configs
+from sdxl_ray.tiny.scenes import Scenery
+from tests.tiny.drawn_sprites import DrawnSprites
+
+
+class Line(nn.Module):
+    """y = w x: enough to train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+
+
+def _train(session: Session, stop_after: int | None = None) -> None:
+    for step in session:
+        session.update((session.model.w - 1).square().sum(), 1)
+        if stop_after is not None and step >= stop_after:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_stage_that_is_told_to_stop_keeps_its_state(tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        first = Session(tmp_path, "line", 1, Line(), 0.01, average=0.9)
+        with pytest.raises(SystemExit) as stopped:
+            _train(first, stop_after=20)
+        second = Session(tmp_path, "line", 0.02, Line(), 0.01, average=0.9)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert stopped.value.code == 143
+    assert second.step == first.step == 21
+    assert torch.equal(second.model.w, first.model.w)
+    assert torch.equal(second.averages["w"], first.averages["w"])
+    assert 0 < second.fraction < 1
+    _train(second)
+    assert second.fraction == 1
+    assert second.step > 100
+    trained = float(second.model.w.detach())
+    second.finish()
+    assert trained > 0.5
+    assert float(second.model.w.detach()) == float(second.averages["w"])
+    assert len((tmp_path / "line.jsonl").read_text().splitlines()) >= 1
+
+
+def test_folding_the_latents_scale_changes_no_picture() -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL.from_config(configs()["vae"])
+    pixels = torch.rand(4, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        before = model.encode(pixels).latent_dist
+        shown = model.decode(before.mean).sample
+        vae.normalise(model, before.mean)
+        after = model.encode(pixels).latent_dist
+        again = model.decode(after.mean).sample
+    scale = after.mean / (before.mean - before.mean.mean((0, 2, 3), keepdim=True))
+    assert torch.allclose(after.mean.std((0, 2, 3)), torch.ones(4), atol=1e-4)
+    assert torch.allclose(after.std / before.std, scale, rtol=1e-2)
+    assert torch.allclose(shown, again, atol=1e-4)
+
+
+def test_a_caption_matches_every_scene_that_it_is_true_of() -> None:
+    # class, second class, place, look; the last scene is a decoy.
+    truth = torch.tensor([[1, 24, 5, 0], [1, 24, 6, 0], [2, 24, 5, 3], [1, 2, 5, -1], [24, 24, -1, -1]])
+    said = torch.tensor([[1, 24, 5, 0], [1, 24, -1, -1], [2, 24, 5, 0], [2, 1, 5, -1]])
+    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]]
+    assert clip._true_of(said, truth).int().tolist() == expected
+
+
+def test_the_contrast_of_matching_pairs_is_low() -> None:
+    vectors = torch.eye(4)
+    matches = torch.eye(4, dtype=torch.bool)
+    scale = torch.tensor(3.0)
+    assert clip.contrastive(vectors, vectors, scale, matches) < 0.01
+    assert clip.contrastive(vectors, vectors.roll(1, 0), scale, matches) > 10
+    owner = torch.tensor([0, 0, 1, 1])
+    loss, right = identity.supervised_contrast(torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]]), owner, 0.1)
+    assert right == 1
+    assert loss < 0.01
+    assert identity.supervised_contrast(torch.tensor([[1.0, 0], [0, 1], [1, 0.1], [0.1, 1]]), owner, 0.1)[1] == 0
+
+
+def test_a_decoy_is_held_against_what_it_imitates() -> None:
+    owner, imitates = torch.tensor([0, 0, 1, 2]), torch.tensor([-1, -1, 0, -1])
+    alike = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]])
+    assert identity.decoy_similarity(alike, owner, imitates) == 1
+    assert identity.decoy_similarity(torch.tensor([[1.0, 0], [1, 0], [0, 1], [1, 0]]), owner, imitates) == 0
+
+
+@pytest.mark.slow
+def test_every_stage_runs_and_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=1)
+    monkeypatch.setattr(stages, "scenery", lambda: drawn)
+    monkeypatch.setattr(stages, "_DECOYS", 20)
+    monkeypatch.setattr(stages, "_GENERATED", 50)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        for name, step in STEPS.items():
+            assert all((tmp_path / need).is_file() for need in step.needs), name
+            step.run(Job(tmp_path, "cpu", 0.01, scenes=80))
+            assert (tmp_path / step.leaves).is_file(), name
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    means, deviations = torch.load(tmp_path / "latents.pt", weights_only=True)
+    assert means.shape == deviations.shape == (80, 4, 16, 16)
+    assert abs(float(means.float().std()) - 1) < 0.05
+    assert np.load(tmp_path / "generated.npy").shape == (50, 64, 64, 3)
+
+
+def test_a_registry_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\necho 'network unreachable' >&2\nexit 1\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(RunError, match=r"noto-v1@1\.2\.5 could not be fetched.*unreachable.*shipped weights do not"):
+        sprites.fetch(SETS["noto1"], tmp_path / "cache")
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="npm, which is not installed"):
+        sprites.fetch(SETS["noto1"], tmp_path / "cache")
+
+
+def test_another_archive_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "iconify-json-noto-v1-1.2.5.tgz").write_bytes(b"something else")
+    with pytest.raises(RunError, match=r"noto-v1@1\.2\.5 is not the archive it was: expected sha512-.*removed"):
+        sprites.fetch(SETS["noto1"], tmp_path)
+    assert not list(tmp_path.iterdir())
