@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,14 @@ def runs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return folders
 
 
-def _alone(recipe: Recipe, storage: Path) -> RunFolder:
+def _alone(recipe: Recipe, storage: Path, drawn: Path) -> RunFolder:
+    """One process, with the class pictures that the workers drew: another process may round a pixel differently."""
     one = recipe.model_copy(
         update={"parallel": recipe.parallel.model_copy(update={"engine": "local", "workers": (1, 1)})}
     )
     run = open_run(one, storage, "alone", scan_pictures(one))
+    if one.data.prior is not None:
+        shutil.copytree(drawn / "class", run.cache / "class")
     run_local(one, run, lambda row: None)
     return run
 
@@ -82,7 +86,7 @@ def _alone(recipe: Recipe, storage: Path) -> RunFolder:
 @pytest.mark.parametrize("name", CUTS)
 def test_two_workers_compute_what_one_process_does(name: str, runs: dict[str, RunFolder], tmp_path: Path) -> None:
     whole = CUTS[name].parallel.model_copy(update={"micro_batch": None, "offload_optimizer": False})
-    alone = _alone(CUTS[name].model_copy(update={"parallel": whole}), tmp_path)
+    alone = _alone(CUTS[name].model_copy(update={"parallel": whole}), tmp_path, runs[name].cache)
     ours, theirs = (read(run.folder / "records", "steps")["loss"].to_pylist() for run in (alone, runs[name]))
     assert len(theirs) == CUTS[name].optim.steps
     assert theirs == pytest.approx(ours, rel=1e-4)
