@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from sdxl_ray.report.facts import Arm, Facts, main_metric, value_of
 from sdxl_ray.report.metrics import BASE, Absent, Gain, Metric, Score, difference, metric_of
 
-#: Prompt fidelity, and how much of it an arm may lose: the loss that people see (arXiv 2208.12242).
+#: Prompt fidelity, and how much of it an arm may lose: under CLIP the loss that people see (arXiv 2208.12242).
 GUARD = "clip_t"
-ALLOWED = 0.05
+_ALLOWED = 0.05
+#: Cosines of another encoder have another scale. Right and wrong captions are .6 apart under the embedded base's pair
+#: (its card) where CLIP ViT-B/32 has about .12: the same share of it.
+_ALLOWED_BY = {"tiny-clip": 0.25}
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,19 @@ class Outcome:
         return isinstance(self.gain, Gain) and self.gain.direction(self.metric.better) == "better"
 
 
-RULE = (
-    f"The winner has the highest subject fidelity among the arms that lost at most {ALLOWED} prompt fidelity "
-    f"({metric_of(GUARD).short}) against the base, a loss that people see."
-)
+def allowed(facts: Facts) -> float:
+    """The prompt fidelity that an arm may lose, on the scale of the encoder that measured it."""
+    scores = (facts.score(arm.name, GUARD) for arm in facts.arms)
+    encoders = {score.encoder for score in scores if isinstance(score, Score) and score.encoder}
+    return min((_ALLOWED_BY.get(name, _ALLOWED) for name in encoders), default=_ALLOWED)
+
+
+def rule(facts: Facts) -> str:
+    """The rule as the page says it."""
+    return (
+        f"The winner has the highest subject fidelity among the arms that lost at most {allowed(facts)} prompt "
+        f"fidelity ({metric_of(GUARD).short}) against the base, a loss that people see."
+    )
 
 
 def decide(facts: Facts) -> Outcome:
@@ -78,7 +90,7 @@ def share_of_the_way(facts: Facts, arm: str, metric: str) -> float | None:
 
 def _obeys(facts: Facts, arm: Arm) -> bool:
     lost = facts.gain(arm.name, GUARD)
-    return isinstance(lost, Absent) or lost.value >= -ALLOWED
+    return isinstance(lost, Absent) or lost.value >= -allowed(facts)
 
 
 def _apart(facts: Facts, first: Arm, second: Arm, metric: Metric) -> bool:

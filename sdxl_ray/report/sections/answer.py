@@ -12,7 +12,7 @@ from sdxl_ray.report.facts import Arm, Facts
 from sdxl_ray.report.metrics import BASE, METRICS, Absent, Gain, Score, difference, metric_of
 from sdxl_ray.report.scores import FINAL
 from sdxl_ray.report.sections import pictures
-from sdxl_ray.report.winner import ALLOWED, GUARD, RULE, Outcome, decide, share_of_the_way
+from sdxl_ray.report.winner import GUARD, Outcome, allowed, decide, rule, share_of_the_way
 
 #: Rows of pictures beside the answer.
 ROWS = 2
@@ -23,7 +23,7 @@ def section(facts: Facts) -> Section:
     outcome = decide(facts)
     paired = isinstance(outcome.gain, Gain) and outcome.gain.paired
     kind = "the first is paired over the same prompts and seeds" if paired else "as if models were independent"
-    small = f"In brackets: 95% intervals; {kind}. {RULE}"
+    small = f"In brackets: 95% intervals; {kind}. {rule(facts)}"
     sentences = (*_certainty(facts, outcome), *_kept(facts, outcome), *_cost(outcome, facts), small)
     answer = Answer(headline(facts, outcome), sentences, _stats(facts, outcome), _tiles(facts, outcome))
     return Section("answer", "The answer", "", (answer,))
@@ -73,9 +73,9 @@ def _kept(facts: Facts, outcome: Outcome) -> list[str]:
     sentences = []
     if outcome.dropped:
         names = joined([arm.name for arm in outcome.dropped])
-        sentences.append(f"Not chosen for losing more than {ALLOWED} prompt fidelity: {names}.")
+        sentences.append(f"Not chosen for losing more than {allowed(facts)} prompt fidelity: {names}.")
     if not outcome.obedient:
-        sentences.append(f"Every scored arm lost more than {ALLOWED} prompt fidelity, the winner too.")
+        sentences.append(f"Every scored arm lost more than {allowed(facts)} prompt fidelity, the winner too.")
     worse, even = [], []
     for name in METRICS:
         if name == outcome.metric.name or isinstance(gain := facts.gain(outcome.winner.name, name), Absent):
