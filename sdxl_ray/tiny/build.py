@@ -122,7 +122,7 @@ def run_all(given: Any) -> None:
             if used < slots and "unet" in running and not left:
                 running["unet"].stop()
                 running["unet"] = Running(given, "unet", running["unet"].cores + slots - used)
-            time.sleep(1)
+            time.sleep(1)  # stages take minutes; what ended is noticed soon enough
     finally:
         for stage in running.values():
             stage.stop()

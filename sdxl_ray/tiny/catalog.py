@@ -154,9 +154,6 @@ SUBJECTS: dict[str, Design] = {
 #: Drawings that the base is never trained on.
 RESERVED = frozenset((design.class_name, design.set_name) for design in SUBJECTS.values())
 
-#: Rare words that stand before a class now and then in captions, so that they mean "nothing in particular".
-NONSENSE_SHARE = 0.06
-
 
 def known_designs() -> list[Design]:
     """Every drawing that the base may see, as it was drawn."""

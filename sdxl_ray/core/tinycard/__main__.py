@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,11 @@ def measure(work: Path, *, tuning: bool = True) -> dict[str, Any]:
 
     part("identity", lambda: identity(eye, reality))
     for kind in _COUNTS:
-        part(kind, lambda kind=kind: drawn(kind))  # type: ignore[misc]
+        part(kind, partial(drawn, kind))
     part("speed", lambda: {"batch_1": base.rate(1, 8), "batch_8": base.rate(8, 32)})
     if tuning:
         for subject in SUBJECTS_TUNED:
-            part(f"subject_{subject}", lambda subject=subject: tuned(subject, work, base, eye, clip))  # type: ignore[misc]
+            part(f"subject_{subject}", partial(tuned, subject, work, base, eye, clip))
     return scores
 
 

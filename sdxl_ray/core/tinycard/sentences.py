@@ -30,7 +30,8 @@ SPEED = """## Speed
 {batch_1:.2f} pictures/s one by one and {batch_8:.2f} pictures/s by 8, 20 steps with guidance, on two CPU cores.
 """
 MADE = """## How it was made
-`python -m sdxl_ray.tiny.build` on {machine}: {scenes} scenes, {minutes:.0f} minutes of training, two stages at a time.
+The stages of `python -m sdxl_ray.tiny.build` on {machine}: {scenes} scenes, {minutes:.0f} minutes of training
+summed over the stages, of which two ran at a time.
 The loss of the UNet is epsilon prediction with min-SNR 5, EMA 0.999 and 10 % guidance dropout.
 
 """
