@@ -89,7 +89,7 @@ def _ray(config: ServeConfig, layout: Layout) -> Iterator[bool]:
 @contextmanager
 def _serve(config: ServeConfig, in_our_ray: bool) -> Iterator[int]:
     """Serve's HTTP proxy where there is none; its port."""
-    from ray.serve.context import _get_global_client
+    from ray.serve.context import _get_global_client, _set_global_client
 
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is not None:
@@ -102,7 +102,9 @@ def _serve(config: ServeConfig, in_our_ray: bool) -> Iterator[int]:
     try:
         yield port
     finally:
-        if not in_our_ray:  # else it ends with it
+        if in_our_ray:
+            _set_global_client(None)  # it ends with its Ray, and a later one is another
+        else:
             serve.shutdown()
 
 
