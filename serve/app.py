@@ -86,6 +86,7 @@ def _ingress(config: ServeConfig) -> Any:
         ray_actor_options={"num_cpus": config.ingress.cpus},
         max_ongoing_requests=wide,
         max_queued_requests=wide,
+        max_surge_percent=100,  # it weighs little, so a new one is there before an old one goes
         backpressure_config={"status_code": 503, "retry_after_s": _BACK_S},
         graceful_shutdown_timeout_s=config.queue.timeout_s + 10,
         graceful_shutdown_wait_loop_s=0.5,

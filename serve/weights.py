@@ -137,7 +137,7 @@ class Weights:
 
     async def describe(self) -> dict[str, Any]:
         """Hashes of what is loaded, what could not be, and the engine's state."""
-        return {"hashes": self.hashes, "stopped": self.stopped, "engine": self.engine.status()}
+        return {"pid": os.getpid(), "hashes": self.hashes, "stopped": self.stopped, "engine": self.engine.status()}
 
     async def _publish(self) -> None:
         """The engine's state as gauges, every second."""
