@@ -21,9 +21,8 @@ import ray
 from ray import serve
 
 from sdxl_ray.errors import RunError, UserError
-from serve.app import application
+from serve.app import application, require_guarded
 from serve.config import LOOPBACK, ServeConfig
-from serve.keys import read_keys
 from serve.layout import Layout, plan
 
 APPLICATION = "sdxl-ray"
@@ -70,16 +69,6 @@ def deployed() -> str:
     """Serve's word for the state of the endpoint: RUNNING, DEPLOYING, DEPLOY_FAILED, or NOT_STARTED."""
     found = serve.status().applications.get(APPLICATION)
     return str(found.status.value) if found is not None else "NOT_STARTED"
-
-
-def require_guarded(config: ServeConfig) -> None:
-    """Raise UserError where anybody on the network could draw, or where the keys cannot be read."""
-    keys = read_keys(config.api_keys)
-    if config.host not in LOOPBACK and not config.allow_open and not len(keys):
-        raise UserError(
-            f"host = {config.host!r} is reachable from other machines and there are no API keys: set "
-            f"{config.api_keys.variable} or api_keys.file, use host 127.0.0.1, or say allow_open=true"
-        )
 
 
 @contextmanager

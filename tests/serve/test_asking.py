@@ -113,7 +113,12 @@ def test_a_lora_is_an_adapter_of_its_own() -> None:
         ({"adapters": [{"name": "dog"}, {"name": "dog"}]}, 400, "adapters[1].name", "named twice"),
         ({"adapters": [{"name": "dog", "scale": 11}]}, 400, "adapters[0].scale", "less than or equal to 10"),
         ({"adapters": [{"name": "dog", "scale": float("nan")}]}, 400, "adapters[0].scale", "finite"),
-        ({"adapters": [{"name": "dog", "weight": 1}]}, 400, "adapters[0].weight", "choose from down, mid, name, scale, up"),
+        (
+            {"adapters": [{"name": "dog", "weight": 1}]},
+            400,
+            "adapters[0].weight",
+            "choose from down, mid, name, scale, up",
+        ),
         ({"adapters": [{}]}, 400, "adapters[0].name", "field required"),
         ({"adapters": [{"name": "dog"}] * 5}, 400, "adapters", "at most 4"),
         ({"model": "melted", "adapters": [{"name": "dog"}]}, 400, "adapters[0].name", "combined with model 'melted'"),

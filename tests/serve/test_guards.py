@@ -9,9 +9,9 @@ import pytest
 
 from sdxl_ray.errors import UserError
 from serve.admission import Ledger, share
+from serve.app import require_guarded
 from serve.config import ApiKeys, ServeConfig, override
 from serve.keys import Keys, read_keys
-from serve.local import require_guarded
 from serve.problem import Problem, busy
 
 KEY = "0123456789abcdef"

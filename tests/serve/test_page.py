@@ -15,7 +15,9 @@ from tests.report.test_browser import BEYOND
 
 #: Where to keep screenshots, to look at them.
 SHOTS = os.environ.get("SDXL_RAY_SCREENSHOTS")
-DRAWN = "document.querySelectorAll('.frame img:not([hidden])').length === 2 && !document.querySelector('#draw').disabled"
+DRAWN = (
+    "document.querySelectorAll('.frame img:not([hidden])').length === 2 && !document.querySelector('#draw').disabled"
+)
 #: Contrast of every text with what is behind it (WCAG 2.2): the worst.
 CONTRAST = """
 (() => {
@@ -74,7 +76,9 @@ def test_base_and_tuned_are_drawn_side_by_side(browser: Any, url: str, width: in
         boxes = [image.bounding_box() for image in page.query_selector_all(".frame img")]
         assert boxes[0]["y"] == boxes[1]["y"]
         assert boxes[0]["width"] > width / 4 - 60
-        assert all(text.endswith("ms") for text in page.eval_on_selector_all(".time strong", "a => a.map(e => e.innerText)"))
+        assert all(
+            text.endswith("ms") for text in page.eval_on_selector_all(".time strong", "a => a.map(e => e.innerText)")
+        )
         assert "artifact" in page.inner_text(".pane:last-of-type .hash")
         assert page.evaluate(BEYOND) == []
         assert page.evaluate(CONTRAST) >= 4.5
