@@ -12,7 +12,7 @@ from serve import routes
 from serve.config import ServeConfig
 from serve.endpoint import Endpoint
 from serve.keys import Keys
-from serve.layout import Group, Layout, Place
+from serve.layout import Layout, Place
 
 KEY = "a key of thirty-two characters.."
 PATH = "/v1/images/generations"
