@@ -114,6 +114,9 @@ class Engine:
         try:
             async with asyncio.timeout(left_s) as clock:
                 adapters = await self._residents.acquire([use.name for use in used])
+                if not self._running:
+                    self._residents.release([adapter.hash for adapter in adapters])
+                    raise EngineStopped("the engine was stopped before the picture was begun")
                 strengths = tuple(
                     Strength(adapter, use.scale, use.down, use.mid, use.up)
                     for adapter, use in zip(adapters, used, strict=True)
