@@ -21,7 +21,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import StableDiffusionXLPipeline
 from machine import machine
 from randomlora import random_lora
@@ -194,5 +193,4 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     main()
