@@ -34,6 +34,7 @@ GONE = (
     TaskCancelledError,
 )
 _AFTER_S = 2.0
+_BREATH_S = 0.2
 
 
 async def draw(
@@ -69,6 +70,8 @@ async def draw(
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
+            # When a client goes, Serve cancels this call before it cancels this task: wait, and end here then.
+            await asyncio.sleep(_BREATH_S)
             continue
         if isinstance(answer, Refusal):
             if answer.code == "restarting":

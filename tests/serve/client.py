@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import os
 import time
@@ -106,8 +107,12 @@ class Load:
 def replicas(deployment: str = "weights") -> list[psutil.Process]:
     """Processes of a deployment's replicas in this session's own Ray."""
     title = f"ray::ServeReplica:sdxl-ray:{deployment}"
-    below = psutil.Process(os.getpid()).children(recursive=True)
-    return [p for p in below if p.is_running() and " ".join(p.cmdline()[:1]).split("(")[0].strip() == title]
+    found = []
+    for process in psutil.Process(os.getpid()).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended while it was looked at
+            if " ".join(process.cmdline()[:1]).split("(")[0].strip() == title:
+                found.append(process)
+    return found
 
 
 def describe(count: int, deployment: str = "weights") -> dict[int, dict[str, Any]]:
