@@ -55,7 +55,8 @@ class Summary:
     """One arm under one condition, over all rounds. percentiles: ms by percent, empty when nothing was answered.
 
     parts: medians of what the server told (ms, and the mean batch), None where it told nothing. throughput: answered
-    requests/s. generator_cpu: the largest share of one core that the load generator took.
+    requests/s. generator_cpu: the largest share of one core that the load generator took;
+    late_ms: 99 % of requests left within this time of their arrival (offline holds them back on purpose).
     """
 
     arm: str
@@ -70,6 +71,7 @@ class Summary:
     artifacts: tuple[str, ...]
     deployment: str
     generator_cpu: float
+    late_ms: float
     latencies: Array
 
 
@@ -123,6 +125,7 @@ def _summary(arm: str, condition: Condition, rows: Sequence[Row]) -> Summary:
         artifacts=tuple(sorted({row["artifact"] for row in good if row["artifact"] is not None})),
         deployment=rows[0]["deployment"],
         generator_cpu=max(row["generator_cpu"] for row in rows),
+        late_ms=percentile(np.array([row["sent_s"] - row["intended_s"] for row in rows]) * 1000, 99),
         latencies=latencies,
     )
 

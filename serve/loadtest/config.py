@@ -97,6 +97,8 @@ def load_config(name_or_path: str, changes: Mapping[str, Any]) -> LoadTest:
     # Defaults are filled in, so that what the file leaves out can be set; whether it is whole is asked at the end.
     whole = {**LoadTest.model_construct().model_dump(mode="json"), **plain}
     for path, value in changes.items():
+        if path.startswith("arms.") and path.count(".") > 1:  # an arm's name is the user's own
+            whole["arms"].setdefault(path.split(".")[1], {})
         plain_data.assign(whole, path, value)
     return parse(whole, name_or_path)
 

@@ -32,7 +32,7 @@ class Generator:
     def __init__(self, settings: LoadTest, logs: Path | None = None) -> None:
         self._settings, self._logs = settings, logs
         self._samples = library(settings)
-        self._said = tempfile.TemporaryFile(mode="w+")
+        self._said = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  # __exit__ closes it
         key = api_key(settings)
         self._child = subprocess.Popen(
             [sys.executable, "-m", "serve.loadtest.child", settings.url],
@@ -72,7 +72,7 @@ class Generator:
                 "payloads": payloads(self._settings, arm, self._samples),
                 "concurrency": self._settings.concurrency,
                 "timeout_s": self._settings.timeout_s,
-                "logs": None if self._logs is None else str(self._logs / run.label.replace("/", " a ")),
+                "logs": None if self._logs is None else str(self._logs / run.folder),
             }
         )
         return [self._row(run, place, found, answer) for place, found in enumerate(answer["requests"])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -31,9 +32,17 @@ class Run:
 
     @property
     def label(self) -> str:
-        """A name for people and for files."""
+        """A name for people."""
         rate = f" at {self.rate:g}/s" if self.rate else ""
+        if self.phase == "search":
+            return f"{self.arm}, search{rate}, probe {self.round + 1}"
         return f"{self.arm}, {self.scenario}{rate}, round {self.round + 1}"
+
+    @property
+    def folder(self) -> str:
+        """A name for files."""
+        words = f"{self.arm}-{self.phase}-{self.scenario}-{self.rate:g}-{self.round}"
+        return re.sub(r"[^A-Za-z0-9_.-]", "_", words)
 
 
 def runs(settings: LoadTest, arms: Sequence[str]) -> Iterator[Run]:

@@ -39,9 +39,11 @@ def describe(rows: Sequence[Row], bound: Bound | None) -> str:
         lines.append(f"* a p99 of fewer than {ENOUGH_FOR_P99} answered requests shows little.")
     shares = ", ".join(sorted({summary.deployment for summary in found}))
     most = max(summary.generator_cpu for summary in found)
+    late_ms = [summary.late_ms for summary in found if summary.condition.scenario != "offline"]
+    late = f" and sent 99 % of requests within {max(late_ms):.1f} ms of their time" if late_ms else ""
     lines.append(
         "In brackets: 95 % intervals of order statistics. Latency counts from the intended time of sending. "
-        f"Replicas: {shares}. The load generator took up to {most:.0%} of one core."
+        f"Replicas: {shares}. The load generator took up to {most:.0%} of one core{late}."
     )
     return "\n".join(lines)
 
@@ -94,6 +96,7 @@ def _plain(summary: Summary) -> Row:
         "artifacts": list(summary.artifacts),
         "deployment": summary.deployment,
         "generator_cpu": summary.generator_cpu,
+        "late_ms": summary.late_ms,
     }
 
 
