@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
@@ -27,7 +27,6 @@ from sdxl_ray.errors import UserError
 from sdxl_ray.loadprofile import LoadProfile
 from sdxl_ray.schema_errors import first_problem
 
-Deployment = Literal["shared", "isolated"]
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 20, 4.0
 
 
@@ -57,9 +56,6 @@ class LoadTest(LoadProfile):
 
     url: str = Field("http://127.0.0.1:8000", description="of the endpoint, without /v1")
     api_key_env: str | None = Field(None, description="environment variable that holds the API key")
-    deployment: Deployment = Field(
-        "shared", description="isolated: every arm has replicas of its own, with equal resources; shared: they do not"
-    )
     arms: dict[str, Arm] = Field({}, description="name -> model; default: every model of the endpoint")
 
     @field_validator("url")

@@ -56,16 +56,22 @@ def claim(home: Path, identity: str) -> None:
     try:
         home.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            if json.loads(path.read_text(encoding="utf-8")).get("identity") != identity:
+            if identity_of(home) != identity:
                 raise UserError(f"{str(home)!r} holds the rows of another load test: give another folder, --out DIR")
             return
         beside = path.with_suffix(".partial")
         beside.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
         beside.rename(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{str(home)!r} cannot hold a load test: {error}") from None
+
+
+def identity_of(home: Path) -> str | None:
+    """Whose rows a folder holds; None when no load test has claimed it. Raises ValueError for a damaged card."""
+    path = home / CARD
+    return str(json.loads(path.read_text(encoding="utf-8"))["identity"]) if path.is_file() else None
 
 
 class _Test:

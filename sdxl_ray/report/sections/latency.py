@@ -25,8 +25,8 @@ _POINTS = 60  # of a curve: more than a phone can show
 _SMALL = f"fewer than {ENOUGH_FOR_P99} answered requests: too few to show a p99"
 _DEPLOYMENTS = {
     "isolated": "Every arm had replicas of its own, with equal resources.",
-    "shared": "The arms shared one deployment, in which the base and its LoRA variants have one set of weights and a LoRA "
-    "is computed beside them. Load was put on one arm after another, so none slowed another.",
+    "shared": "The arms shared one deployment, in which the base and its LoRA variants have one set of weights and a "
+    "LoRA is computed beside them. Load was put on one arm after another, so none slowed another.",
 }
 
 
