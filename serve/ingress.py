@@ -1,0 +1,30 @@
+"""The deployment that speaks HTTP. It holds no weights and computes little; several of them may run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from serve import routes
+from serve.config import parse
+from serve.endpoint import Endpoint
+from serve.keys import read_keys
+from serve.layout import Layout
+
+
+class Ingress:
+    """Made on its replica from plain data and the handles of the groups; Serve asks it for the application."""
+
+    async def __init__(self, config: dict[str, Any], layout: dict[str, Any], handles: dict[str, Any]) -> None:  # type: ignore[misc]
+        settings = parse(config)
+        self.endpoint = Endpoint(settings, Layout.of(layout), handles, read_keys(settings.api_keys))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return routes.build(self.endpoint)
+
+    async def __del__(self) -> None:
+        """Serve awaits this when a replica goes."""
+        endpoint = getattr(self, "endpoint", None)
+        if endpoint is not None:
+            endpoint.watch.stop()
