@@ -28,10 +28,12 @@ def run(
     memory_limit: int | None = None,
     pin: bool = False,
     script: str = "arm.py",
+    heard: bool = False,
 ) -> dict[str, Any]:
     """The arm's result: `status` is `ok`, or what happened instead; the other keys are there when it is `ok`.
 
     memory_limit: bytes, as if the machine had no more. pin: one core for each process that trains.
+    heard: what the child says goes to stderr as it comes.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         given, result, log = (Path(name) / file for file in ("arm.json", "result.json", "log.txt"))
@@ -40,7 +42,11 @@ def run(
         cores = set(sorted(os.sched_getaffinity(0))[: arm.workers]) if pin else None
         with log.open("w") as out:
             child = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
+                command,
+                stdout=out,
+                stderr=None if heard else subprocess.STDOUT,
+                env=_environment(),
+                start_new_session=True,
             )
             if cores:
                 os.sched_setaffinity(child.pid, cores)

@@ -22,10 +22,10 @@ class ServeArm:
     steps: int = 20
     mix: dict[int, float] = field(default_factory=lambda: dict(MIX))
     guidance: float = 4.0
-    rounds: int = 2
-    singles: int = 10
-    pictures: int = 32
-    queries: int = 240
+    rounds: int = 4
+    singles: int = 6
+    pictures: int = 16
+    queries: int = 120
     batch: int = 8
     rank: int = 16
     load: float = 0.8

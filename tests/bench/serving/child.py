@@ -12,7 +12,7 @@ from typing import Any
 # Beside the children, whose own folder holds no `serve.py` to hide the package `serve`.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from servearms import ServeArm  # noqa: E402
+from servearms import ServeArm
 
 
 def answer(measure: Callable[[ServeArm, Path], dict[str, Any]]) -> None:

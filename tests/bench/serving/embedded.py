@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from child import answer
-
 from servearms import ServeArm
 
 Rows = list[dict[str, Any]]
@@ -37,10 +36,10 @@ def measure(arm: ServeArm, folder: Path) -> dict[str, Any]:
     lora = random_lora(folder / "lora", pipe.unet, Base(), arm.rank, 0)
     engine = Engine(Base(), settings=EngineSettings(max_batch=arm.batch))
     inside = Inside(pipe, engine, arm.steps, arm.guidance, arm.batch)
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(engine.start())
+    wait = asyncio.new_event_loop().run_until_complete
+    wait(engine.start())
     with ExitStack() as stack:
-        stack.callback(lambda: loop.run_until_complete(engine.stop()))
+        stack.callback(lambda: wait(engine.stop()))
         systems = stack.enter_context(_systems(arm, lora.folder))
         numbers: dict[str, list[float]] = {}
 
@@ -49,10 +48,10 @@ def measure(arm: ServeArm, folder: Path) -> dict[str, Any]:
 
         tasks: list[tuple[str, Callable[[int], None]]] = [
             ("pipeline", lambda _: keep("pipeline_ms", inside.pipeline_ms(arm.singles))),
-            ("engine", lambda _: keep("engine_ms", loop.run_until_complete(inside.engine_ms(arm.singles)))),
+            ("engine", lambda _: keep("engine_ms", wait(inside.engine_ms(arm.singles)))),
             *((name, lambda r, name=name: systems.singles(name, r)) for name in (*RECIPE, *OURS[:-1])),
             ("pipeline, batches", lambda _: keep("pipeline_rate", inside.pipeline_rate(arm.pictures))),
-            ("engine, all at once", lambda _: keep("engine_rate", loop.run_until_complete(inside.engine_rate(arm.pictures)))),
+            ("engine, all at once", lambda _: keep("engine_rate", wait(inside.engine_rate(arm.pictures)))),
             *((f"{name}, all at once", lambda r, name=name: systems.offline(name, r)) for name in (*RECIPE, *OURS)),
         ]  # fmt: skip
         for round_ in range(arm.rounds):
