@@ -63,7 +63,7 @@ def run(
     if json:
         scores = result.evaluation.scores if result.evaluation is not None else []
         report = str(result.report.html)
-        found = {"arms": result.rows, "scores": scores, "grid": str(result.grid), "report": report}
+        found: dict[str, Any] = {"arms": result.rows, "scores": scores, "grid": str(result.grid), "report": report}
         if requests:
             from serve.loadtest.table import plain
 

@@ -102,7 +102,7 @@ def _arm(options: argparse.Namespace) -> ServeArm:
 def _notes(arm: ServeArm) -> list[str]:
     if arm.name == "shapes":
         return [
-            f"Random weights in {arm.shape} shapes, batch {arm.batch}, LoRA rank {arm.rank}: speed, nothing to look at.",
+            f"Random weights in {arm.shape} shapes, batch {arm.batch}, LoRA rank {arm.rank}: for speed alone.",
             "Eager diffusers: same weights, dtype and device, uncompiled. Medians; with guidance, but for LCM.",
             "A fused LoRA is the base's computation with other numbers: it has no row of its own.",
         ]
