@@ -15,7 +15,7 @@ from ray import serve
 
 from sdxl_ray import plain_data
 from sdxl_ray.errors import UserError
-from serve.config import ServeConfig, load, override, parse
+from serve.config import LOOPBACK, ServeConfig, load, override, parse
 from serve.ingress import Ingress
 from serve.keys import read_keys
 from serve.layout import Layout, plan
@@ -28,8 +28,15 @@ _BACK_S = 2
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
-    """The application: from `{"config": FILE, "a.b": value, ...}` or from the settings themselves."""
-    return application(read(args))
+    """The application: from `{"config": FILE, "a.b": value, ...}` or from the settings themselves.
+
+    Raises UserError also where Serve's proxies, whose address the configuration does not decide here, are reachable
+    from other machines and there are no API keys.
+    """
+    config = read(args)
+    host = _listening()
+    require_guarded(config if host is None else override(config, {"host": host}))
+    return application(config)
 
 
 def read(args: Mapping[str, Any]) -> ServeConfig:
@@ -41,13 +48,23 @@ def read(args: Mapping[str, Any]) -> ServeConfig:
     return override(load(str(file)) if file else ServeConfig(), plain_data.numbers(plain))
 
 
+def require_guarded(config: ServeConfig) -> None:
+    """Raise UserError where anybody on the network could draw, or where the keys cannot be read."""
+    keys = read_keys(config.api_keys)
+    if config.host not in LOOPBACK and not config.allow_open and not len(keys):
+        raise UserError(
+            f"host = {config.host!r} is reachable from other machines and there are no API keys: set "
+            f"{config.api_keys.variable} or api_keys.file, use host 127.0.0.1, or say allow_open=true"
+        )
+
+
 def application(config: ServeConfig, layout: Layout | None = None) -> serve.Application:
     """An ingress in front of one deployment for each set of weights.
 
     layout: default, `plan(config)`. Raises UserError: the base is not there, no variant can be served, or bad keys.
     """
     layout = layout or plan(config)
-    read_keys(config.api_keys)
+    keys = read_keys(config.api_keys)
     if not layout.groups:
         reasons = "; ".join(f"{name}: {place.reason}" for name, place in layout.places.items())
         raise UserError(f"no variant can be served: {reasons}")
@@ -56,7 +73,7 @@ def application(config: ServeConfig, layout: Layout | None = None) -> serve.Appl
     groups = {
         name: deployment.options(name=name).bind(name, plain, asdict(group)) for name, group in layout.groups.items()
     }
-    return _ingress(config).bind(plain, layout.plain(), groups)
+    return _ingress(config).bind(plain, layout.plain(), groups, locked=len(keys) > 0)
 
 
 def _weights(config: ServeConfig) -> Any:
@@ -86,6 +103,7 @@ def _ingress(config: ServeConfig) -> Any:
         ray_actor_options={"num_cpus": config.ingress.cpus},
         max_ongoing_requests=wide,
         max_queued_requests=wide,
+        max_surge_percent=100,  # it weighs little, so a new one is there before an old one goes
         backpressure_config={"status_code": 503, "retry_after_s": _BACK_S},
         graceful_shutdown_timeout_s=config.queue.timeout_s + 10,
         graceful_shutdown_wait_loop_s=0.5,
@@ -99,3 +117,14 @@ def _gpus(wanted: float | str) -> float:
     import ray
 
     return 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) else 0.0
+
+
+def _listening() -> str | None:
+    """Where Serve's proxies listen, if it runs already."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    if not ray.is_initialized():
+        return None
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return str(client.http_config.host) if client is not None else None

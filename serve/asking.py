@@ -55,7 +55,7 @@ class Desk:
         try:
             body = self.body.model_validate_json(raw)
         except ValidationError as error:
-            raise of_validation(error, list(self.body.model_fields)) from None
+            raise of_validation(error, self.body, Adapter) from None
         if not body.prompt.strip():
             raise _invalid("prompt", "prompt is blank: say what to draw")
         model = body.model or next(iter(self.layout.places))

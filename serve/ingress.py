@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from sdxl_ray.errors import UserError
 from serve import routes
 from serve.config import parse
 from serve.endpoint import Endpoint
@@ -16,9 +17,15 @@ from serve.layout import Layout
 class Ingress:
     """Made on its replica from plain data and the handles of the groups; Serve asks it for the application."""
 
-    async def __init__(self, config: dict[str, Any], layout: dict[str, Any], handles: dict[str, Any]) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, config: dict[str, Any], layout: dict[str, Any], handles: dict[str, Any], *, locked: bool
+    ) -> None:
+        """locked: there were keys where the endpoint was built. Where this process finds none, it opens nothing."""
         settings = parse(config)
-        self.endpoint = Endpoint(settings, Layout.of(layout), handles, read_keys(settings.api_keys))
+        keys = read_keys(settings.api_keys)
+        if locked and not len(keys):
+            raise UserError(f"no API keys on this node: set {settings.api_keys.variable} or api_keys.file here too")
+        self.endpoint = Endpoint(settings, Layout.of(layout), handles, keys)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return routes.build(self.endpoint)

@@ -21,9 +21,8 @@ import ray
 from ray import serve
 
 from sdxl_ray.errors import RunError, UserError
-from serve.app import application
+from serve.app import application, require_guarded
 from serve.config import LOOPBACK, ServeConfig
-from serve.keys import read_keys
 from serve.layout import Layout, plan
 
 APPLICATION = "sdxl-ray"
@@ -48,7 +47,7 @@ def running(
     require_guarded(config)
     layout = layout or plan(config)
     with _ray(config, layout) as ours, _serve(config, ours) as port:
-        serve._run(application(config, layout), name=APPLICATION, route_prefix="/", _blocking=False)
+        deploy(config, layout)
         try:
             url = f"http://{config.host if config.host in LOOPBACK[:2] else '127.0.0.1'}:{port}"
             _wait(url, timeout_s, on_state or (lambda _: None))
@@ -58,13 +57,18 @@ def running(
                 serve.delete(APPLICATION)
 
 
-def require_guarded(config: ServeConfig) -> None:
-    """Raise UserError where anybody on the network could draw."""
-    if config.host not in LOOPBACK and not config.allow_open and not len(read_keys(config.api_keys)):
-        raise UserError(
-            f"host = {config.host!r} is reachable from other machines and there are no API keys: set "
-            f"{config.api_keys.variable} or api_keys.file, use host 127.0.0.1, or say allow_open=true"
-        )
+def deploy(config: ServeConfig, layout: Layout | None = None) -> None:
+    """Put an endpoint, or another version of it, where Serve is running; it returns before it is there.
+
+    Replicas of an earlier version are replaced one by one, and stay when the new ones do not start.
+    """
+    serve._run(application(config, layout), name=APPLICATION, route_prefix="/", _blocking=False)
+
+
+def deployed() -> str:
+    """Serve's word for the state of the endpoint: RUNNING, DEPLOYING, DEPLOY_FAILED, or NOT_STARTED."""
+    found = serve.status().applications.get(APPLICATION)
+    return str(found.status.value) if found is not None else "NOT_STARTED"
 
 
 @contextmanager
@@ -89,7 +93,7 @@ def _ray(config: ServeConfig, layout: Layout) -> Iterator[bool]:
 @contextmanager
 def _serve(config: ServeConfig, in_our_ray: bool) -> Iterator[int]:
     """Serve's HTTP proxy where there is none; its port."""
-    from ray.serve.context import _get_global_client
+    from ray.serve.context import _get_global_client, _set_global_client
 
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is not None:
@@ -102,7 +106,9 @@ def _serve(config: ServeConfig, in_our_ray: bool) -> Iterator[int]:
     try:
         yield port
     finally:
-        if not in_our_ray:  # else it ends with it
+        if in_our_ray:
+            _set_global_client(None)  # it ends with its Ray, and a later one is another
+        else:
             serve.shutdown()
 
 
@@ -118,8 +124,7 @@ def _wait(url: str, timeout_s: float, on_state: Callable[[dict[str, str]], None]
             on_state(states)
         if status == 200 and "ready" in states.values():
             return
-        application = serve.status().applications.get(APPLICATION)
-        if status == 200 or (application is not None and application.status == "DEPLOY_FAILED" and not states):
+        if status == 200 or (deployed() == "DEPLOY_FAILED" and "starting" not in states.values()):
             break
         time.sleep(0.2)
     raise RunError(f"the endpoint did not start: {_why()}")
@@ -127,11 +132,11 @@ def _wait(url: str, timeout_s: float, on_state: Callable[[dict[str, str]], None]
 
 def _why() -> str:
     """What Serve says of the deployments that are not healthy, in one line."""
-    application = serve.status().applications.get(APPLICATION)
-    if application is None:
+    found = serve.status().applications.get(APPLICATION)
+    if found is None:
         return "Serve has no such application"
-    messages = [f"{name}: {d.message}" for name, d in application.deployments.items() if d.status != "HEALTHY"]
-    return " ".join("; ".join(messages or [application.message]).split())[-800:]
+    messages = [f"{name}: {d.message}" for name, d in found.deployments.items() if d.status != "HEALTHY"]
+    return " ".join("; ".join(messages or [found.message]).split())[-800:]
 
 
 def _ask(url: str) -> tuple[int, dict[str, Any]]:

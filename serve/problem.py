@@ -65,15 +65,19 @@ def busy(
     return Problem(429 if reason == "queue_full" else 503, message, reason, retry_after_s=after_s)
 
 
-def of_validation(error: ValidationError, fields: list[str]) -> Problem:
-    """The first thing that is wrong with a request body: the field, the value and the limit."""
+def of_validation(error: ValidationError, body: type[BaseModel], inner: type[BaseModel]) -> Problem:
+    """The first thing that is wrong with a request body: the field, the value and the limit.
+
+    body: what it is checked against; inner: the same for the objects in its lists.
+    """
     first = error.errors()[0]
     path = _dotted(first["loc"])
     kind, context = first["type"], first.get("ctx", {})
     if kind == "json_invalid":
         return Problem(400, f"the body is not JSON: {context['error']}", "invalid_json")
     if kind == "extra_forbidden":
-        known = nearest(str(first["loc"][-1]), fields) if len(first["loc"]) == 1 else "see /openapi.json"
+        fields = (body if len(first["loc"]) == 1 else inner).model_fields
+        known = nearest(str(first["loc"][-1]), fields)
         return Problem(400, f"unknown field {_short(path)}: {known}", "unknown_parameter", path[:100])
     message = first["msg"].removeprefix("Value error, ")
     given = "" if kind in ("missing", "model_type") else f" = {_short(first['input'])}"

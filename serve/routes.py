@@ -27,7 +27,7 @@ from serve.protocol import ImagesResponse, Model, Models
 #: A client that has not sent its body by then is not going to.
 _BODY_S = 30.0
 _GENERATIONS = "/v1/images/generations"
-_PAGE = {"/": "index.html", "/ui/style.css": "style.css", "/ui/page.js": "page.js", "/ui/picture.js": "picture.js"}
+_PAGE = {"/": "index.html", "/ui/style.css": "style.css", "/ui/page.js": "page.js", "/ui/api.js": "api.js"}
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 #: The page runs its own files and nothing else, and talks to nobody but this server.
 _POLICY = (

@@ -45,6 +45,7 @@ class Weights:
             # transformers imports deepspeed, which otherwise warns that it found no GPU.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+        from serve.engine.adapter import require_mixable
         from serve.engine.engine import Engine
         from serve.engine.settings import EngineSettings
 
@@ -55,10 +56,16 @@ class Weights:
         adapters = {}
         for name, folder in self.group.adapters.items():
             try:
-                adapters[name] = Artifact.open(folder)
-                self.hashes[name] = adapters[name].hash
+                artifact = Artifact.open(folder)
+                if name != self.group.fused:
+                    require_mixable(name, artifact, config.base)
             except UserError as error:
+                if name == self.group.fused:
+                    raise
                 self.stopped[name] = str(error)
+            else:
+                adapters[name] = artifact
+                self.hashes[name] = artifact.hash
         settings = EngineSettings(fuse=self.group.fused, **config.engine.model_dump())
         return Engine(config.base, artifact=full, adapters=adapters, settings=settings)
 
@@ -130,7 +137,7 @@ class Weights:
 
     async def describe(self) -> dict[str, Any]:
         """Hashes of what is loaded, what could not be, and the engine's state."""
-        return {"hashes": self.hashes, "stopped": self.stopped, "engine": self.engine.status()}
+        return {"pid": os.getpid(), "hashes": self.hashes, "stopped": self.stopped, "engine": self.engine.status()}
 
     async def _publish(self) -> None:
         """The engine's state as gauges, every second."""
@@ -139,7 +146,7 @@ class Weights:
             values = {
                 "sdxl_ray_in_flight": now["in_flight"],
                 "sdxl_ray_waiting": now["waiting"],
-                "sdxl_ray_occupancy": now["mean_occupancy"],
+                "sdxl_ray_occupancy": now["occupancy"],
                 "sdxl_ray_step_ms": now["step_ms"],
                 "sdxl_ray_resident_adapters": len(now["resident"]),
             }

@@ -56,8 +56,9 @@ def run(
     chosen = _configuration(config, settings or [], variant or [], host, port, allow_open)
 
     with libraries_on_stderr():
+        from serve.app import require_guarded
         from serve.layout import plan
-        from serve.local import require_guarded, running
+        from serve.local import running
 
         require_guarded(chosen)
         layout = plan(chosen)

@@ -1,13 +1,11 @@
-"""One Ray cluster for every test of the session, and the recipes that they train."""
+"""The recipes that the tests train, and what they look at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from sdxl_ray.config import Recipe, load, override
 
@@ -39,16 +37,6 @@ def quick(name: str, **changes: Any) -> Recipe:
     """A shipped recipe cut down to seconds; keyword `optim__lr` is the setting `optim.lr`."""
     prior = PRIOR if "dreambooth" in name else {}
     return override(load(name), {**QUICK, **prior, **{k.replace("__", "."): v for k, v in changes.items()}})
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local cluster of four half-time CPUs: two workers, and room for what Ray Data runs beside them."""
-    import ray
-
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def training_workers() -> list[psutil.Process]:
