@@ -13,6 +13,8 @@ from sdxl_ray.errors import UserError, nearest
 from serve.loadtest.config import Arm, LoadTest
 
 _TIMEOUT_S = 10.0
+#: Our own endpoint lists what could not start too.
+_READY = "ready"
 
 
 def api_key(settings: LoadTest) -> str | None:
@@ -26,7 +28,10 @@ def api_key(settings: LoadTest) -> str | None:
 
 
 def models(settings: LoadTest) -> list[str]:
-    """Names of `GET /v1/models`. Raises UserError, one line, when nobody answers as an OpenAI endpoint does."""
+    """Names of `GET /v1/models`, of those that can draw.
+
+    Raises UserError, one line, when nobody answers as an OpenAI endpoint does.
+    """
     url = f"{settings.url}/v1/models"
     key = api_key(settings)
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
@@ -34,14 +39,15 @@ def models(settings: LoadTest) -> list[str]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=_TIMEOUT_S) as answer:
-            return [str(model["id"]) for model in json.load(answer)["data"]]
+            listed = json.load(answer)["data"]
+            return [str(model["id"]) for model in listed if model.get("state", _READY) == _READY]
     except urllib.error.HTTPError as error:
         hint = "; set api_key_env to the variable that holds a key" if error.code == 401 else ""
         raise UserError(f"url {settings.url!r}: {url} answers {error.code}{hint}") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(f"url {settings.url!r} does not answer: {reason}; start it with sdxl-ray serve") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"url {settings.url!r}: {url} is not an OpenAI-compatible list of models") from None
 
 
@@ -55,5 +61,7 @@ def arms_of(settings: LoadTest, known: Iterable[str]) -> Mapping[str, Arm]:
     for name, arm in settings.arms.items():
         for model in (*arm.model, *(adapter.name for adapter in arm.adapters)):
             if model not in known:
-                raise UserError(f"arm {name!r}: the endpoint has no model {model!r}: {nearest(model, known)}")
+                raise UserError(
+                    f"arm {name!r}: the endpoint has no model {model!r} that is ready: {nearest(model, known)}"
+                )
     return settings.arms

@@ -184,7 +184,7 @@ def test_another_server_is_no_endpoint(here: Here) -> None:
         code, _, said = here("loadtest", "quick", "--url", url)
         assert code == 2 and "answers 418" in said
         code, _, said = here("loadtest", "quick", "arms.a.model=bsae", "--url", f"{url}/good")
-        assert code == 2 and "arm 'a': the endpoint has no model 'bsae': did you mean 'base'" in said
+        assert code == 2 and "arm 'a': the endpoint has no model 'bsae' that is ready: did you mean 'base'" in said
         code, _, said = here("loadtest", "quick", "api_key_env=NO_SUCH_KEY", "--url", url)
         assert code == 2 and "no NO_SUCH_KEY" in said
     finally:
