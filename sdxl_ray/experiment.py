@@ -3,6 +3,7 @@
 description: what is compared
 settings: {data.images: photos/dog, …}            # dotted settings of every arm
 prompts: dreambooth_objects                       # how they are judged; also seeds, class_pictures
+load: {rates: [2], queries: 16}                   # base and arms behind one endpoint, under load
 arms:
   lora: {recipe: lora, settings: {tuning.rank: 8}}
 """
@@ -18,6 +19,7 @@ from pydantic import Field, PositiveInt, ValidationError
 from sdxl_ray import plain_data
 from sdxl_ray.config import Recipe, Section, load, override
 from sdxl_ray.errors import UserError
+from sdxl_ray.loadprofile import LoadProfile
 from sdxl_ray.schema_errors import first_problem
 
 
@@ -36,6 +38,7 @@ class Experiment(Section):
     prompts: str | None = Field(None, description="list to judge by: shipped name, .yaml or .txt; default: by base")
     seeds: PositiveInt = Field(4, description="pictures per prompt and model")
     class_pictures: Annotated[int, Field(ge=2)] = Field(16, description="pictures of the plain class per model")
+    load: LoadProfile | None = Field(None, description="load test of the base and every arm; null: none")
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
 
     def recipes(self, changes: dict[str, Any]) -> dict[str, Recipe]:

@@ -67,6 +67,18 @@ TABLES: dict[str, pa.Schema] = {
         step_=_WHOLE, model_=_TEXT, subject_=_TEXT, prompt_=_TEXT, seed_=_WHOLE, path_=_TEXT, purpose_=_TEXT,
         split_=_TEXT,
     ),
+    # One row a request of a load test. phase: "run", or "search" for the highest rate under a bound. rate: queries/s, 0
+    # where the scenario has none. index: order of arrival in its run. sample: of the library of (prompt, seed, steps).
+    # *_s: seconds since the run's first arrival; intended: by LoadGen's schedule. latency_ms: LoadGen's own, from the
+    # intended time to the last byte. queue to server_ms, batch: as the server tells. artifact: its hash, empty for the
+    # base, null when the server did not say. status: of HTTP, 0 without an answer. generator_cpu: share of one core.
+    "requests": _schema(
+        arm_=_TEXT, phase_=_TEXT, scenario_=_TEXT, rate_=_REAL, round_=_WHOLE, index_=_WHOLE, sample_=_WHOLE,
+        model_=_TEXT, artifact=_TEXT, prompt_=_TEXT, seed_=_WHOLE, steps_=_WHOLE, intended_s_=_REAL, sent_s_=_REAL,
+        done_s_=_REAL, latency_ms_=_REAL, queue_ms=_REAL, text_ms=_REAL, denoise_ms=_REAL, decode_ms=_REAL,
+        server_ms=_REAL, batch=_REAL, status_=_WHOLE, bytes_=_WHOLE, error=_TEXT, deployment_=_TEXT,
+        generator_cpu_=_REAL, started=_TEXT,
+    ),
 }  # fmt: skip
 
 #: What makes a row one of a kind, and the order of `read`. Of rows with equal keys the one written last counts.
@@ -78,6 +90,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "timings": ("step", "name"),
     "scores": ("step", "model", "subject", "metric", "split"),
     "pictures": ("step", "model", "subject", "prompt", "seed", "purpose", "split"),
+    "requests": ("arm", "phase", "scenario", "rate", "round", "index"),
 }
 
 
@@ -124,7 +137,7 @@ class Recorder:
 
     def resume(self, step: int) -> None:
         """Forget every row after `step`, waiting or written: the run goes on from the checkpoint of that step."""
-        for table in TABLES:
+        for table in (name for name, schema in TABLES.items() if "step" in schema.names):
             self._waiting[table] = [row for row in self._waiting[table] if row["step"] <= step]
             for _, path in _parts(self._files, self._folder, table):
                 part = _load(self._files, path)
@@ -134,6 +147,14 @@ class Recorder:
                 elif kept.num_rows < part.num_rows:
                     self._put(path, kept)
             self._next[table] = self._end(table)
+
+    def forget(self, table: str) -> None:
+        """Drop every row of a table, waiting and written."""
+        self._waiting[table] = []
+        self._since.pop(table, None)
+        for _, path in _parts(self._files, self._folder, table):
+            self._files.delete_file(path)
+        self._next[table] = 0
 
     def close(self) -> None:
         """Write every waiting row; the recorder can be used on."""

@@ -35,6 +35,8 @@ from sdxl_ray.report.build import Written, write_report
 from sdxl_ray.report.source import ArmCard, ComparisonCard, Environment
 
 OnRow = Callable[[dict[str, Any]], None]
+#: `then(folder, artifacts)` adds records to the comparison's folder before the report is made of them.
+Then = Callable[[Path, dict[str, Artifact]], None]
 
 COLUMNS = (
     Column("arm", "arm"),
@@ -73,9 +75,11 @@ def compare(
     storage: str | Path,
     address: str | None,
     on_row: OnRow,
+    then: Then = lambda home, artifacts: None,
 ) -> Comparison:
     """Train every arm (or find it trained), judge and compare; files go to `<storage>/<name>-comparison/`.
 
+    then: what else is to be measured, once everything is judged.
     Raises UserError before the first arm starts when any arm's input is wrong that can be known by then.
     """
     zero = [r for r in recipes.values() if r.parallel.engine == "zero"]
@@ -95,6 +99,7 @@ def compare(
     if judged is not None:
         card = card.model_copy(update={"settings": judged[1]})
     card.write(home)
+    then(home, artifacts)
     on_row({"kind": "phase", "name": "writing the report"})
     return Comparison(rows, home / "grid.png", judged[0] if judged else None, write_report(home))
 

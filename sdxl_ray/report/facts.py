@@ -88,7 +88,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Facts:
-    """A comparison, gathered. subjects and metrics: those that were scored, in their order."""
+    """A comparison, gathered. subjects and metrics: those that were scored, in their order. requests: of load tests."""
 
     card: ComparisonCard
     folder: Path
@@ -96,6 +96,7 @@ class Facts:
     scores: Scores
     pictures: tuple[Picture, ...]
     timings: dict[str, float]
+    requests: tuple[Row, ...]
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -151,7 +152,8 @@ def gather(source: Source) -> Facts:
     scores = Scores.of(source.tables["scores"], {arm.name: arm.hashes for arm in arms})
     pictures = tuple(_picture(source.folder, row) for row in source.tables["pictures"])
     timings = {str(row["name"]): float(row["seconds"]) for row in source.tables["timings"]}
-    return Facts(source.card, source.folder, arms, scores, pictures, timings, tuple(_warnings(source, arms)))
+    requests = tuple(source.tables["requests"])
+    return Facts(source.card, source.folder, arms, scores, pictures, timings, requests, tuple(_warnings(source, arms)))
 
 
 def method_of(recipe: Mapping[str, Any]) -> str:

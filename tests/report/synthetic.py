@@ -50,6 +50,7 @@ def make(storage: Path, *, arms: tuple[str, ...] = ("lora", "dreambooth", "dream
             recorder.write("timings", {"step": 0, "name": f"draw:{model}", "seconds": 0.12 * 8})
         _references(recorder)
         _photos(recorder, home)
+        _requests(recorder, {"base": "", **hashes})
     card = ComparisonCard(
         name="demo",
         experiment="LoRA, DreamBooth and DreamBooth + LoRA on the embedded base, from five pictures of a robot",
@@ -156,6 +157,28 @@ def _photos(recorder: Recorder, home: Path) -> None:
         name = f"pictures/real-{number}.png"
         (home / name).write_bytes(path.read_bytes())
         recorder.write("pictures", _picture(0, "real", "", number, name, "real"))
+
+
+def _requests(recorder: Recorder, artifacts: dict[str, str]) -> None:
+    """A load test at two rates: the base's latencies, and those of the arms some percent above them."""
+    for rate in (1.0, 2.0):
+        for arm, slower in zip(artifacts, (1.0, 1.05, 1.01, 1.2), strict=False):
+            rng = random.Random(f"{rate}")  # every arm meets the same arrivals
+            for index in range(120):
+                due, latency = index / rate, rng.lognormvariate(0.0, 0.3) * 400 * rate * slower
+                full = index % 60 == 59 and rate > 1
+                recorder.write(
+                    "requests",
+                    {
+                        "arm": arm, "phase": "run", "scenario": "server", "rate": rate, "round": index // 60,
+                        "index": index % 60, "sample": index % 7, "model": arm, "artifact": artifacts[arm],
+                        "prompt": PROMPTS[index % 3], "seed": index % 7, "steps": 20, "intended_s": due,
+                        "sent_s": due + 0.001, "done_s": due + latency / 1000, "latency_ms": latency,
+                        "queue_ms": latency / 4, "text_ms": 3.0, "denoise_ms": latency / 2, "decode_ms": 12.0,
+                        "server_ms": latency - 5, "batch": 2.5, "status": 429 if full else 200, "bytes": 9000,
+                        "deployment": "shared", "generator_cpu": 0.03, "started": "2026-11-23T16:00:00+00:00",
+                    },
+                )  # fmt: skip
 
 
 def _picture(step: int, model: str, prompt: str, seed: int, path: str, purpose: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Inference: seconds a picture, and what fewer denoising steps cost in quality. Load-tested latency will join it."""
+"""Inference: seconds a picture, and what fewer steps cost in quality. `latency` has what users of an endpoint wait."""
 
 from __future__ import annotations
 
