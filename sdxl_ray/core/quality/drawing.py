@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -133,7 +134,7 @@ def save_png(picture: Image.Image, path: Path, facts: dict[str, Any]) -> None:
     chunks = PngInfo()
     for name, value in facts.items():
         chunks.add_itxt(name, str(value))
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")  # runs beside each other share the folder
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(draft, format="PNG", pnginfo=chunks)

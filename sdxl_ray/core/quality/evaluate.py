@@ -135,7 +135,7 @@ def evaluate(
         on_row({"kind": "note", "text": f"what {name} was trained on is not here: overlap with the photos is unknown"})
     plan = Plan.of(models, subject.class_name, prompts, settings)
     looks = (
-        _looks(subject, plan, settings) if group.rank == 0 else None
+        load_looks(subject, plan, settings) if group.rank == 0 else None
     )  # what is missing shows before hours of drawing
     store = PictureStore(home / "pictures")
     untuned = next((model for model in models if model.artifact is None), None)
@@ -147,7 +147,7 @@ def evaluate(
             draw(pipe, plan.jobs(model), store, group, _progress(f"drawing {model.name}", on_row))
             group.barrier()
             if group.rank == 0 and untuned is not None:
-                losses[model.name] = _losses(model, pipe, plan, plan.classes[untuned.name], store, settings)
+                losses[model.name] = known_losses(model, pipe, plan, plan.classes[untuned.name], store, settings)
         seconds[model.name] = time.monotonic() - began
     if looks is None:
         return None
@@ -170,9 +170,13 @@ def evaluate(
     )
 
 
-def _looks(subject: Subject, plan: Plan, settings: Settings) -> Looks:
+def load_looks(subject: Subject, plan: Plan, settings: Settings, prefix: str = "--") -> Looks:
+    """The encoders of `settings` with what they say of the photos and prompts. Raises UserError as they do.
+
+    prefix: of the settings' names, as the user knows them.
+    """
     identity, clip = (
-        load_encoder(name, device=settings.device, setting=f"--{kind}")
+        load_encoder(name, device=settings.device, setting=f"{prefix}{kind}")
         for kind, name in (("identity", settings.identity), ("clip", settings.clip))
     )
     return Looks(identity, clip, subject, plan.texts)
@@ -193,9 +197,13 @@ def _pipeline(model: Model, settings: Settings, on_row: OnRow) -> Iterator[Calla
         torch.cuda.empty_cache()
 
 
-def _losses(
+def known_losses(
     model: Model, pipe: Callable[[], Any], plan: Plan, of: Sequence[Job], store: PictureStore, settings: Settings
 ) -> Array:
+    """The model's prior losses on the class pictures `of`: kept beside the pictures, computed when they are not there.
+
+    `pipe` is only called when they have to be.
+    """
     seed = FIRST_SEED[settings.split]
     what = [model.identity, [job.key for job in of], seed, settings.draws, str(settings.dtype)]
     path = notes_path(store.folder, what)
