@@ -1,6 +1,6 @@
 """Does the checkpoint that a run's own scores chose beat the last one, on prompts and seeds that chose nothing?
 
-    python tests/bench/best_last.py --work /tmp/best-last --subjects robot frog turtle --seeds 0 1 2
+    python tests/bench/best_last.py --work /tmp/best-last --subjects mushroom penguin elephant --seeds 0 1 2
 
 Each run trains too long on purpose (DreamBooth without class pictures). It scores itself on the validation split and
 exports its best step; the last step's weights are exported too, and both are judged with the base on the final split.
@@ -42,8 +42,9 @@ METRICS = ("quality", "dino_i", "clip_t", "pres", "class_kid", "prior_loss", "di
 RESAMPLES = 10_000
 
 
-def recipe_of(subject: str, seed: int, steps: int, every: int) -> Recipe:
+def recipe_of(subject: str, seed: int, options: argparse.Namespace) -> Recipe:
     """DreamBooth without class pictures, too long: what it learns last it learns at the class's cost."""
+    steps = options.steps
     name = SUBJECTS[subject].class_name
     changes = {
         "data.images": f"subject:{subject}",
@@ -52,8 +53,11 @@ def recipe_of(subject: str, seed: int, steps: int, every: int) -> Recipe:
         "data.class_name": name,
         "data.prior": None,
         "optim.steps": steps,
+        "optim.lr": options.lr,
         "checkpoint.every": steps,
-        "evaluation.every": every,
+        "evaluation.every": options.every,
+        "evaluation.num_inference_steps": options.drawing_steps,
+        "evaluation.prompts": [f"a photo of sks {name}"],
         "evaluation.patience": 0,
         "parallel.engine": "local",
         "parallel.workers": 1,
@@ -112,20 +116,22 @@ def interval(values: list[float]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--subjects", nargs="+", default=["robot", "frog", "turtle"], choices=sorted(SUBJECTS))
+    parser.add_argument("--subjects", nargs="+", default=["mushroom", "penguin", "elephant"], choices=sorted(SUBJECTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--every", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--every", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--drawing-steps", type=int, default=12, help="denoising steps of every picture")
     parser.add_argument("--final-seeds", type=int, default=2, help="pictures per final prompt")
     options = parser.parse_args()
     rows: list[Row] = []
     differences: dict[str, list[float]] = {name: [] for name in METRICS}
     for seed in options.seeds:
         for subject in options.subjects:
-            recipe = recipe_of(subject, seed, options.steps, options.every)
+            recipe = recipe_of(subject, seed, options)
             best = launch(recipe, storage=options.work / "runs", name=f"{subject}-{seed}")
             last = last_of(best, recipe, options.work / "runs")
-            found = judge(subject, recipe, best, last, options.work / f"judged-{subject}-{seed}", options.final_seeds)
+            found = judge(subject, recipe, best, last, options.work / f"judged-{subject}", options.final_seeds)
             scores = scores_of(found)
             overfitted = best.summary["overfitting"]
             row: Row = {
