@@ -273,7 +273,7 @@ def _picture_rows(
 
     rows = []
     for model in models:
-        drawn = [(settings.split, plan.subject[model.name])]
+        drawn: list[tuple[str, list[list[Job]]]] = [(settings.split, plan.subject[model.name])]
         drawn += [(split_at(settings.split, steps), jobs[model.name]) for steps, jobs in plan.at.items()]
         for split, by_prompt in drawn:
             for text, jobs in zip(plan.texts, by_prompt, strict=True):

@@ -59,7 +59,8 @@ class Interval:
 def interval(terms: Terms, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """Percentile bootstrap of the mean. Depends on its arguments only."""
     means = resampled(terms, seed, resamples)
-    return Interval(terms.mean, *(ends(means) if means is not None else (None, None)), terms.n)
+    low, high = ends(means) if means is not None else (None, None)
+    return Interval(terms.mean, low, high, terms.n)
 
 
 def resampled(terms: Terms, seed: int = 0, resamples: int = RESAMPLES) -> Array | None:

@@ -86,7 +86,7 @@ class Pool:
     @property
     def _split(self) -> str:
         """That of the table, without other numbers of steps."""
-        return next(row["split"] for found in self.found.values() for row in found.differences or found.scores)
+        return str(next(row["split"] for found in self.found.values() for row in found.differences or found.scores))
 
     def _members(self, arm: str) -> Sequence[str]:
         return self.arms.get(arm, (arm,))

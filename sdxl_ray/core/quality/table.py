@@ -133,7 +133,13 @@ class Scores:
         return None if one is None or two is None else one - two
 
     def _row(self, model: str, metric: str, terms: Terms | None, encoder: Encoder | None, **more: Any) -> None:
-        row = {"step": 0, "model": model, "subject": self.subject.name, "metric": metric, "split": self.split}
+        row: dict[str, Any] = {
+            "step": 0,
+            "model": model,
+            "subject": self.subject.name,
+            "metric": metric,
+            "split": self.split,
+        }
         row |= self._interval(terms) if terms is not None else {"value": None, "low": None, "high": None, "n": 0}
         row |= {"encoder": encoder and encoder.name, "preprocessing": encoder and encoder.preprocessing}
         row |= {"artifact": "", "seconds": None, **more}
