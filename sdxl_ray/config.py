@@ -71,6 +71,7 @@ class Data(Section):
     )
     validation: str | None = Field(None, description="folder of held-out pictures for the validation loss")
     holdout: Annotated[int, Field(ge=0)] = Field(1, description="pictures held out when `validation` is not given")
+    limit: PositiveInt | None = Field(None, description="train on the first so many pictures only; default: on all")
     resolution: Annotated[int, Field(ge=8)] | None = Field(None, description="pixels; default: the base's own size")
     buckets: bool = Field(True, description="aspect-ratio buckets of equal area; false: squares only")
     crop: Literal["center", "random"] = "center"
