@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdxl_ray.report.facts import Arm, Facts, main_metric, value_of
-from sdxl_ray.report.metrics import BASE, Absent, Gain, Metric, Score, difference, metric_of
+from sdxl_ray.report.metrics import BASE, Absent, Gain, Metric, Score, metric_of
 
 #: Prompt fidelity, and how much of it an arm may lose: under CLIP the loss that people see (arXiv 2208.12242).
 GUARD = "clip_t"
@@ -94,6 +94,5 @@ def _obeys(facts: Facts, arm: Arm) -> bool:
 
 
 def _apart(facts: Facts, first: Arm, second: Arm, metric: Metric) -> bool:
-    a, b = facts.score(first.name, metric.name), facts.score(second.name, metric.name)
-    assert isinstance(a, Score) and isinstance(b, Score)
-    return difference(a, b).direction(metric.better) == "better"
+    lead = facts.lead(first.name, second.name, metric.name)
+    return isinstance(lead, Gain) and lead.direction(metric.better) == "better"
