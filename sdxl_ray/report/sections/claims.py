@@ -102,10 +102,11 @@ def _photos(facts: Facts, sdxl: Sdxl) -> Claim:
         gain = facts.gain(arm.name, name)
         if isinstance(gain, Gain):
             parts.append(f"{arm.name}, {arm.photos} photos: {metric.short} {score_text(gain, signed=True)} to the base")
-            sides.append(gain.direction(metric.better))
+            if isinstance(arm.photos, int) and arm.photos >= 3:  # fewer are told, but nothing was claimed of them
+                sides.append(gain.direction(metric.better))
     claim, real = "3 to 5 photos suffice", "not a matter of arithmetic"
-    if not parts:
-        why = "no arm with at most 5 photos was scored" if not few else f"no difference in {metric.short} is recorded"
+    if not sides:
+        why = "no arm with 3 to 5 photos was scored" if not few else f"no difference in {metric.short} is recorded"
         return Claim(claim, Absent(why), real, "open")
     return Claim(claim, "; ".join(parts), real, _by_sides(sides))
 
