@@ -249,7 +249,7 @@ def test_arms_are_told_apart_by_their_paired_difference(home: Path) -> None:
     facts = facts_of(home)
     assert facts.lead("dreambooth", "lora", "dino_i") == Gain(0.01, 0.006, 0.014, paired=True)
     assert facts.lead("lora", "dreambooth", "dino_i") == Gain(-0.01, -0.014, -0.006, paired=True)
-    text = write_report(home).markdown.read_text()
+    text = write_report(home).html.read_text()
     assert "dreambooth wins." in text and "+0.010 [+0.006, +0.014] ahead of it" in text
     pair(home, "dreambooth", "lora", "dino_i", -0.02, 0.01, ALL_SUBJECTS)
     assert facts_of(home).lead("dreambooth", "lora", "dino_i") == Gain(-0.02, -0.03, -0.01, paired=True)
