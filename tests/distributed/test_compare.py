@@ -111,7 +111,10 @@ def _ordinary(**changes: Any) -> dict[str, Any]:
         (_ordinary(steps=[4, 4]), "the same number twice"),
         (_ordinary(training_seeds=[-1]), "training_seeds.0 = -1"),
         (_ordinary(subjects={"frog": {"settings": {}}}), "subjects.frog.settings"),
-        (_ordinary(subjects={"frog": {"settings": {"data.imges": "x"}}}), "arm 'a', subject 'frog': no setting"),
+        (
+            _ordinary(subjects={"frog": {"settings": {"data.imges": "x"}}}),
+            "arm 'a', subject 'frog': recipe: no setting 'data.imges'",
+        ),
         (_ordinary(subjets={}), "did you mean 'subjects'"),
     ],
 )
