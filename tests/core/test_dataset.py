@@ -214,7 +214,7 @@ def test_a_limit_keeps_the_first_pictures_to_train_on(folder: Path) -> None:
     few, same = split(scan(data(folder)), data(folder, holdout=1, limit=2))
     assert few.pictures == whole.pictures[:2]
     assert same.pictures == held_out.pictures
-    with pytest.raises(UserError, match="data.limit = 4: there are only 3 pictures to train on"):
+    with pytest.raises(UserError, match=r"data\.limit = 4: there are only 3 pictures to train on"):
         split(scan(data(folder)), data(folder, holdout=1, limit=4))
 
 
