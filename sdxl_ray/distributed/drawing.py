@@ -78,6 +78,12 @@ def draw_on_workers(
                 ray.cancel(task_left, force=True)
 
 
+def capacity() -> int:
+    """How many workers the connected cluster has room for: one a GPU, else one a CPU."""
+    has = ray.cluster_resources()
+    return int(has.get("GPU", 0) or has.get("CPU", 1))
+
+
 @ray.remote(num_cpus=0)
 class Meeting:
     """Where the ranks of one drawing wait for each other and leave values for each other."""
