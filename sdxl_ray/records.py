@@ -67,6 +67,15 @@ TABLES: dict[str, pa.Schema] = {
         step_=_WHOLE, model_=_TEXT, subject_=_TEXT, prompt_=_TEXT, seed_=_WHOLE, path_=_TEXT, purpose_=_TEXT,
         split_=_TEXT,
     ),
+    # One row a trial of a search, written again when something is new. parameters: path -> value, as JSON; state:
+    # "running", "finished", "stopped" (by the scheduler), "cut" (the budget ended) or "failed" (error says why).
+    # step: of its last look. seconds: it ran; ended_s: of the search's clock, which stands still between sessions.
+    "trials": _schema(
+        trial_=_WHOLE, parameters_=_TEXT, state_=_TEXT, step_=_WHOLE, steps_=_WHOLE, seconds_=_REAL, ended_s_=_REAL,
+        error=_TEXT, run_=_TEXT,
+    ),
+    # One row a metric of a trial's look. at_s: of the search's clock.
+    "trial_scores": _schema(trial_=_WHOLE, step_=_WHOLE, metric_=_TEXT, value_=_REAL, at_s_=_REAL),
 }  # fmt: skip
 
 #: What makes a row one of a kind, and the order of `read`. Of rows with equal keys the one written last counts.
@@ -78,6 +87,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "timings": ("step", "name"),
     "scores": ("step", "model", "subject", "metric", "split"),
     "pictures": ("step", "model", "subject", "prompt", "seed", "purpose", "split"),
+    "trials": ("trial",),
+    "trial_scores": ("trial", "step", "metric"),
 }
 
 

@@ -1,0 +1,77 @@
+"""Chronicle: writes down what the trials of a search do, while Ray Tune runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune import Callback
+
+from sdxl_ray.distributed.searcher import Proposer
+from sdxl_ray.distributed.trial import FAILED, FINISHED, STEP
+from sdxl_ray.records import Recorder
+from sdxl_ray.search import ENDED, Look, State, Trial, write_trial
+from sdxl_ray.space import METRICS
+
+OnRow = Callable[[dict[str, Any]], None]
+
+
+class Chronicle(Callback):  # type: ignore[misc]  # Ray is untyped
+    """One row for whatever is new, on disk before anything else is decided; `on_row` shows it."""
+
+    def __init__(self, proposer: Proposer, recorder: Recorder, clock: Callable[[], float], on_row: OnRow) -> None:
+        self._proposer, self._recorder, self._clock, self._on_row = proposer, recorder, clock, on_row
+        self._seen: dict[int, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray Tune keeps a copy of its callbacks for a restore that we never ask for."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A process has it now."""
+        ours = self._proposer.trial(trial.trial_id)
+        self._seen[ours.number] = self._clock()
+        self._write(ours)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """A look. One that an earlier session has seen is only repeated for the scheduler."""
+        ours = self._proposer.trial(trial.trial_id)
+        if FAILED in result or result[STEP] <= ours.step:
+            return
+        look = Look(result[STEP], {name: float(result[name]) for name in METRICS if name in result}, self._clock())
+        ours.looks.append(look)
+        self._write(ours, look)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It ended: by itself, or because the scheduler said so."""
+        result = trial.last_result
+        if FAILED in result:
+            self._end(trial, "failed", str(result[FAILED]))
+        else:
+            self._end(trial, "finished" if result.get(FINISHED) else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its process died, too often."""
+        error = trial.get_pickled_error() or trial.get_error()
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        self._end(trial, "failed", lines[-1] if lines else "its process died")
+
+    def cut(self) -> None:
+        """The search ended: whatever is under way stays as it is, and goes on if the search does."""
+        for ours in self._proposer.trials:
+            if ours.state not in ENDED:
+                ours.state = "cut"
+                self._write(ours)
+
+    def _end(self, trial: Any, state: State, error: str = "") -> None:
+        ours = self._proposer.trial(trial.trial_id)
+        ours.state, ours.error = state, " ".join(error.split())
+        self._write(ours)
+        self._proposer.tell(ours)
+
+    def _write(self, ours: Trial, look: Look | None = None) -> None:
+        now = self._clock()
+        ours.seconds += now - self._seen.get(ours.number, now)
+        self._seen[ours.number] = ours.ended_s = now
+        write_trial(self._recorder, ours, look)
+        self._on_row({"kind": "trial", **ours.row(), "metrics": ours.metrics})
