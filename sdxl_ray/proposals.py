@@ -132,9 +132,7 @@ def importance(space: Space, trials: Sequence[Trial], metric: str) -> dict[str, 
         found = {path: distribution(space.parameters[path]) for path in trial.parameters if path in space.parameters}
         values = {path: encoded(space.parameters[path], trial.parameters[path]) for path in found}
         if all(_contains(found[path], value) for path, value in values.items()):
-            study.add_trial(
-                optuna.trial.create_trial(value=trial.metrics[metric], params=values, distributions=found)
-            )
+            study.add_trial(optuna.trial.create_trial(value=trial.metrics[metric], params=values, distributions=found))
     if len(study.trials) < LEAST_TRIALS:
         return None
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.3)

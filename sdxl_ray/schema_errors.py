@@ -9,7 +9,6 @@ from pydantic import BaseModel, ValidationError
 
 from sdxl_ray.errors import nearest
 
-
 #: Tags of unions by `kind`, which pydantic puts into a location and no file has there.
 _KINDS = ("lora", "full", "loguniform", "uniform", "int", "choice")
 

@@ -43,7 +43,10 @@ class Look:
 
 @dataclass
 class Trial:
-    """One trial as far as it got. parameters: what it changes, for trial 0 the recipe's own values."""
+    """One trial as far as it got. parameters: what it changes, for trial 0 the recipe's own values.
+
+    kept: step of the artifact, which may be an earlier one than the last; None before the trial has finished.
+    """
 
     number: int
     parameters: dict[str, Any]
@@ -54,6 +57,7 @@ class Trial:
     seconds: float = 0.0
     ended_s: float = 0.0
     error: str = ""
+    kept: int | None = None
 
     @property
     def step(self) -> int:
@@ -62,11 +66,12 @@ class Trial:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of its last look."""
-        return self.looks[-1].metrics if self.looks else {}
+        """Of its artifact; while there is none, of its last look."""
+        kept = [look.metrics for look in self.looks if look.step == self.kept]
+        return kept[0] if kept else self.looks[-1].metrics if self.looks else {}
 
     def score(self, metric: str) -> float | None:
-        """Its last score, None before there is one."""
+        """One of `metrics`, None before there is any."""
         return self.metrics.get(metric)
 
     def row(self) -> dict[str, Any]:
@@ -74,7 +79,7 @@ class Trial:
         return {
             "trial": self.number, "parameters": json.dumps(self.parameters), "state": self.state, "step": self.step,
             "steps": self.steps, "seconds": self.seconds, "ended_s": self.ended_s, "error": self.error or None,
-            "run": self.run,
+            "run": self.run, "kept": self.kept,
         }  # fmt: skip
 
 
@@ -131,7 +136,7 @@ def read_trials(folder: Path) -> list[Trial]:
     trials = {
         row["trial"]: Trial(
             row["trial"], json.loads(row["parameters"]), row["steps"], row["run"], row["state"], [], row["seconds"],
-            row["ended_s"], row["error"] or "",
+            row["ended_s"], row["error"] or "", row["kept"],
         )
         for row in read(records, "trials").to_pylist()
     }  # fmt: skip
@@ -187,17 +192,19 @@ def _dominates(one: Trial, other: Trial, modes: Mapping[str, Mode]) -> bool:
 
 
 def progress(trials: Sequence[Trial], metric: str, mode: Mode) -> list[tuple[float, int, float]]:
-    """(seconds, training steps, best so far) at every end of a finished trial, on the search's clock.
+    """(seconds, training steps, best so far) whenever a finished trial's artifact was better, on the search's clock.
 
-    Steps are those that all trials together had taken by then.
+    A trial counts at its last look: until then nobody knows what it will keep. Steps are those that all trials together
+    had taken by then.
     """
     looks = sorted(((look.at_s, trial.number, look) for trial in trials for look in trial.looks), key=lambda x: x[:2])
-    ends = {trial.number: trial.step for trial in finished(trials)}
+    ends = {trial.number: trial for trial in finished(trials)}
     taken, points, top = dict[int, int](), list[tuple[float, int, float]](), math.nan
     for at_s, number, look in looks:
         taken[number] = look.step
-        value = look.metrics.get(metric)
-        if ends.get(number) == look.step and value is not None and (math.isnan(top) or better(mode, value, top)):
+        trial = ends.get(number)
+        value = trial.score(metric) if trial is not None and trial.step == look.step else None
+        if value is not None and (math.isnan(top) or better(mode, value, top)):
             top = value
             points.append((at_s, sum(taken.values()), top))
     return points

@@ -17,7 +17,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sdxl_ray import plain_data
 from sdxl_ray.config import NOT_IDENTITY, Recipe, Section, load, override
@@ -192,13 +200,14 @@ class Space(Section):
 
     def start(self, changes: Mapping[str, Any]) -> Recipe:
         """The recipe of the first trial: the space's own with `changes` on top. Raises UserError."""
-        more = {"evaluation.split": "tune"} if self.scored and "split" in _evaluation() else {}
-        return override(load(self.recipe), {**more, **self.settings, **changes})
+        return override(load(self.recipe), {**self.settings, **changes})
 
     def last_step(self, recipe: Recipe) -> int:
         """Steps of the longest possible trial."""
         parameter = self.parameters.get("optim.steps")
-        return max([recipe.optim.steps, *(int(value) for value in _ends(parameter))]) if parameter else recipe.optim.steps
+        return (
+            max([recipe.optim.steps, *(int(value) for value in _ends(parameter))]) if parameter else recipe.optim.steps
+        )
 
     def sample(self, recipe: Recipe, choose: Callable[[str, Any], Any]) -> dict[str, Any]:
         """Path -> value of every parameter whose `when` holds; `choose(path, parameter)` is asked in order."""
@@ -291,12 +300,10 @@ def _folder() -> Path:
     return Path(__file__).parents[1] / "tune_spaces"
 
 
-def _evaluation() -> set[str]:
-    return set(type(Recipe().evaluation).model_fields)
-
-
 def _holds(when: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
-    return all(value_at(plain, path) in (wanted if isinstance(wanted, list) else [wanted]) for path, wanted in when.items())
+    return all(
+        value_at(plain, path) in (wanted if isinstance(wanted, list) else [wanted]) for path, wanted in when.items()
+    )
 
 
 def _first(wanted: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from ray.tune import Callback
 
 from sdxl_ray.distributed.searcher import Proposer
-from sdxl_ray.distributed.trial import FAILED, FINISHED, STEP
+from sdxl_ray.distributed.trial import FAILED, FINISHED, KEPT, LOOKS, STEP
 from sdxl_ray.records import Recorder
 from sdxl_ray.search import ENDED, Look, State, Trial, write_trial
 from sdxl_ray.space import METRICS
@@ -33,14 +33,18 @@ class Chronicle(Callback):  # type: ignore[misc]  # Ray is untyped
         self._seen[ours.number] = self._clock()
         self._write(ours)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """A look. One that an earlier session has seen is only repeated for the scheduler."""
         ours = self._proposer.trial(trial.trial_id)
-        if FAILED in result or result[STEP] <= ours.step:
-            return
-        look = Look(result[STEP], {name: float(result[name]) for name in METRICS if name in result}, self._clock())
-        ours.looks.append(look)
-        self._write(ours, look)
+        ours.kept = result.get(KEPT)
+        told = result.get(LOOKS, [(result[STEP], result)] if FAILED not in result else [])
+        for step, metrics in told:
+            if step > ours.step:
+                look = Look(step, {name: float(metrics[name]) for name in METRICS if name in metrics}, self._clock())
+                ours.looks.append(look)
+                self._write(ours, look)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It ended: by itself, or because the scheduler said so."""

@@ -15,7 +15,8 @@ from sdxl_ray.core.quality.defaults import settings_of
 from sdxl_ray.core.quality.evaluate import evaluate
 from sdxl_ray.core.quality.models import BASE, Model
 from sdxl_ray.core.quality.prompts import default_prompts, load_prompts
-from sdxl_ray.core.quality.subject import Subject, held_out_photos, load_photos, subject_name
+from sdxl_ray.core.quality.subject import Subject, subject_name
+from sdxl_ray.distributed.holdout import final_photos
 from sdxl_ray.errors import RunError
 from sdxl_ray.records import Recorder
 from sdxl_ray.search import BEST, SearchCard, Trial, Verdict, best, front
@@ -66,15 +67,13 @@ def _unjudged(metric: str, winner: Trial, default: Trial) -> str:
     )
 
 
-def _judge(
-    card: SearchCard, home: Path, recipe: Recipe, winner: Trial, default: Trial, on_row: OnRow
-) -> Verdict:
+def _judge(card: SearchCard, home: Path, recipe: Recipe, winner: Trial, default: Trial, on_row: OnRow) -> Verdict:
     final, storage = card.space.final, home.parent
     artifacts = {
         name: Artifact.open(storage / trial.run / "artifact") for name, trial in ((DEFAULT, default), (TUNED, winner))
     }
     class_name, words = str(recipe.data.known_class), recipe.data.subject
-    photos = load_photos(final.photos, "final.photos") if final.photos else held_out_photos(artifacts[DEFAULT])
+    photos = final_photos(card.space, home, artifacts[DEFAULT])
     subject = Subject(subject_name(str(recipe.data.images)), class_name, photos)
     settings = replace(settings_of(recipe), seeds=final.seeds, class_pictures=final.class_pictures)
     models = [Model(BASE, recipe.base), *(Model(name, recipe.base, a, words) for name, a in artifacts.items())]
@@ -111,5 +110,7 @@ def _write_recipe(path: Path, card: SearchCard, recipe: Recipe, trial: Trial, me
     head = f"# Trial {trial.number} of the search {card.name}, ranked by {metric} on the tune split: {scores}.\n"
     changed = "".join(f"# {key} = {value}\n" for key, value in trial.parameters.items())
     beside = path.with_suffix(".partial")
-    beside.write_text(head + changed + yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    beside.write_text(
+        head + changed + yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+    )
     beside.rename(path)

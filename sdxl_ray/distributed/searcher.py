@@ -86,7 +86,9 @@ class Proposer(Searcher):
             asked = self._study.ask()
             self._asked[number] = asked
             parameters = proposals.propose(self._space, self._recipe, asked)
-        trial = Trial(number, parameters, int(parameters.get("optim.steps", self._recipe.optim.steps)), self._run(number))
+        trial = Trial(
+            number, parameters, int(parameters.get("optim.steps", self._recipe.optim.steps)), self._run(number)
+        )
         self.trials.append(trial)
         return trial
 

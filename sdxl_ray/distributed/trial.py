@@ -10,85 +10,97 @@ import math
 from pathlib import Path
 from typing import Any
 
+from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import override, parse
+from sdxl_ray.core.quality.models import BASE, OTHER, REAL
+from sdxl_ray.distributed.train import RunResult, launch
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.records import read
 
 #: Keys of what a trial reports, beside the metrics.
 STEP, FINISHED, FAILED = "step", "finished", "failed"
+#: Step of a finished trial's artifact, and every look that its run has recorded.
+KEPT, LOOKS = "kept", "looks"
+
+Look = tuple[int, dict[str, float]]
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """`config`: recipe (plain), changes, storage, run (folder below it), metrics, scored, looks ((step, metrics) so far).
+    """`config`: recipe (plain), changes, storage, run (a folder there), metrics, scored, looks so far (step, metrics).
 
-    Reports every look on the way, and the last one when the artifact is written: whoever is stopped has none yet.
+    Reports every look on the way. The last one comes with the artifact: whoever is stopped before has none.
     """
     from ray import tune
 
-    from sdxl_ray.distributed.train import launch
+    reported = 0
+
+    def tell(look: Look) -> None:
+        nonlocal reported
+        reported = look[0]
+        tune.report({STEP: look[0], **look[1]})
 
     for step, metrics in config["looks"]:
-        tune.report({STEP: step, **metrics})
-    step = config["looks"][-1][0] if config["looks"] else 0
-
-    def on_row(row: dict[str, Any]) -> None:
-        nonlocal step
-        for step, metrics in looks.add(row):  # noqa: B007 - where it failed is told
-            tune.report({STEP: step, **metrics})
-
+        tell((step, metrics))
+    looks = Looks(config["metrics"], config["scored"])
     try:
         recipe = override(parse(config["recipe"]), config["changes"])
-        looks = Looks(recipe.optim.steps, config["metrics"], config["scored"])
+
+        def on_row(row: dict[str, Any]) -> None:
+            look = looks.add(row)
+            if look is not None and reported < look[0] < recipe.optim.steps:
+                tell(look)
+
         result = launch(recipe, storage=config["storage"], name=config["run"], on_row=on_row)
-        tune.report({STEP: recipe.optim.steps, FINISHED: True, **looks.last(result.folder)})
+        tune.report(ending(result, Looks(config["metrics"], config["scored"])))
     except (RunError, UserError) as error:
         # A number that is not finite would come again: what the scheduler gets is an ending, not an error to retry.
-        tune.report({STEP: step, FAILED: str(error)})
+        tune.report({STEP: reported, FAILED: str(error)})
+
+
+def ending(result: RunResult, looks: Looks) -> dict[str, Any]:
+    """What a run came to: the scores of the step that its artifact is of, and every look for the record."""
+    found = recorded(result.folder, looks)
+    kept = Artifact.open(result.artifact).manifest.step
+    return {STEP: max(found), FINISHED: True, KEPT: kept, LOOKS: sorted(found.items()), **found[kept]}
+
+
+def recorded(folder: Path, looks: Looks) -> dict[int, dict[str, float]]:
+    """Step -> metrics of every look after step 0 in a run's records. Raises RunError as `Looks.add` does."""
+    rows = [{"kind": "validation", **row} for row in read(folder / "records", "validation").to_pylist()]
+    scores: dict[int, dict[str, float]] = {}
+    for row in read(folder / "records", "scores").to_pylist():
+        if row["model"] not in (BASE, REAL, OTHER):
+            scores.setdefault(row["step"], {})[row["metric"]] = row["value"]
+    rows += [{"kind": "scores", "step": step, "metrics": metrics} for step, metrics in scores.items()]
+    rows.sort(key=lambda row: (row["step"], row["kind"] == "scores"))
+    return dict(look for row in rows if row["step"] and (look := looks.add(row)) is not None)
 
 
 class Looks:
-    """Collects the rows of a run into looks: the metrics of one step, all there."""
+    """Collects the rows of a run into looks: the metrics of one step, all there.
 
-    def __init__(self, steps: int, metrics: list[str], scored: bool) -> None:
-        self._steps, self._wanted, self._ends = steps, metrics, "scores" if scored else "validation"
+    metrics: those that a look must have; scored: whether a look ends with its scores or with the validation loss.
+    """
+
+    def __init__(self, metrics: list[str], scored: bool) -> None:
+        self._wanted, self._ends = metrics, "scores" if scored else "validation"
         self._open: dict[str, float] = {}
-        self._final: dict[str, float] | None = None
 
-    def add(self, row: dict[str, Any]) -> list[tuple[int, dict[str, float]]]:
-        """The look that this row completes, if it does. Step 0 is the untouched base, and the last step is kept back.
+    def add(self, row: dict[str, Any]) -> Look | None:
+        """(step, metrics) of the look that this row ends, if it does.
 
-        Raises RunError for a metric that is missing or not finite.
+        Raises RunError for a wanted metric that is missing or not finite.
         """
         if row["kind"] == "validation":
-            self._open["validation_loss"] = row["loss"]
+            self._open = {"validation_loss": row["loss"]}
         elif row["kind"] == "scores":
             self._open |= {name: value for name, value in row["metrics"].items() if value is not None}
         if row["kind"] != self._ends:
-            return []
-        metrics, self._open = self._checked(row["step"]), {}
-        if row["step"] == self._steps:
-            self._final = metrics
-        return [(row["step"], metrics)] if 0 < row["step"] < self._steps else []
-
-    def last(self, folder: Path) -> dict[str, float]:
-        """The metrics of the last step; those of a run that had ended before come from its records."""
-        if self._final is not None:
-            return self._final
-        from sdxl_ray.records import read
-
-        self._open = {}
-        for row in read(folder / "records", "validation").to_pylist():
-            if row["step"] == self._steps:
-                self._open["validation_loss"] = row["loss"]
-        for row in read(folder / "records", "scores").to_pylist():
-            if row["step"] == self._steps and row["split"] == "tune":
-                self._open[row["metric"]] = row["value"]
-        return self._checked(self._steps)
-
-    def _checked(self, step: int) -> dict[str, float]:
+            return None
+        found, self._open = self._open, {}
         for name in self._wanted:
-            value = self._open.get(name)
-            if value is None:
-                raise RunError(f"no {name} was scored at step {step}: its photos, prompts or encoder are missing")
-            if not math.isfinite(value):
-                raise RunError(f"{name} is {value} at step {step}: lower optim.lr")
-        return {name: value for name, value in self._open.items() if math.isfinite(value)}
+            if name not in found:
+                raise RunError(f"no {name} was scored at step {row['step']}: see what the run says about scores")
+            if not math.isfinite(found[name]):
+                raise RunError(f"{name} is {found[name]} at step {row['step']}: lower optim.lr")
+        return row["step"], {name: value for name, value in found.items() if math.isfinite(value)}

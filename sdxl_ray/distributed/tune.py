@@ -24,6 +24,7 @@ from sdxl_ray.distributed.chronicle import Chronicle
 from sdxl_ray.distributed.cluster import connected, gpus_per_worker
 from sdxl_ray.distributed.environment import environment
 from sdxl_ray.distributed.finale import conclude
+from sdxl_ray.distributed.holdout import trial_recipe
 from sdxl_ray.distributed.searcher import Budget, Clock, Halving, Proposer
 from sdxl_ray.distributed.stream import streams
 from sdxl_ray.distributed.trial import run_trial
@@ -38,12 +39,13 @@ OnRow = Callable[[dict[str, Any]], None]
 #: Deaths of a trial's process that it survives; it goes on from its checkpoint.
 _RETRIES = 2
 #: Ray Tune's defaults that are wrong here: its own log files, a working folder that breaks relative paths, a handler
-#: that swallows Ctrl-C, and the wish that every result has the metric (a failure has none).
+#: that swallows Ctrl-C, the wish that every result has the metric (a failure has none), and its own display.
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
@@ -86,7 +88,7 @@ def search(
         at_once, resources = _room(recipe)
         for trial in trials:
             on_row({"kind": "trial", **trial.row(), "metrics": trial.metrics})
-        _run(card, recipe, home, trials, at_once, resources, on_row)
+        _run(card, trial_recipe(space, recipe, home, on_row), home, trials, at_once, resources, on_row)
     verdict = conclude(card, home, trials, on_row)
     card = card.model_copy(update={"verdict": verdict})
     card.write(home)
@@ -119,7 +121,9 @@ def _open(space: Space, recipe: Recipe, home: Path, name: str, resume: bool) -> 
         home.mkdir(parents=True, exist_ok=True)
         mine.write(home)
     except OSError as error:
-        raise UserError(f"search folder {str(home)!r} cannot be made: {error.strerror}; give another --storage") from None
+        raise UserError(
+            f"search folder {str(home)!r} cannot be made: {error.strerror}; give another --storage"
+        ) from None
     return mine
 
 
@@ -135,12 +139,13 @@ def _room(recipe: Recipe) -> tuple[int, dict[str, float]]:
     for kind, wanted in need.items():
         if wanted > has.get(kind, 0):
             raise UserError(
-                f"a trial needs {wanted} {kind}s (parallel.workers={workers}) and the cluster has {has.get(kind, 0):g}: "
+                f"a trial needs {wanted} {kind}s (parallel.workers={workers}), the cluster has {has.get(kind, 0):g}: "
                 "lower parallel.workers, or give an --address with more"
             )
     at_once = min(int(has[kind] // wanted) for kind, wanted in need.items())
-    # Under Ray Train the workers hold what the trial needs; the trial itself only waits for them.
-    return at_once, dict(need) if recipe.parallel.engine == "local" else {"CPU": 0}
+    # Under Ray Train the workers hold what the trial needs; the trial itself only waits for them. Ray Tune insists on a
+    # resource, and a sliver of a CPU could be one too many.
+    return at_once, dict(need) if recipe.parallel.engine == "local" else {"memory": 1}
 
 
 def _run(
@@ -153,7 +158,7 @@ def _run(
     on_row: OnRow,
 ) -> None:
     """Run trials until the budget is spent; `trials` grows."""
-    from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner, with_parameters, with_resources
+    from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
 
     space, clock = card.space, Clock(trials)
     budget = Budget(space, trials, clock)
@@ -162,7 +167,7 @@ def _run(
         return
     os.environ.update(_ENVIRONMENT)
     fixed = {
-        "recipe": card.recipe,
+        "recipe": recipe.model_dump(mode="json"),
         "storage": str(home.parent),
         "metrics": list(space.metric),
         "scored": space.scored,
