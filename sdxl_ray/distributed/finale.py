@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Recipe, override, parse
 from sdxl_ray.core.quality.defaults import settings_of
 from sdxl_ray.core.quality.evaluate import evaluate
+from sdxl_ray.core.quality.gain import quality_gain
 from sdxl_ray.core.quality.models import BASE, Model
 from sdxl_ray.core.quality.prompts import default_prompts, load_prompts
 from sdxl_ray.core.quality.subject import Subject, subject_name
@@ -83,6 +84,9 @@ def _judge(card: SearchCard, home: Path, recipe: Recipe, winner: Trial, default:
     with Recorder(home / "records") as recorder:
         found.record(recorder)
     rows = [row for row in found.differences if (row["model"], row["against"]) == (TUNED, DEFAULT)]
+    gain = quality_gain(found, settings.split, TUNED, DEFAULT, settings.clip)
+    if gain is not None:
+        rows.insert(0, {**rows[0], "metric": "quality", **asdict(gain)})
     return verdict(rows, ranked_by(card), winner.number)
 
 

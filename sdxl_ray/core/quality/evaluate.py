@@ -20,7 +20,7 @@ from sdxl_ray.core.group import Alone, Group
 from sdxl_ray.core.pipeline import load_pipeline
 from sdxl_ray.core.quality.drawing import Drawing, Job, PictureStore, draw, save_png
 from sdxl_ray.core.quality.encoders import load_encoder
-from sdxl_ray.core.quality.intervals import RESAMPLES, Array
+from sdxl_ray.core.quality.intervals import RESAMPLES, Array, Terms
 from sdxl_ray.core.quality.models import REAL, Model, check_models
 from sdxl_ray.core.quality.prior import DRAWS, notes_path, prior_losses, read_notes, write_notes
 from sdxl_ray.core.quality.prompts import Prompts, Split, fill
@@ -97,13 +97,15 @@ class Evaluation:
     """Rows of the tables `scores` and `pictures`; `absent` says which scores there are none of, and why.
 
     A score that could not be computed has the value None in `scores`; it is no row of the records. differences: of
-    every two models, under the same prompts, seeds and photos.
+    every two models, under the same prompts, seeds and photos. terms: (split, model, metric) -> what that score is the
+    mean of, so that several trainings and subjects can be joined.
     """
 
     scores: list[dict[str, Any]]
     differences: list[dict[str, Any]]
     pictures: list[dict[str, Any]]
     absent: list[str]
+    terms: dict[tuple[str, str, str], Terms]
 
     def record(self, recorder: Recorder) -> None:
         """Write every row."""
@@ -166,7 +168,11 @@ def evaluate(
     if untuned is not None:
         scores.add_gains(untuned.name)
     return Evaluation(
-        scores.rows, scores.differences(), _picture_rows(models, subject, plan, store, settings, home), scores.absent
+        scores.rows,
+        scores.differences(),
+        _picture_rows(models, subject, plan, store, settings, home),
+        scores.absent,
+        scores.terms,
     )
 
 

@@ -97,6 +97,11 @@ class Scores:
             if terms is not None:
                 self.rows.append({**row, "metric": f"{row['metric']}_gain", **self._interval(terms)})
 
+    @property
+    def terms(self) -> dict[tuple[str, str, str], Terms]:
+        """(split, model, metric) -> what a score is the mean of."""
+        return {(self.split, model, name): terms for model, of in self._terms.items() for name, terms in of.items()}
+
     def differences(self) -> list[dict[str, Any]]:
         """Every model minus every one before it, under the same prompts, seeds and photos."""
         pairs = [(second, first, name) for first, second in combinations(self._terms, 2) for name in METRICS]
