@@ -20,12 +20,11 @@ from sdxl_ray.core.quality.subject import Subject, subject_name
 from sdxl_ray.distributed.holdout import final_photos
 from sdxl_ray.errors import RunError
 from sdxl_ray.records import Recorder
+from sdxl_ray.report.searched import DEFAULT, TUNED
 from sdxl_ray.search import BEST, SearchCard, Trial, Verdict, best, front
 from sdxl_ray.space import METRICS
 
 OnRow = Callable[[dict[str, Any]], None]
-#: What the two models are called in records and reports.
-DEFAULT, TUNED = "default", "tuned"
 
 
 def conclude(card: SearchCard, home: Path, trials: list[Trial], on_row: OnRow) -> Verdict:

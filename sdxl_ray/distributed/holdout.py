@@ -1,4 +1,4 @@
-"""The held-out photos of a search in two parts: trials are scored by one, winner and default in the end by the other."""
+"""A search's held-out photos in two parts: trials are scored by one, winner and default in the end by the other."""
 
 from __future__ import annotations
 
