@@ -128,7 +128,7 @@ class Scheduler(Section):
 
     @model_validator(mode="after")
     def _used(self) -> Scheduler:
-        if self.kind == "none" and self.model_fields_set - {"kind"}:
+        if self.kind == "none" and (self.grace_steps, self.reduction) != (None, 3.0):
             raise ValueError("kind none has no settings: remove them, or use kind asha")
         return self
 

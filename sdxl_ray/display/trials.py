@@ -26,8 +26,8 @@ class TrialsProgress(Progress):
     """The display of a search. modes: metric -> "max" or "min", in the order of the columns."""
 
     def __init__(self, stream: TextIO, modes: Mapping[str, str]) -> None:
-        super().__init__(stream)
         self._modes, self._rows = dict(modes), dict[int, dict[str, Any]]()
+        super().__init__(stream)  # which asks for the first picture
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Take one row, as `Progress.row` does."""
