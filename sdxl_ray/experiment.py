@@ -2,18 +2,23 @@
 
 description: what is compared
 settings: {data.images: photos/dog, …}            # dotted settings of every arm
-prompts: dreambooth_objects                       # how they are judged; also seeds, class_pictures
+prompts: dreambooth_objects                       # how they are judged; also seeds, class_pictures, steps
 arms:
   lora: {recipe: lora, settings: {tuning.rank: 8}}
+
+With `subjects` every arm is trained on each of them, with `training_seeds` once per seed: one run each, and scores over
+all of them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import product
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.config import Recipe, Section, load, override
@@ -28,6 +33,27 @@ class Arm(Section):
     settings: dict[str, Any] = {}
 
 
+class Taught(Section):
+    """A subject: the settings that name its photos and words, and another of its class as a reference."""
+
+    settings: Annotated[dict[str, Any], Field(min_length=1)]
+    other: str | None = Field(None, description="photos of another subject of the class: the floor of the scores")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of an arm. label: its subject and seed where there are several, else empty."""
+
+    arm: str
+    subject: str
+    label: str
+    recipe: Recipe
+
+    def named(self, experiment: str) -> str:
+        """The name of its run folder."""
+        return "-".join(filter(None, (experiment, self.arm, self.label)))
+
+
 class Experiment(Section):
     """What is compared, and the settings that hold for every arm."""
 
@@ -36,21 +62,41 @@ class Experiment(Section):
     prompts: str | None = Field(None, description="list to judge by: shipped name, .yaml or .txt; default: by base")
     seeds: PositiveInt = Field(4, description="pictures per prompt and model")
     class_pictures: Annotated[int, Field(ge=2)] = Field(16, description="pictures of the plain class per model")
+    steps: tuple[PositiveInt, ...] = Field(
+        (), description="denoising steps to draw with besides: steps against quality"
+    )
+    step_seeds: PositiveInt = Field(1, description="pictures per prompt and model for each of `steps`")
+    other: str | None = Field(None, description="photos of another subject of the class: the floor of the scores")
+    subjects: dict[str, Taught] = Field({}, description="every arm is trained on each of them")
+    training_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="every arm is trained with each")
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
 
-    def recipes(self, changes: dict[str, Any]) -> dict[str, Recipe]:
-        """The complete recipe of each arm; `changes` (the command line's) win over everything.
+    @field_validator("steps", "training_seeds")
+    @classmethod
+    def _once(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("the same number twice: keep one")
+        return values
 
-        Raises UserError that names the arm.
+    def runs(self, changes: dict[str, Any]) -> list[Run]:
+        """Every training with its complete recipe, seed by seed, so that a cut leaves whole rounds.
+
+        `changes` (the command line's) win over everything. Raises UserError that names the arm and the subject.
         """
-        recipes = {}
-        for name, arm in self.arms.items():
+        seeds: list[dict[str, Any]] = [{"seed": seed} for seed in self.training_seeds] or [{}]
+        subjects = {name: taught.settings for name, taught in self.subjects.items()} or {"": {}}
+        found = []
+        for seed, (subject, taught), (name, arm) in product(seeds, subjects.items(), self.arms.items()):
+            label = "-".join([*filter(None, [subject]), *(str(number) for number in seed.values())])
             try:
-                recipes[name] = override(load(arm.recipe), {**self.settings, **arm.settings, **changes})
-                recipes[name].require_complete()
+                settings = {**self.settings, **taught, **arm.settings, **seed, **changes}
+                recipe = override(load(arm.recipe), settings)
+                recipe.require_complete()
             except UserError as error:
-                raise UserError(f"arm {name!r}: {error}") from None
-        return recipes
+                about = f", subject {subject!r}" if subject else ""
+                raise UserError(f"arm {name!r}{about}: {error}") from None
+            found.append(Run(name, subject, label, recipe))
+        return found
 
 
 def names() -> list[str]:

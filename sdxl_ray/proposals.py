@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Fewer finished or stopped trials say nothing about importance.
 LEAST_TRIALS = 6
+#: What counts as a good trial for importance: this share of them.
+BEST_SHARE = 0.3
 
 
 def distribution(parameter: Any) -> optuna.distributions.BaseDistribution:
@@ -53,11 +55,8 @@ def sampler(space: Space, seed: int) -> optuna.samplers.BaseSampler:
 
 def study_of(space: Space, trials: Sequence[Trial]) -> optuna.Study:
     """A study that knows the trials which have ended."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = ["maximize" if mode == "max" else "minimize" for mode in space.modes.values()]
-    study = optuna.create_study(sampler=sampler(space, space.searcher.seed + len(trials)), directions=directions)
+    study = _empty(directions, sampler(space, space.searcher.seed + len(trials)))
     for trial in trials:
         add(study, space, trial)
     return study
@@ -127,7 +126,7 @@ def importance(space: Space, trials: Sequence[Trial], metric: str) -> dict[str, 
     import optuna
 
     known = [t for t in trials if t.state in ("finished", "stopped") and math.isfinite(t.score(metric) or math.nan)]
-    study = optuna.create_study(direction="maximize" if space_mode(space, metric) == "max" else "minimize")
+    study = _empty(["maximize" if space_mode(space, metric) == "max" else "minimize"])
     for trial in known:
         found = {path: distribution(space.parameters[path]) for path in trial.parameters if path in space.parameters}
         values = {path: encoded(space.parameters[path], trial.parameters[path]) for path in found}
@@ -135,9 +134,9 @@ def importance(space: Space, trials: Sequence[Trial], metric: str) -> dict[str, 
             study.add_trial(optuna.trial.create_trial(value=trial.metrics[metric], params=values, distributions=found))
     if len(study.trials) < LEAST_TRIALS:
         return None
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.3)
-    found_shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {str(path): float(share) for path, share in found_shares.items()}
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {str(path): float(share) for path, share in shares.items()}
 
 
 def space_mode(space: Space, metric: str) -> str:
@@ -145,6 +144,13 @@ def space_mode(space: Space, metric: str) -> str:
     from sdxl_ray.space import METRICS
 
     return space.modes.get(metric) or METRICS[metric]
+
+
+def _empty(directions: list[str], by: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every study and trial
+    return optuna.create_study(sampler=by, directions=directions)
 
 
 def _contains(known: Any, value: Any) -> bool:

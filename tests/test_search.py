@@ -24,7 +24,9 @@ from sdxl_ray.search import (
 from sdxl_ray.space import load_space
 
 
-def trial(number: int, *scores: float, state: State = "finished", start_s: float = 0.0, kept: int | None = None) -> Trial:
+def trial(
+    number: int, *scores: float, state: State = "finished", start_s: float = 0.0, kept: int | None = None
+) -> Trial:
     """A trial with a look every 100 steps and 10 seconds; it keeps the last one."""
     looks = [
         Look(100 * place, {"quality": score, "pres": 1 - score}, start_s + 10 * place)

@@ -146,7 +146,9 @@ def test_the_schema_is_printed_and_is_the_codes_own(here: Here) -> None:
     assert code == 0
     schema = json.loads(out)
     assert schema == Space.model_json_schema()
-    kinds = {schema["$defs"][name]["properties"]["kind"]["const"] for name in ("LogUniform", "Uniform", "Int", "Choice")}
+    kinds = {
+        schema["$defs"][name]["properties"]["kind"]["const"] for name in ("LogUniform", "Uniform", "Int", "Choice")
+    }
     assert kinds == {"loguniform", "uniform", "int", "choice"}
 
 

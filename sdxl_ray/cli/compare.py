@@ -32,7 +32,7 @@ def run(
     from sdxl_ray.experiment import load_experiment
 
     plan = load_experiment(experiment)
-    recipes = plan.recipes(parse_assignments(settings or []))
+    runs = plan.runs(parse_assignments(settings or []))
 
     from sdxl_ray.display.progress import Progress
 
@@ -42,7 +42,7 @@ def run(
         from sdxl_ray.distributed.compare import compare
 
         name = Path(experiment).stem
-        result = compare(name, plan, recipes, storage=storage, address=address, on_row=progress.row)
+        result = compare(name, plan, runs, storage=storage, address=address, on_row=progress.row)
     if json:
         scores = result.evaluation.scores if result.evaluation is not None else []
         report = str(result.report.html)

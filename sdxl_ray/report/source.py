@@ -66,9 +66,10 @@ class Environment(_Part):
 
 
 class Drawing(_Part):
-    """How every picture was drawn, the same for all models."""
+    """How every picture was drawn, the same for all models. batch: pictures at once."""
 
     seeds: list[int] = []
+    batch: int | None = None
     steps: int | None = None
     guidance: float | None = None
     prompts: list[str] = []

@@ -79,9 +79,9 @@ def test_the_demo_lays_three_arms_side_by_side(cli: Cli, tmp_path: Path) -> None
 
 
 def test_shipped_experiments_hold_complete_recipes() -> None:
-    assert names() == ["demo"]
+    assert names() == ["demo", "photos", "study"]
     for name in names():
-        assert load_experiment(name).recipes({})
+        assert load_experiment(name).runs({})
 
 
 def test_what_is_wrong_with_an_experiment_is_named(tmp_path: Path) -> None:
@@ -95,4 +95,4 @@ def test_what_is_wrong_with_an_experiment_is_named(tmp_path: Path) -> None:
         load_experiment(str(tmp_path / "typo.yaml"))
     (tmp_path / "arm.yaml").write_text("arms: {a: {recipe: lroa}}")
     with pytest.raises(UserError, match="arm 'a': no recipe named 'lroa': did you mean 'lora'"):
-        load_experiment(str(tmp_path / "arm.yaml")).recipes({})
+        load_experiment(str(tmp_path / "arm.yaml")).runs({})

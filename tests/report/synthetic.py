@@ -41,7 +41,7 @@ WIDTH = 0.035  # half of an interval
 def make(storage: Path, *, arms: tuple[str, ...] = ("lora", "dreambooth", "dreambooth_lora"), steps: int = 150) -> Path:
     """Write `<storage>/demo-comparison` and one run folder an arm; the comparison's folder."""
     home = storage / "demo-comparison"
-    recipes = {arm: r.model_dump(mode="json") for arm, r in load_experiment("demo").recipes({}).items()}
+    recipes = {run.arm: run.recipe.model_dump(mode="json") for run in load_experiment("demo").runs({})}
     hashes = {arm: _run(storage / f"demo-{arm}", arm, recipes[arm], steps) for arm in arms}
     with Recorder(home / "records") as recorder:
         for model in ("base", *arms):
