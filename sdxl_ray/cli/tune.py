@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, libraries_on_stderr, print_json
+from sdxl_ray.cli.devices import Gpu, GpuMemory
+from sdxl_ray.cli.train import require_fit, require_local_base
 
 EXAMPLES = (
     "sdxl-ray tune tiny_lora",
@@ -32,6 +34,9 @@ def run(
     storage: Annotated[Path, typer.Option(metavar="DIR", help="where run folders and caches are")] = Path("runs"),
     name: Annotated[str | None, typer.Option(metavar="NAME", help="search folder; default: the space's name")] = None,
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: auto or host:port")] = None,
+    gpu: Gpu = None,
+    gpu_memory: GpuMemory = None,
+    plan_check: Annotated[bool, typer.Option(help="refuse what the plan says cannot fit")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="refuse to begin: the search must be there")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of a space and exit")] = False,
     json: AsJson = False,
@@ -51,6 +56,9 @@ def run(
     recipe = wanted.start(changes)
     recipe.require_complete()
     wanted.check(recipe)
+    require_local_base(recipe.base)
+    if plan_check:
+        require_fit(recipe, gpu, gpu_memory, remote=address is not None)
 
     from sdxl_ray.display.trials import TrialsProgress, trials_table
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -19,8 +21,11 @@ OnRow = Callable[[dict[str, Any]], None]
 class Chronicle(Callback):  # type: ignore[misc]  # Ray is untyped
     """One row for whatever is new, on disk before anything else is decided; `on_row` shows it."""
 
-    def __init__(self, proposer: Proposer, recorder: Recorder, clock: Callable[[], float], on_row: OnRow) -> None:
-        self._proposer, self._recorder, self._clock, self._on_row = proposer, recorder, clock, on_row
+    def __init__(
+        self, proposer: Proposer, storage: Path, recorder: Recorder, clock: Callable[[], float], on_row: OnRow
+    ) -> None:
+        self._proposer, self._storage, self._recorder = proposer, storage, recorder
+        self._clock, self._on_row = clock, on_row
         self._seen: dict[int, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,10 +65,12 @@ class Chronicle(Callback):  # type: ignore[misc]  # Ray is untyped
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         self._end(trial, "failed", lines[-1] if lines else "its process died")
 
-    def cut(self) -> None:
-        """The search ended: whatever is under way stays as it is, and goes on if the search does."""
+    def close(self) -> None:
+        """The session ended: whatever is under way stays as it is, and goes on if the search does."""
         for ours in self._proposer.trials:
-            if ours.state not in ENDED:
+            if ours.state in ENDED:
+                self._forget(ours)  # again: workers that were being stopped may have written one more
+            else:
                 ours.state = "cut"
                 self._write(ours)
 
@@ -72,6 +79,11 @@ class Chronicle(Callback):  # type: ignore[misc]  # Ray is untyped
         ours.state, ours.error = state, " ".join(error.split())
         self._write(ours)
         self._proposer.tell(ours)
+        self._forget(ours)
+
+    def _forget(self, ours: Trial) -> None:
+        """Remove the checkpoints of a trial that has ended: nobody goes on from them, and full ones are gigabytes."""
+        shutil.rmtree(self._storage / ours.run / "checkpoints", ignore_errors=True)
 
     def _write(self, ours: Trial, look: Look | None = None) -> None:
         now = self._clock()

@@ -25,7 +25,7 @@ from sdxl_ray.search import ENDED, Trial, steps_taken
 from sdxl_ray.space import Space
 
 
-class Proposer(Searcher):
+class Proposer(Searcher):  # type: ignore[misc]  # Ray is untyped
     """Gives Ray Tune the configuration of each trial and keeps `trials`, in the order they were begun."""
 
     def __init__(self, space: Space, recipe: Recipe, trials: list[Trial], run: Callable[[int], str]) -> None:
@@ -93,7 +93,7 @@ class Proposer(Searcher):
         return trial
 
 
-class Halving(ASHAScheduler):
+class Halving(ASHAScheduler):  # type: ignore[misc]
     """ASHA whose rungs hold what earlier sessions scored.
 
     The first trial is measured at every rung and never stopped: at the end the winner is held against it.

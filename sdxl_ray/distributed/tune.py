@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def search(
     Raises UserError before a trial starts when the input is wrong that can be known by then, RunError when no trial
     finished.
     """
+    if "://" in str(storage):
+        raise UserError(f"--storage {str(storage)!r}: a search needs a folder that every node sees, not a URL")
     recipe.require_complete()
     space.check(recipe)
     preflight(recipe, "cuda")
@@ -165,7 +168,6 @@ def _run(
     left = -1 if space.budget.trials is None else space.budget.trials - sum(t.state in ENDED for t in trials)
     if left == 0 or budget.stop_all():
         return
-    os.environ.update(_ENVIRONMENT)
     fixed = {
         "recipe": recipe.model_dump(mode="json"),
         "storage": str(home.parent),
@@ -174,7 +176,7 @@ def _run(
     }
     proposer = Proposer(space, recipe, trials, lambda number: f"{card.name}/trial-{number:03d}")
     with Recorder(home / "records") as recorder:
-        chronicle = Chronicle(proposer, recorder, clock, on_row)
+        chronicle = Chronicle(proposer, home.parent, recorder, clock, on_row)
         tuner = Tuner(
             with_resources(run_trial, resources),
             param_space=fixed,
@@ -197,8 +199,22 @@ def _run(
         )
         on_row({"kind": "phase", "name": "searching", "done": len(trials), "total": space.budget.trials or 0})
         try:
-            tuner.fit()
+            with _environment():
+                tuner.fit()
         finally:
-            chronicle.cut()
+            chronicle.close()
     if budget.spent:
         on_row({"kind": "note", "text": f"{budget.spent} is spent: {len(trials)} trials, {steps_taken(trials)} steps"})
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value

@@ -88,7 +88,7 @@ def _command(options: argparse.Namespace, subject: str, arm: str, seed: int) -> 
     mine = list(ARMS[arm])
     if arm == "asha+tpe":
         mine.append(f"scheduler.grace_steps={max(1, options.steps // 3)}")
-    mine += [f"searcher.seed={seed}", f"budget={{steps: {options.trials * options.steps}}}"]
+    mine += [f"searcher.seed={seed}", f"budget={{steps: {options.trials * options.steps}, trials: null}}"]
     words = ["tune", options.space, *_settings(options, subject), *mine]
     return [*words, "--storage", str(options.storage), "--name", name], options.storage / name
 
@@ -181,7 +181,7 @@ def _rate(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[Colum
     stamp = time.strftime("%H%M%S")
 
     words = [*_settings(options, subject), "scheduler={kind: none}", "searcher.kind=random"]
-    words += [f"budget={{trials: {options.trials}}}", "final={seeds: 2, class_pictures: 2}"]
+    words += [f"budget.trials={options.trials}", "final={seeds: 2, class_pictures: 2}"]
     storage = options.storage / f"rate-{stamp}"
     seconds = _run(["tune", options.space, *words, "--storage", str(storage), "--name", "search"])
     trials = read_trials(storage / "search")
