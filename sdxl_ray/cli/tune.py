@@ -41,7 +41,7 @@ def run(
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of a space and exit")] = False,
     json: AsJson = False,
 ) -> None:
-    """Search a recipe's settings by held-out quality; after a kill, the same command goes on."""
+    """Search a recipe's settings by held-out quality."""
     from sdxl_ray.config import parse_assignments
     from sdxl_ray.errors import UserError
     from sdxl_ray.space import Space, divide, load_space, names

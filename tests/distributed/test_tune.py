@@ -16,8 +16,9 @@ import yaml
 from sdxl_ray.config import load, override
 from sdxl_ray.distributed.tune import SearchResult, search
 from sdxl_ray.errors import RunError, UserError
-from sdxl_ray.search import SearchCard, Trial, read_trials
-from sdxl_ray.space import Space, load_space
+from sdxl_ray.records import read
+from sdxl_ray.search import SearchCard, Trial, front, read_trials
+from sdxl_ray.space import METRICS, Space, load_space
 from tests.distributed.conftest import training_workers
 
 pytestmark = pytest.mark.slow
@@ -132,3 +133,58 @@ def test_a_search_without_a_finished_trial_is_a_run_error(ray_cluster: None, tmp
     with pytest.raises(RunError, match=r"no trial of 1 finished: the .* is not finite"):
         search(space, space.start({"optim.lr": 1e20}), storage=tmp_path, name="s")
     assert [trial.state for trial in read_trials(tmp_path / "s")] == ["failed"]
+
+
+#: Scores of few, small, quick pictures.
+SCORED = {
+    "data.class_name": "robot",
+    "evaluation.score_prompts": 2,
+    "evaluation.class_pictures": 2,
+    "optim.steps": 4,
+    "optim.lr": 1e-7,
+    "parallel.engine": "local",
+}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One storage for the searches with scores: the base is scored once."""
+    return tmp_path_factory.mktemp("scored")
+
+
+def test_the_final_split_finds_out_a_search_that_went_the_wrong_way(ray_cluster: None, storage: Path) -> None:
+    """The space asks for the least subject fidelity, so what wins the search must lose in the end."""
+    final = {"seeds": 2, "class_pictures": 2}
+    space = _under_ray(metric="dino_i", mode="min", scheduler={"kind": "none"}, budget={"trials": 2}, final=final)
+    result = search(space, space.start(SCORED), storage=storage, name="wrong")
+    assert [trial.state for trial in result.trials] == ["finished", "finished"]
+    assert result.verdict.winner == 1
+    assert not result.verdict.beats_default
+    assert "Trial 1 is worse than the default: -" in result.verdict.sentence
+    gains = {row["metric"]: row for row in result.verdict.differences}
+    assert {"quality", "dino_i", "clip_t", "pres", "div"} <= gains.keys()
+    assert gains["dino_i"]["high"] < 0
+    tune, final_photos = (
+        {path.read_bytes() for path in (result.folder / "photos" / n).iterdir()} for n in ("tune", "final")
+    )
+    assert len(tune) == 2 and len(final_photos) == 3 and not tune & final_photos
+    rows = read(result.folder / "records", "scores").to_pylist()
+    assert {row["split"] for row in rows} == {"final"}
+    seen = read(result.folder / "trial-000" / "records", "scores").to_pylist()
+    assert {row["split"] for row in seen} == {"tune"}
+    assert result.trials[0].metrics.keys() == METRICS.keys()
+    assert not list(result.folder.glob("trial-*/checkpoints"))
+    assert load(str(result.best)).data.validation == "subject:robot/held_out"  # not the half that the search tuned on
+
+
+def test_several_metrics_give_a_front(ray_cluster: None, storage: Path) -> None:
+    space = _under_ray(
+        metric=["dino_i", "pres"], scheduler={"kind": "none"}, searcher={"kind": "nsga2"}, budget={"trials": 2}
+    )
+    result = search(space, space.start(SCORED), storage=storage, name="several")
+    on = front(result.trials, space.modes)
+    assert on
+    assert [path.name for path in sorted(result.folder.glob("front-*.yaml"))] == [
+        f"front-{t.number:03d}.yaml" for t in on
+    ]
+    assert "Pareto front" in result.report.markdown.read_text()
