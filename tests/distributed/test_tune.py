@@ -68,7 +68,7 @@ def test_a_space_that_diverges_ends_with_a_sensible_winner(planted: tuple[Path, 
     assert rates[0] == 1e-7
     assert {rates[trial.number] for trial in trials if trial.state == "failed"} == {1e20}
     assert all(trial.error for trial in trials if trial.state == "failed")
-    assert all(trial.state != "finished" for trial in trials if rates[trial.number] == 5.0), (
+    assert all(trial.state != "finished" for trial in trials if rates[trial.number] == 0.3), (
         "asha let a weak one through"
     )
     winner = told["verdict"]["winner"]
@@ -104,7 +104,7 @@ def test_another_space_is_refused(planted: tuple[Path, list[Trial], dict[str, An
 def _under_ray(**changes: Any) -> Space:
     plain = yaml.safe_load(PLANTED.read_text())
     plain["settings"] |= {"parallel.engine": "zero", "optim.lr": 2e-3}
-    plain["parameters"] = {"optim.lr": {"kind": "choice", "values": [5.0]}}
+    plain["parameters"] = {"optim.lr": {"kind": "choice", "values": [0.3]}}
     return Space.model_validate(plain | changes)
 
 
@@ -140,6 +140,9 @@ SCORED = {
     "data.class_name": "robot",
     "evaluation.score_prompts": 2,
     "evaluation.class_pictures": 2,
+    "evaluation.num_inference_steps": 8,  # fewer draw nothing that could be told from nothing
+    "evaluation.guidance_scale": 4.0,
+    "data.resolution": None,
     "optim.steps": 4,
     "optim.lr": 1e-7,
     "parallel.engine": "local",
@@ -153,9 +156,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_final_split_finds_out_a_search_that_went_the_wrong_way(ray_cluster: None, storage: Path) -> None:
-    """The space asks for the least subject fidelity, so what wins the search must lose in the end."""
+    """The space asks for the least prompt fidelity, so what wins the search must lose in the end."""
     final = {"seeds": 2, "class_pictures": 2}
-    space = _under_ray(metric="dino_i", mode="min", scheduler={"kind": "none"}, budget={"trials": 2}, final=final)
+    space = _under_ray(metric="clip_t", mode="min", scheduler={"kind": "none"}, budget={"trials": 2}, final=final)
     result = search(space, space.start(SCORED), storage=storage, name="wrong")
     assert [trial.state for trial in result.trials] == ["finished", "finished"]
     assert result.verdict.winner == 1
@@ -163,7 +166,7 @@ def test_the_final_split_finds_out_a_search_that_went_the_wrong_way(ray_cluster:
     assert "Trial 1 is worse than the default: -" in result.verdict.sentence
     gains = {row["metric"]: row for row in result.verdict.differences}
     assert {"quality", "dino_i", "clip_t", "pres", "div"} <= gains.keys()
-    assert gains["dino_i"]["high"] < 0
+    assert gains["clip_t"]["high"] < 0
     tune, final_photos = (
         {path.read_bytes() for path in (result.folder / "photos" / n).iterdir()} for n in ("tune", "final")
     )
