@@ -89,6 +89,16 @@ TABLES: dict[str, pa.Schema] = {
         server_ms=_REAL, batch=_REAL, status_=_WHOLE, bytes_=_WHOLE, error=_TEXT, deployment_=_TEXT,
         generator_cpu_=_REAL, started=_TEXT,
     ),
+    # One row a trial of a search, written again when something is new. parameters: path -> value, as JSON; state:
+    # "running", "finished", "stopped" (by the scheduler), "cut" (the budget ended) or "failed" (error says why).
+    # step: of its last look; kept: of its artifact. seconds: it ran; ended_s: of the search's clock, which stands still
+    # between sessions.
+    "trials": _schema(
+        trial_=_WHOLE, parameters_=_TEXT, state_=_TEXT, step_=_WHOLE, steps_=_WHOLE, seconds_=_REAL, ended_s_=_REAL,
+        error=_TEXT, run_=_TEXT, kept=_WHOLE,
+    ),
+    # One row a metric of a trial's look. at_s: of the search's clock.
+    "trial_scores": _schema(trial_=_WHOLE, step_=_WHOLE, metric_=_TEXT, value_=_REAL, at_s_=_REAL),
 }  # fmt: skip
 
 #: What makes a row one of a kind, and the order of `read`. Of rows with equal keys the one written last counts.
@@ -102,6 +112,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "differences": ("model", "against", "subject", "metric", "split"),
     "pictures": ("step", "model", "subject", "prompt", "seed", "purpose", "split"),
     "requests": ("arm", "phase", "scenario", "rate", "round", "index"),
+    "trials": ("trial",),
+    "trial_scores": ("trial", "step", "metric"),
 }
 
 

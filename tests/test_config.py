@@ -15,6 +15,7 @@ from sdxl_ray.config import FullTuning, LoraTuning, Recipe, load, names, overrid
 from sdxl_ray.core.quality.prompts import load_prompts
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import load_experiment
+from sdxl_ray.space import load_space
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,7 +56,11 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
     for path in prompts:
         assert load_prompts(path.stem) == load_prompts(str(ROOT / path)), path
     assert len(prompts) == 3
-    assert found == recipes | experiments | bench | prompts
+    spaces = {path for path in found if path.parent == Path("tune_spaces")}
+    for path in spaces:
+        assert load_space(path.stem) == load_space(str(ROOT / path)), path
+    assert len(spaces) == 5
+    assert found == recipes | experiments | bench | prompts | spaces
 
 
 @pytest.mark.parametrize("name", names())

@@ -7,20 +7,15 @@ is there is not drawn again. The report is made from records.
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from sdxl_ray import __version__
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.core.grid import grid
 from sdxl_ray.core.quality.evaluate import Evaluation
@@ -29,11 +24,12 @@ from sdxl_ray.display.table import Column, Table
 from sdxl_ray.display.units import bytes_text, count_text, seconds_text
 from sdxl_ray.distributed.accuracy import judge, require_judgeable
 from sdxl_ray.distributed.cluster import connected
+from sdxl_ray.distributed.environment import environment
 from sdxl_ray.distributed.train import RunResult, launch
 from sdxl_ray.experiment import Experiment, Run
 from sdxl_ray.records import read
 from sdxl_ray.report.build import Written, write_report
-from sdxl_ray.report.source import ArmCard, ComparisonCard, Environment
+from sdxl_ray.report.source import ArmCard, ComparisonCard
 
 OnRow = Callable[[dict[str, Any]], None]
 #: `then(folder, artifacts)` adds records to the comparison's folder before the report is made of them; it gets the
@@ -133,15 +129,8 @@ def _card(
             recipe=mine[0][0].recipe.model_dump(mode="json"),
             artifact=_labelled({run.label: artifact.hash for run, _, artifact in mine}),
         )
-    packages = ("torch", "diffusers", "transformers", "peft", "ray", "deepspeed", "accelerate")
-    versions = {package: metadata.version(package) for package in packages}
-    environment = Environment(
-        versions={"python": platform.python_version(), "sdxl_ray": __version__, **versions},
-        hardware=f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )
     base = {"id": first.base.id, "revision": first.base.revision}
-    return ComparisonCard(name=name, experiment=experiment.description, arms=arms, base=base, environment=environment)
+    return ComparisonCard(name=name, experiment=experiment.description, arms=arms, base=base, environment=environment())
 
 
 def _labelled(values: dict[str, str]) -> dict[str, str] | str:

@@ -179,6 +179,65 @@ def dots(
     return _svg(draw, height=3.1 + 0.22 * _legend_rows([point.name for point in points]))
 
 
+@dataclass(frozen=True)
+class Axis:
+    """One upright of parallel coordinates; ticks: (height in 0..1, text)."""
+
+    name: str
+    ticks: tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Strand:
+    """One line across the uprights, heights in 0..1; None where it has no such value. strong: drawn over the others."""
+
+    name: str
+    how: Look
+    heights: tuple[float | None, ...]
+    strong: bool = False
+
+
+def parallel(uprights: Sequence[Axis], strands: Sequence[Strand]) -> str:
+    """Parallel coordinates: a line for every trial through its parameters to its score, on the right."""
+
+    def draw(axes: Any) -> None:
+        for place, upright in enumerate(uprights):
+            axes.axvline(place, color=_RULE, linewidth=1, zorder=0)
+            for height, text in upright.ticks:
+                axes.annotate(text, (place, height), fontsize=9, color=_SOFT, ha="center", va="center")
+        shown: set[str] = set()
+        for strand in sorted(strands, key=lambda strand: strand.strong):
+            heights = [float("nan") if height is None else height for height in strand.heights]
+            axes.plot(range(len(heights)), heights, color=strand.how.colour, linestyle=strand.how.dash,
+                      marker=strand.how.marker, markersize=4 + 2 * strand.strong, linewidth=2.6 if strand.strong else 1,
+                      alpha=1 if strand.strong else 0.45,
+                      label=strand.name if strand.name not in shown else None)  # fmt: skip
+            shown.add(strand.name)
+        axes.set_xticks(range(len(uprights)), [upright.name for upright in uprights], rotation=20, ha="right")
+        axes.set_yticks([])
+        axes.set_ylim(-0.08, 1.08)
+        axes.spines["left"].set_visible(False)
+        _finish(axes, "", "")
+
+    return _svg(draw, height=3.4 + 0.22 * _legend_rows([strand.name for strand in strands]))
+
+
+def scatter(points: Sequence[tuple[str, Look, float, float, str]], x: str, y: str) -> str:
+    """(name, look, x, y, mark beside it) on plain axes; points of equal name share one legend entry."""
+
+    def draw(axes: Any) -> None:
+        shown: set[str] = set()
+        for name, how, across, up, mark in points:
+            axes.plot([across], [up], how.marker, color=how.colour, markersize=7,
+                      label=name if name not in shown else None)  # fmt: skip
+            axes.annotate(mark, (across, up), xytext=(5, 4), textcoords="offset points", fontsize=9, color=_SOFT)
+            shown.add(name)
+        axes.margins(0.12)
+        _finish(axes, x, y)
+
+    return _svg(draw, height=3.1 + 0.22 * _legend_rows([point[0] for point in points]))
+
+
 def smooth(values: Sequence[float], width: int) -> list[float]:
     """The mean of the `width` values up to each one: a step's loss alone says little."""
     window: list[float] = []
