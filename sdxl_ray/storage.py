@@ -1,0 +1,1 @@
+def is_url(x): return "://" in x
