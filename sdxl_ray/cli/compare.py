@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sdxl_ray.cli.arguments import AsJson, Settings, libraries_on_stderr, print_json
+from sdxl_ray.cli.arguments import AsJson, Settings, StorageAt, libraries_on_stderr, print_json
 
 EXAMPLES = (
     "sdxl-ray compare demo",
@@ -23,7 +23,7 @@ def run(
     ],
     settings: Settings = None,
     *,
-    storage: Annotated[Path, typer.Option(metavar="DIR", help="where run folders and caches are")] = Path("runs"),
+    storage: StorageAt = "runs",
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: auto or host:port")] = None,
     json: AsJson = False,
 ) -> None:

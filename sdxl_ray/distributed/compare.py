@@ -33,6 +33,7 @@ from sdxl_ray.experiment import Experiment
 from sdxl_ray.records import read
 from sdxl_ray.report.build import Written, write_report
 from sdxl_ray.report.source import ArmCard, ComparisonCard, Environment
+from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -85,7 +86,9 @@ def compare(
         for arm, recipe in recipes.items():
             on_row({"kind": "note", "text": f"arm {arm} ({len(results) + 1} of {len(recipes)})"})
             results[arm] = launch(recipe, storage=storage, name=f"{name}-{arm}", address=address, on_row=on_row)
-    home = Path(storage) / f"{name}-comparison"
+    place = Storage.of(storage)
+    home = place.root / f"{name}-comparison"
+    place.get_folder(home)
     home.mkdir(parents=True, exist_ok=True)
     rows = [_row(arm, result) for arm, result in results.items()]
     _grid(recipes, results).save(home / "grid.png")
@@ -96,7 +99,9 @@ def compare(
         card = card.model_copy(update={"settings": judged[1]})
     card.write(home)
     on_row({"kind": "phase", "name": "writing the report"})
-    return Comparison(rows, home / "grid.png", judged[0] if judged else None, write_report(home))
+    report = write_report(home)
+    place.put_folder(home)
+    return Comparison(rows, home / "grid.png", judged[0] if judged else None, report)
 
 
 def _card(

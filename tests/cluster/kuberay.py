@@ -1,6 +1,6 @@
-"""The fields of KubeRay's `ray.io/v1` objects and of the pods in them that our manifests use; any other key is refused.
+"""The fields of KubeRay's `ray.io/v1` objects, and of their pods, that our manifests use; any other key is refused.
 
-Names, requiredness and limits are those of `ray-operator/apis/ray/v1/*_types.go` of KubeRay 1.7 and of the Kubernetes API
+Names, requiredness and limits are those of `ray-operator/apis/ray/v1/*_types.go` of KubeRay 1.7 and of Kubernetes' API
 reference (core/v1, networking.k8s.io/v1). The cluster itself would drop an unknown key without a word.
 """
 
@@ -202,7 +202,7 @@ Manifest = RayCluster | RayJob | RayService | NetworkPolicy
 
 
 def parse(plain: dict[str, Any]) -> list[Any]:
-    """The objects of one YAML document, a `List` taken apart. Raises pydantic's ValidationError, KeyError for a kind."""
+    """The objects of one YAML document, a `List` taken apart. Raises ValidationError, KeyError for another kind."""
     if plain.get("kind") == "List":
         assert set(plain) == {"apiVersion", "kind", "items"} and plain["apiVersion"] == "v1"
         return [found for item in plain["items"] for found in parse(item)]
