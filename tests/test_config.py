@@ -16,6 +16,7 @@ from sdxl_ray.core.quality.prompts import load_prompts
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import load_experiment
 from sdxl_ray.space import load_space
+from tests.cases import cases
 
 ROOT = Path(__file__).parents[1]
 
@@ -250,7 +251,7 @@ PATHS = [
 ] + ["tuning.rank", "tuning.targets", "tuning.kind", "tuning", "seed", *Recipe.model_fields]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=cases(300), deadline=None)
 @given(st.dictionaries(st.sampled_from(PATHS) | st.text(max_size=12), JSON, min_size=1, max_size=3))
 def test_any_change_is_a_recipe_or_one_line(changes: dict[str, Any]) -> None:
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdxl_ray.cli.arguments import AsJson, Settings, libraries_on_stderr, print_json
+from sdxl_ray.cli.arguments import AsJson, Settings, StorageAt, libraries_on_stderr, print_json
 
 if TYPE_CHECKING:
     from sdxl_ray.artifact import Artifact
@@ -26,7 +26,7 @@ def run(
     ],
     settings: Settings = None,
     *,
-    storage: Annotated[Path, typer.Option(metavar="DIR", help="where run folders and caches are")] = Path("runs"),
+    storage: StorageAt = "runs",
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: auto or host:port")] = None,
     load: Annotated[bool, typer.Option(help="the experiment's load test; --no-load leaves it out")] = True,
     json: AsJson = False,

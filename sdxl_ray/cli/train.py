@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdxl_ray.cli.arguments import AsJson, BaseId, RecipeName, Settings, libraries_on_stderr, print_json, read_recipe
+from sdxl_ray.cli.arguments import (
+    AsJson,
+    BaseId,
+    RecipeName,
+    Settings,
+    StorageAt,
+    libraries_on_stderr,
+    print_json,
+    read_recipe,
+)
 from sdxl_ray.cli.devices import Gpu, GpuMemory, cpu_here, gpu_here, named
 
 if TYPE_CHECKING:
@@ -25,7 +34,7 @@ def run(
     settings: Settings = None,
     *,
     base: BaseId = None,
-    storage: Annotated[Path, typer.Option(metavar="DIR", help="where run folders and caches are")] = Path("runs"),
+    storage: StorageAt = "runs",
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="run folder; default: from subject and recipe")
     ] = None,
@@ -53,7 +62,7 @@ def run(
     if json:
         print_json({"folder": str(result.folder), "artifact": str(result.artifact), **result.summary})
         return
-    typer.echo(f"run       {result.folder}")
+    typer.echo(f"run       {result.kept_at}")
     typer.echo(f"artifact  {result.artifact}")
     typer.echo(f'next      sdxl-ray generate {result.artifact} "{chosen.data.instance_prompt or "a prompt"}"')
 

@@ -6,7 +6,9 @@ Every method is collective: all ranks call it, in the same order. The cluster's 
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -37,6 +39,12 @@ class Alone:
     def gather(self, value: T) -> list[T]:
         """`[value]`."""
         return [value]
+
+
+def leads(group: Group, folder: Path) -> bool:
+    """Collective. Whether this rank is the first of those that share its machine and the disk under `folder`."""
+    places = group.gather((socket.gethostname(), str(folder)))
+    return places.index(places[group.rank]) == group.rank
 
 
 def share(items: Sequence[Any], group: Group) -> list[Any]:

@@ -13,11 +13,12 @@ from sdxl_ray.core.run import Place, run_training
 from sdxl_ray.core.runfolder import RunFolder
 from sdxl_ray.core.scribe import Scribe, Sink
 from sdxl_ray.core.tuning import Trainable
+from sdxl_ray.storage import Storage
 
 __all__ = ["default_device", "precision_on", "run_local"]
 
 
-def run_local(recipe: Recipe, run: RunFolder, on_row: Sink) -> dict[str, Any]:
+def run_local(recipe: Recipe, run: RunFolder, on_row: Sink, storage: Storage | None = None) -> dict[str, Any]:
     """Train in this process; `on_row` gets every row. The run's summary."""
     device = default_device()
     precision = precision_on(recipe, device)
@@ -27,11 +28,11 @@ def run_local(recipe: Recipe, run: RunFolder, on_row: Sink) -> dict[str, Any]:
             denoiser, trainable, recipe.optim, accumulation=accumulation, device=device, precision=precision
         )
 
-    scribe = Scribe(run.folder, [on_row])
+    scribe = Scribe(run.folder, [on_row, *run.senders(storage)])
     try:
-        place = Place(Alone(), device, precision, make_engine, run.folder, run.cache, scribe)
+        place = Place(Alone(), device, precision, make_engine, run.folder, run.cache, scribe, storage=storage)
         summary = run_training(recipe, run.pictures(), place)
     finally:
         scribe.close()
-    run.finish(summary)
+    run.finish(summary, storage)
     return summary

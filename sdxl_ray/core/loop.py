@@ -124,8 +124,12 @@ def train(run: Training, start: int = 0) -> int:
 
 
 def save(run: Training, step: int) -> None:
-    """Collective. Write a checkpoint of `step`."""
+    """Collective. Write a checkpoint of `step`.
+
+    The row before it lets the records be written out: once a checkpoint exists, nothing before it is computed again.
+    """
     started = time.monotonic()
+    run.report({"kind": "saving", "step": step})
     run.store.save(step, run.best.meta(), lambda folder: write_state(run.engine, run.ema, folder))
     run.report({"kind": "checkpoint", "step": step, "seconds": time.monotonic() - started})
 

@@ -28,6 +28,7 @@ from sdxl_ray.core.diffusion import Diffusion, scheduler_overrides
 from sdxl_ray.core.ema import Ema
 from sdxl_ray.core.encode import CODE_VERSION, LatentSource, TextSource
 from sdxl_ray.core.engine import Engine
+from sdxl_ray.core.exchange import exchange
 from sdxl_ray.core.group import Group, share
 from sdxl_ray.core.loop import Report, Training, accumulation_of, train
 from sdxl_ray.core.parts import Parts
@@ -37,6 +38,7 @@ from sdxl_ray.core.sampler import Example, Sampler, View, validation_examples
 from sdxl_ray.core.samples import Samples, on_device, sample_prompts
 from sdxl_ray.core.state import read_state
 from sdxl_ray.core.tuning import TUNINGS, Trainable, denoiser_of
+from sdxl_ray.storage import Storage
 
 #: (denoiser, trainable, micro batch, accumulation) -> engine
 MakeEngine = Callable[[Denoiser, Trainable, int, int], Engine]
@@ -48,7 +50,10 @@ _CAPTIONS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank computes and what it may touch. `report` gets every row on every rank."""
+    """Where a rank computes and what it may touch. `report` gets every row on every rank.
+
+    folder: of the run, below the root of `storage`; a storage that is None or local means that every rank sees it.
+    """
 
     group: Group
     device: torch.device
@@ -58,6 +63,7 @@ class Place:
     cache: Path
     report: Report
     preempted: Callable[[], bool] = lambda: False
+    storage: Storage | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
             place.group,
             keep=recipe.checkpoint.keep,
             keep_best=recipe.checkpoint.keep_best or examiner is not None,
+            storage=place.storage,
         )
         ema = Ema(engine, recipe.optim.ema) if recipe.optim.ema is not None else None
 
@@ -181,7 +188,14 @@ def _class_pictures(
     components.unet.to(place.device)
     with on_device(components, place.device):
         drawn = class_pictures(
-            recipe.data, len(given), components, resolution, place.cache / "class", place.group, progress
+            recipe.data,
+            len(given),
+            components,
+            resolution,
+            place.cache / "class",
+            place.group,
+            progress,
+            storage=place.storage,
         )
     return PictureSet((*given, *drawn))
 
@@ -235,6 +249,8 @@ def _fill_caches(
     """Collective. Encode what no cache has yet, each rank its share."""
     captions = sorted({*sampler.captions(), *(e.caption for e in held_out)})
     views = [*sampler.views(), *(e.view for e in held_out)]
+    sources = [parts.latents, *(source for source in parts.text if source is not None)]
+    _share_caches(sources, place)
     with on_device(components, place.device):
         for source in (s for s in parts.text if s is not None):
             # Every rank must cut the same list, so one rank's view of the cache decides.
@@ -242,9 +258,15 @@ def _fill_caches(
             _fill(source, share(unread, place.group), _CAPTIONS_AT_ONCE, "caching captions", place)
         unseen = place.group.gather(parts.latents.missing(list(dict.fromkeys(views))))[0]
         _fill(parts.latents, share(unseen, place.group), _VIEWS_AT_ONCE, "caching pictures", place)
+    _share_caches(sources, place)
+
+
+def _share_caches(sources: list[Any], place: Place) -> None:
+    """Collective. What any rank has in its caches, all have."""
+    for folder in (source.folder for source in sources if source.folder is not None):
+        exchange(folder, place.group, place.storage)
     place.group.barrier()
-    parts.latents.refresh()
-    for source in (s for s in parts.text if s is not None):
+    for source in sources:
         source.refresh()
 
 

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,12 @@ from sdxl_ray.core.dataset import PictureSet, scan, scan_class, split
 from sdxl_ray.core.quality.live import require_scorable
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.errors import UserError
+from sdxl_ray.storage import Storage
 
 _SETS = ("train", "held_out", "given_class")
+
+#: Below a run's folder, and not mirrored with it: sent by the store of checkpoints, or of no use to anyone else.
+APART = ("checkpoints", "ray")
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,22 @@ class RunFolder:
         summary: dict[str, Any] = json.loads(path.read_text())
         return summary
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Say that the run has ended."""
+    def finish(self, summary: dict[str, Any], storage: Storage | None = None) -> None:
+        """Say that the run has ended, once all that it left is in the storage."""
         _write(self.folder / "summary.json", json.dumps(summary, indent=1))
+        if storage is not None:
+            storage.put_folder(self.folder, APART)
+
+    def senders(self, storage: Storage | None) -> list[Callable[[dict[str, Any]], None]]:
+        """A sink that sends what the run has written whenever a checkpoint is about to be made; none without a URL."""
+        if storage is None or storage.url is None:
+            return []
+
+        def send(row: dict[str, Any]) -> None:
+            if row["kind"] == "saving":
+                storage.put_folder(self.folder, (*APART, "artifact"))
+
+        return [send]
 
 
 def default_name(recipe: Recipe) -> str:

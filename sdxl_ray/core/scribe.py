@@ -39,9 +39,11 @@ class Scribe:
                     self._board.add_scalar(f"quality/{name}", value, row["step"])
             case "overfitting":
                 self._board.add_text("quality/overfitting", row["text"], row["step"])
+            case "saving":
+                self._recorder.flush()  # a resumed run writes what comes after this checkpoint, and nothing before
+                self._board.flush()
             case "checkpoint":
                 self._recorder.write("timings", {"step": row["step"], "name": "checkpoint", "seconds": row["seconds"]})
-                self._recorder.flush()  # a resumed run writes what comes after this checkpoint, and nothing before
             case "resume":
                 self._recorder.resume(row["step"])
             case "sample":

@@ -30,6 +30,7 @@ from sdxl_ray.experiment import Experiment, Run
 from sdxl_ray.records import read
 from sdxl_ray.report.build import Written, write_report
 from sdxl_ray.report.source import ArmCard, ComparisonCard
+from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
 #: `then(folder, artifacts)` adds records to the comparison's folder before the report is made of them; it gets the
@@ -85,10 +86,12 @@ def compare(
     zero = [run.recipe for run in runs if run.recipe.parallel.engine == "zero"]
     workers = max((recipe.parallel.workers[1] for recipe in zero), default=0)
     cpus = max((recipe.parallel.workers[1] * recipe.resources.cpus_per_worker for recipe in zero), default=0)
-    home = Path(storage) / f"{name}-comparison"
+    place = Storage.of(storage)
+    home = place.root / f"{name}-comparison"
+    place.get_folder(home)
     home.mkdir(parents=True, exist_ok=True)
     with connected(address, cpus) if zero else nullcontext():
-        results = _train(name, runs, Path(storage), address, on_row)
+        results = _train(name, runs, storage, address, on_row)
         rows = [
             _row(arm, [r for run, r in zip(runs, results, strict=True) if run.arm == arm]) for arm in experiment.arms
         ]
@@ -102,15 +105,17 @@ def compare(
     firsts = {arm: next(a for run, a in zip(runs, artifacts, strict=True) if run.arm == arm) for arm in experiment.arms}
     then(home, firsts)
     on_row({"kind": "phase", "name": "writing the report"})
-    return Comparison(rows, home / "grid.png", judged.evaluation if judged else None, write_report(home))
+    report = write_report(home)
+    place.put_folder(home)
+    return Comparison(rows, home / "grid.png", judged.evaluation if judged else None, report)
 
 
-def _train(name: str, runs: Sequence[Run], storage: Path, address: str | None, on_row: OnRow) -> list[RunResult]:
-    results = []
+def _train(name: str, runs: Sequence[Run], storage: str | Path, address: str | None, on_row: OnRow) -> list[RunResult]:
+    results, root = [], Storage.of(storage).root
     for number, run in enumerate(runs, start=1):
         folder = run.named(name)
         what = f"arm {run.arm}{f' ({run.label})' if run.label else ''}"
-        same = None if (storage / folder).exists() else finished_run(run.recipe, storage)
+        same = None if (root / folder).exists() else finished_run(run.recipe, root)
         known = f", trained already as {same}" if same else ""
         on_row({"kind": "note", "text": f"{what}: {number} of {len(runs)}{known}"})
         results.append(launch(run.recipe, storage=storage, name=same or folder, address=address, on_row=on_row))
