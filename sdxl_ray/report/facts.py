@@ -96,7 +96,6 @@ class Facts:
     arms: tuple[Arm, ...]
     scores: Scores
     pictures: tuple[Picture, ...]
-    timings: dict[str, float]
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -164,8 +163,7 @@ def gather(source: Source) -> Facts:
     hashes = {arm.name: arm.hashes for arm in arms}
     scores = Scores.of(source.tables["scores"], hashes, source.tables["differences"])
     pictures = tuple(_picture(source.folder, row) for row in source.tables["pictures"])
-    timings = {str(row["name"]): float(row["seconds"]) for row in source.tables["timings"]}
-    return Facts(source.card, source.folder, arms, scores, pictures, timings, tuple(_warnings(source, arms)))
+    return Facts(source.card, source.folder, arms, scores, pictures, tuple(_warnings(source, arms)))
 
 
 def method_of(recipe: Mapping[str, Any]) -> str:
