@@ -25,7 +25,6 @@ from sdxl_ray.config import Recipe, Section, load, override
 from sdxl_ray.errors import UserError
 from sdxl_ray.schema_errors import first_problem
 
-
 #: Part of a folder's name, and a row of every table.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]*$")]
 #: Rows of the tables that are no arms.
