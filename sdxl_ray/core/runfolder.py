@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import NOT_IDENTITY, Recipe, parse
 from sdxl_ray.core.dataset import PictureSet, scan, scan_class, split
+from sdxl_ray.core.quality.live import require_scorable
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.errors import UserError
 
@@ -65,8 +66,9 @@ def default_name(recipe: Recipe) -> str:
 
 
 def scan_pictures(recipe: Recipe) -> Pictures:
-    """Read every picture once; UserError that lists all that cannot be used."""
+    """Read every picture once; UserError that lists all that cannot be used, or for scores that cannot be had."""
     train, held_out = split(scan(recipe.data), recipe.data)
+    require_scorable(recipe, len(held_out))
     return Pictures(train, held_out, scan_class(recipe.data))
 
 

@@ -43,12 +43,19 @@ class Cost:
 
 @dataclass(frozen=True)
 class Curves:
-    """What one run went through. loss, validation: (step, value); quality: metric -> (step, score)."""
+    """What one run went through. loss, validation: (step, value); quality: metric -> (step, score).
+
+    kept: the step whose weights are the artifact, where the run's own scores chose it; stopped: whether they ended it
+    early; overfitting: the step where it showed, and what was lost.
+    """
 
     label: str
     loss: tuple[tuple[int, float], ...]
     validation: tuple[tuple[int, float], ...]
     quality: dict[str, tuple[tuple[int, Score], ...]]
+    kept: int | None = None
+    stopped: bool = False
+    overfitting: tuple[int, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -242,6 +249,9 @@ def _curves(arm: str, label: str, run: RunSource, shared: Sequence[Row]) -> Curv
         loss=tuple((row["step"], row["loss"]) for row in run.tables.get("steps", [])),
         validation=tuple((row["step"], row["loss"]) for row in run.tables.get("validation", [])),
         quality={name: tuple((step, mean(same)) for step, same in sorted(by.items())) for name, by in quality.items()},
+        kept=run.summary.get("exported_step") if run.summary.get("best_quality") is not None else None,
+        stopped=bool(run.summary.get("stopped_early")),
+        overfitting=(found["step"], found["text"]) if (found := run.summary.get("overfitting")) else None,
     )
 
 

@@ -73,6 +73,13 @@ METRICS: dict[str, Metric] = {
     )
 }  # fmt: skip
 
+#: The composite that chooses checkpoints, trials and the winner (`sdxl_ray.quality_rule`). No column of the tables: its
+#: parts are.
+QUALITY = Metric(
+    "quality", "Quality", "higher", "quality",
+    "how much of the subject was learnt, times the prompt fidelity and the class that were kept",
+)  # fmt: skip
+
 #: Rows that give the numbers meaning, by the name of their model: held-out photos against each other, and another
 #: subject of the same class against them.
 REFERENCES = {
@@ -84,7 +91,9 @@ BASE = "base"
 
 def metric_of(name: str) -> Metric:
     """The metric of that name; one that is not known yet is shown under its own name."""
-    return METRICS.get(name) or Metric(name, name, "higher", name, "recorded under this name")
+    return (QUALITY if name == QUALITY.name else METRICS.get(name)) or Metric(
+        name, name, "higher", name, "recorded under this name"
+    )
 
 
 @dataclass(frozen=True)

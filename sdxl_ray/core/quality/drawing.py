@@ -161,7 +161,7 @@ def save_png(picture: Image.Image, path: Path, facts: dict[str, Any]) -> None:
     chunks = PngInfo()
     for name, value in facts.items():
         chunks.add_itxt(name, str(value))
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")  # runs beside each other share the folder
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(draft, format="PNG", pnginfo=chunks)

@@ -218,10 +218,13 @@ def _not_asked() -> Any:
     raise AssertionError("some rank has measured it")
 
 
-def load_looks(subject: Subject, plan: Plan, settings: Settings) -> Looks:
-    """The encoders of `settings` with what they say of the photos and prompts. Raises UserError as they do."""
+def load_looks(subject: Subject, plan: Plan, settings: Settings, prefix: str = "--") -> Looks:
+    """The encoders of `settings` with what they say of the photos and prompts. Raises UserError as they do.
+
+    prefix: of the settings' names, as the user knows them.
+    """
     identity, clip = (
-        load_encoder(name, device=settings.device, setting=f"--{kind}")
+        load_encoder(name, device=settings.device, setting=f"{prefix}{kind}")
         for kind, name in (("identity", settings.identity), ("clip", settings.clip))
     )
     return Looks(identity, clip, subject, plan.texts)

@@ -9,10 +9,10 @@ from typing import Any
 from sdxl_ray.display.units import bytes_text, count_text, seconds_text
 from sdxl_ray.report.document import Answer, Section, Stat, Tile, joined, score_text
 from sdxl_ray.report.facts import Arm, Facts
-from sdxl_ray.report.metrics import BASE, METRICS, Absent, Gain, Score, metric_of
+from sdxl_ray.report.metrics import BASE, METRICS, QUALITY, Absent, Gain, Score, metric_of
 from sdxl_ray.report.scores import FINAL
 from sdxl_ray.report.sections import pictures
-from sdxl_ray.report.winner import GUARD, Outcome, allowed, decide, rule, share_of_the_way
+from sdxl_ray.report.winner import GUARD, Outcome, allowed, decide, lead, rule, share_of_the_way
 
 #: Rows of pictures beside the answer.
 ROWS = 2
@@ -70,11 +70,10 @@ def _certainty(facts: Facts, outcome: Outcome) -> list[str]:
         gain = score_text(outcome.gain, metric.digits, signed=True)
         sentences.append(f"{metric.title.partition(' (')[0]} {gain} against the base{of_it}.")
     if outcome.second is not None:
-        lead = facts.lead(name, outcome.second.name, metric.name)
-        assert isinstance(lead, Gain)  # both were scored
-        ahead = score_text(lead, metric.digits, signed=True)
+        by = QUALITY if outcome.quality else metric
+        ahead = score_text(lead(facts, outcome.quality, outcome.winner, outcome.second), by.digits, signed=True)
         apart = "which leaves zero out" if outcome.separated else "which does not leave zero out"
-        sentences.append(f"Next is {outcome.second.name}: {name} is {ahead} ahead of it, {apart}.")
+        sentences.append(f"Next is {outcome.second.name}: in {by.words}, {name} is {ahead} ahead of it, {apart}.")
     return sentences
 
 
@@ -84,9 +83,9 @@ def _kept(facts: Facts, outcome: Outcome) -> list[str]:
     sentences = []
     if outcome.dropped:
         names = joined([arm.name for arm in outcome.dropped])
-        sentences.append(f"Not chosen for losing more than {allowed(facts)} prompt fidelity: {names}.")
+        sentences.append(f"More like the subject, but not chosen, for what was given up for it: {names}.")
     if not outcome.obedient:
-        sentences.append(f"Every scored arm lost more than {allowed(facts)} prompt fidelity, the winner too.")
+        sentences.append(f"The winner lost more than {allowed(facts):.2g} prompt fidelity, a loss that people see.")
     worse, even = [], []
     for name in METRICS:
         if name == outcome.metric.name or isinstance(gain := facts.gain(outcome.winner.name, name), Absent):
