@@ -135,6 +135,13 @@ class Gain:
     high: float | None
     paired: bool
 
+    @property
+    def reversed(self) -> Gain:
+        """How far the other one is above."""
+        low = None if self.high is None else -self.high
+        high = None if self.low is None else -self.low
+        return Gain(-self.value, low, high, self.paired)
+
     def direction(self, better: Literal["higher", "lower"]) -> Literal["better", "worse", "even", "unknown"]:
         """Whether the interval leaves zero out, and on which side."""
         if self.low is None or self.high is None:
@@ -145,7 +152,10 @@ class Gain:
 
 
 def mean(scores: Sequence[Score]) -> Score:
-    """The mean over subjects. Its interval combines theirs as independent: each side's root of summed squares."""
+    """The mean over subjects that were scored apart; compare's own records hold joined scores, which are used first.
+
+    Its interval combines theirs as independent: each side's root of summed squares.
+    """
     if len(scores) == 1:
         return scores[0]
     count = len(scores)

@@ -101,11 +101,12 @@ def quality_of(facts: Facts) -> dict[str, Score]:
 
 
 def lead(facts: Facts, by: Mapping[str, Score], first: Arm, second: Arm) -> Gain:
-    """How far the first is ahead of the second by what decides; as if they were independent."""
-    name = main_metric(facts)
-    a, b = (by[arm.name] if by else facts.score(arm.name, name) for arm in (first, second))
-    assert isinstance(a, Score) and isinstance(b, Score)
-    return difference(a, b)
+    """How far the first is ahead of the second by what decides: qualities as if they were independent."""
+    if by:
+        return difference(by[first.name], by[second.name])
+    ahead = facts.lead(first.name, second.name, main_metric(facts))
+    assert isinstance(ahead, Gain)  # both were scored
+    return ahead
 
 
 def share_of_the_way(facts: Facts, arm: str, metric: str) -> float | None:

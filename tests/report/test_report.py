@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdxl_ray.records import Recorder
+from sdxl_ray.records import ALL_SUBJECTS, Recorder
 from sdxl_ray.report.build import write_report
 from sdxl_ray.report.facts import Facts, gather, method_of
 from sdxl_ray.report.images import BUDGET_BYTES, inline_all
 from sdxl_ray.report.metrics import Absent, Gain, Score, difference, mean
 from sdxl_ray.report.sections import SECTIONS
+from sdxl_ray.report.sections.inference import seconds_per_picture
 from sdxl_ray.report.source import open_comparison
 from sdxl_ray.report.winner import decide, share_of_the_way
-from tests.report.synthetic import ENDS, TRAINED, WIDTH, change, rescore
+from tests.report.synthetic import ENDS, TRAINED, WIDTH, change, pair, rescore, several_step_counts, several_subjects
 
 
 def facts_of(home: Path) -> Facts:
@@ -223,6 +224,48 @@ def test_quality_against_denoising_steps_is_drawn_when_it_is_there(home: Path) -
     text = write_report(home).markdown.read_text()
     assert "Quality against denoising steps." in text and "is not measured: every picture" not in text
     assert facts_of(home).score("lora", "dino_i").value == 0.74  # type: ignore[union-attr]
+
+
+def test_time_and_both_fidelities_stand_against_denoising_steps(home: Path) -> None:
+    several_step_counts(home)
+    text = write_report(home).markdown.read_text()
+    for title in (
+        "Subject fidelity (DINO-I) against denoising steps",
+        "Prompt fidelity (CLIP-T) against denoising steps",
+    ):
+        assert title in text
+    assert seconds_per_picture(facts_of(home), "lora") == pytest.approx(0.12)
+    assert seconds_per_picture(facts_of(home), "lora", "final@30") == pytest.approx(0.18)
+    assert "lora: 4 steps 0.024 s, 8 steps 0.048 s" in write_report(home).html.read_text()
+    assert "without distillation, lora: DINO-I" in text
+
+
+def test_joined_scores_are_the_evaluators_own(home: Path) -> None:
+    several_subjects(home)
+    facts = facts_of(home)
+    assert facts.subjects == ("frog", "robot")
+    score = facts.score("lora", "dino_i")
+    assert isinstance(score, Score)
+    assert (score.value, score.low, score.subjects) == (pytest.approx(0.73), pytest.approx(0.73 - WIDTH), 2)
+    frog = facts.score("lora", "dino_i", "frog")
+    assert isinstance(frog, Score) and frog.value == pytest.approx(0.72)
+    gain = facts.gain("lora", "dino_i")
+    assert isinstance(gain, Gain) and gain.paired and gain.value == pytest.approx(0.42)
+    text = write_report(home).markdown.read_text()
+    assert "over 2 subjects" in text and "| all subjects" not in text
+
+
+def test_arms_are_told_apart_by_their_paired_difference(home: Path) -> None:
+    unpaired = facts_of(home).lead("dreambooth", "lora", "dino_i")
+    assert isinstance(unpaired, Gain) and not unpaired.paired
+    pair(home, "dreambooth", "lora", "dino_i", 0.01, 0.004)
+    facts = facts_of(home)
+    assert facts.lead("dreambooth", "lora", "dino_i") == Gain(0.01, 0.006, 0.014, paired=True)
+    assert facts.lead("lora", "dreambooth", "dino_i") == Gain(-0.01, -0.014, -0.006, paired=True)
+    text = write_report(home).html.read_text()
+    assert "Arm against arm" in text and "+0.010 better" in text
+    pair(home, "dreambooth", "lora", "dino_i", -0.02, 0.01, ALL_SUBJECTS)
+    assert facts_of(home).lead("dreambooth", "lora", "dino_i") == Gain(-0.02, -0.03, -0.01, paired=True)
 
 
 def test_a_changed_artifact_is_named(home: Path) -> None:

@@ -21,9 +21,7 @@ _NO_PHOTO = Tile("no real photo is recorded", None, label="no photo")
 
 def section(facts: Facts) -> Section:
     outcome = decide(facts)
-    paired = isinstance(outcome.gain, Gain) and outcome.gain.paired
-    kind = "the first is paired over the same prompts and seeds" if paired else "as if models were independent"
-    small = f"In brackets: 95% intervals; {kind}. {rule(facts)}"
+    small = f"In brackets: 95% intervals, {_kind(facts, outcome)}. {rule(facts)}"
     sentences = (*_certainty(facts, outcome), *_kept(facts, outcome), *_cost(outcome, facts), small)
     answer = Answer(headline(facts, outcome), sentences, _stats(facts, outcome), _tiles(facts, outcome))
     return Section("answer", "The answer", "", (answer,))
@@ -43,6 +41,19 @@ def headline(facts: Facts, outcome: Outcome) -> str:
     if len(facts.arms) == 1:
         return f"{name} beats the base."
     return f"{name} wins." if outcome.separated else f"{name} leads; {_second(outcome)} is within its uncertainty."
+
+
+def _kind(facts: Facts, outcome: Outcome) -> str:
+    """How the differences that the sentences tell came to their intervals."""
+    told = [outcome.gain]
+    if outcome.winner is not None and outcome.second is not None:
+        told.append(lead(facts, outcome.quality, outcome.winner, outcome.second))
+    paired = [gain.paired for gain in told if isinstance(gain, Gain)]
+    over = f", pooled over {len(facts.subjects)} subjects" if len(facts.subjects) > 1 else ""
+    if paired and all(paired):
+        return f"paired over the same prompts and seeds{over}"
+    first = "the first paired over the same prompts and seeds, then " if any(paired) else ""
+    return f"{first}as if models were independent"
 
 
 def _second(outcome: Outcome) -> str:
