@@ -41,15 +41,16 @@ def require_judgeable(experiment: Experiment, runs: Sequence[Run]) -> None:
     """
     for recipe in {run.recipe.data: run.recipe for run in runs if not streams(run.recipe)}.values():
         scan_pictures(recipe)
-    for subject, some in _by_subject(runs).items():
+    judged = [run for run in runs if run.recipe.data.known_class is not None and run.recipe.data.subject is not None]
+    for subject, some in _by_subject(judged).items():
         recipe = some[0].recipe
-        if recipe.data.known_class is None or recipe.data.subject is None:
-            continue
         _prompts(experiment, recipe).of(_settings(experiment, recipe).split)
         other = _other(experiment, subject)
         if other is not None:
             load_photos(other, "other")
-    settings = _settings(experiment, runs[0].recipe)
+    if not judged:
+        return
+    settings = _settings(experiment, judged[0].recipe)
     for kind, name in (("identity", settings.identity), ("clip", settings.clip)):
         load_encoder(name, setting=f"--{kind}")
 

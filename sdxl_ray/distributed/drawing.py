@@ -44,12 +44,15 @@ def draw_on_workers(
 ) -> None:
     """Draw what `home` lacks on so many workers of the cluster that is connected; nothing starts when nothing is.
 
+    workers: at most what the cluster has room for is used, since they wait for each other.
+
     Raises UserError as `evaluate` does, before any worker starts, and RunError when one of them fails.
     """
     plan = check(models, subject, prompts, settings)
     store = PictureStore(home / "pictures")
     if all(store.has(job) for model in models for job in plan.jobs(model)):
         return
+    workers = min(workers, capacity())
     gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
     mailbox, meeting = Mailbox.remote(), Meeting.remote(workers)  # type: ignore[attr-defined]  # added by ray.remote
     work = {

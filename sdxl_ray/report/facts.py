@@ -103,7 +103,6 @@ class Facts:
     arms: tuple[Arm, ...]
     scores: Scores
     pictures: tuple[Picture, ...]
-    timings: dict[str, float]
     requests: tuple[Row, ...]
     warnings: tuple[str, ...] = field(default=())
 
@@ -172,9 +171,8 @@ def gather(source: Source) -> Facts:
     hashes = {arm.name: arm.hashes for arm in arms}
     scores = Scores.of(source.tables["scores"], hashes, source.tables["differences"])
     pictures = tuple(_picture(source.folder, row) for row in source.tables["pictures"])
-    timings = {str(row["name"]): float(row["seconds"]) for row in source.tables["timings"]}
     requests = tuple(source.tables["requests"])
-    return Facts(source.card, source.folder, arms, scores, pictures, timings, requests, tuple(_warnings(source, arms)))
+    return Facts(source.card, source.folder, arms, scores, pictures, requests, tuple(_warnings(source, arms)))
 
 
 def method_of(recipe: Mapping[str, Any]) -> str:

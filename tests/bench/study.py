@@ -1,16 +1,20 @@
-"""The tables of comparisons over many subjects and seeds, from their records alone.
+"""Comparisons over many subjects and seeds: training them on all cores, and their tables from records alone.
 
-    sdxl-ray compare study && sdxl-ray compare photos      # an hour or two on two quiet cores; cut it any time
+    python tests/bench/study.py --train 2 study photos  # optional: in two processes of one thread
+    sdxl-ray compare study && sdxl-ray compare photos   # train what is missing, draw, score; cut it at any time
     python tests/bench/study.py runs/study-comparison runs/photos-comparison
 
-Scores again after a change of the encoders: the same `compare` commands. What is trained and drawn already stays.
+Scores again after a change of the encoders: the same two `compare`. What is trained and drawn already stays.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +23,7 @@ from typing import Any
 from machine import machine
 
 from sdxl_ray.display.table import Column, Table
+from sdxl_ray.experiment import Run, load_experiment
 from sdxl_ray.records import ALL_SUBJECTS, read
 from sdxl_ray.report.metrics import METRICS, REFERENCES
 from sdxl_ray.report.source import ComparisonCard
@@ -31,14 +36,47 @@ _EACH = ("dino_i", "clip_t", "pres")
 
 
 def main() -> None:
-    """Print every comparison's tables."""
+    """Train experiments, or print every comparison's tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="COMPARISON", help="<storage>/<experiment>-comparison")
-    for folder in parser.parse_args().folders:
+    parser.add_argument(
+        "names", nargs="+", metavar="COMPARISON", help="<storage>/<experiment>-comparison; or experiments"
+    )
+    parser.add_argument("--train", type=int, metavar="N", help="train the experiments in N processes")
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--storage", type=Path, default=Path("runs"), help="where run folders and caches are")
+    options = parser.parse_args()
+    if options.train is not None:
+        _train(options) if options.part is None else _train_part(options)
+        return
+    for folder in map(Path, options.names):
         if not (folder / "comparison.json").is_file():
             sys.exit(f"{str(folder)!r} is no comparison: give <storage>/<experiment>-comparison")
         print(_tables(folder), end="\n\n")
     print("\n".join(f"{name}: {value}" for name, value in machine().items()))
+
+
+def _train(options: argparse.Namespace) -> None:
+    """Start the processes; the first failure is the exit code."""
+    words = [sys.executable, __file__, *options.names, "--train", str(options.train), "--storage", str(options.storage)]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    parts = [subprocess.Popen([*words, "--part", str(part)], env=alone) for part in range(options.train)]
+    sys.exit(next((code for part in parts if (code := part.wait())), 0))
+
+
+def _train_part(options: argparse.Namespace) -> None:
+    """Train every N-th run; what two experiments share is trained once."""
+    from sdxl_ray.core.runfolder import finished_run
+    from sdxl_ray.distributed.train import launch
+
+    runs: dict[str, tuple[str, Run]] = {}
+    for name in options.names:
+        for run in load_experiment(name).runs({}):
+            runs.setdefault(run.recipe.identity, (name, run))
+    for name, run in list(runs.values())[options.part :: options.train]:
+        if finished_run(run.recipe, options.storage) is None:
+            began = time.monotonic()
+            launch(run.recipe, storage=options.storage, name=run.named(Path(name).stem))
+            print(f"{run.named(Path(name).stem)}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
 def _tables(folder: Path) -> str:

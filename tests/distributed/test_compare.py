@@ -108,6 +108,8 @@ def _ordinary(**changes: Any) -> dict[str, Any]:
         (_ordinary(other="nowhere"), "other 'nowhere' does not exist"),
         (_ordinary(settings={"data.validation": "subject:robot"}), "is also trained on"),
         (_ordinary(settings={"data.limit": 9}), "data.limit = 9: there are only 4 pictures"),
+        (_ordinary(arms={"base": {"recipe": "tiny_lora"}}), "an arm cannot be called 'base'"),
+        (_ordinary(arms={"../a": {"recipe": "tiny_lora"}}), "'../a'"),
         (_ordinary(steps=[4, 4]), "the same number twice"),
         (_ordinary(training_seeds=[-1]), "training_seeds.0 = -1"),
         (_ordinary(subjects={"frog": {"settings": {}}}), "subjects.frog.settings"),

@@ -256,14 +256,14 @@ def test_joined_scores_are_the_evaluators_own(home: Path) -> None:
 
 
 def test_arms_are_told_apart_by_their_paired_difference(home: Path) -> None:
-    rescore(home, "dreambooth", "dino_i", 0.75)
-    assert "lora is within its uncertainty" in write_report(home).markdown.read_text()
+    unpaired = facts_of(home).lead("dreambooth", "lora", "dino_i")
+    assert isinstance(unpaired, Gain) and not unpaired.paired
     pair(home, "dreambooth", "lora", "dino_i", 0.01, 0.004)
     facts = facts_of(home)
     assert facts.lead("dreambooth", "lora", "dino_i") == Gain(0.01, 0.006, 0.014, paired=True)
     assert facts.lead("lora", "dreambooth", "dino_i") == Gain(-0.01, -0.014, -0.006, paired=True)
     text = write_report(home).html.read_text()
-    assert "dreambooth wins." in text and "+0.010 [+0.006, +0.014] ahead of it" in text
+    assert "Arm against arm" in text and "+0.010 better" in text
     pair(home, "dreambooth", "lora", "dino_i", -0.02, 0.01, ALL_SUBJECTS)
     assert facts_of(home).lead("dreambooth", "lora", "dino_i") == Gain(-0.02, -0.03, -0.01, paired=True)
 
@@ -358,8 +358,9 @@ def test_what_a_runs_own_scores_decided_is_told(home: Path) -> None:
             recorder.write("scores", {**known, "step": step, "value": value, "low": value - 0.1, "high": value + 0.1})
     (curves,) = facts_of(home).arm("lora").curves
     assert [(step, score.value) for step, score in curves.quality["quality"]] == [(50, 0.4), (75, 0.6), (100, 0.5)]
-    text = write_report(home).markdown.read_text()
+    written = write_report(home)
+    text = written.markdown.read_text()
     assert "lora: step 75 of 150 was kept; training stopped at step 150, as quality no longer rose" in text
     assert "overfitting showed at step 100: since step 75 subject fidelity rose, but diversity fell" in text
-    assert "Quality against steps: lora from 0.400 to 0.500" in text
+    assert "Quality against steps: lora from 0.400 to 0.500" in written.html.read_text()
     assert "dreambooth: step" not in text

@@ -47,7 +47,7 @@ def _kind(facts: Facts, outcome: Outcome) -> str:
     """How the differences that the sentences tell came to their intervals."""
     told = [outcome.gain]
     if outcome.winner is not None and outcome.second is not None:
-        told.append(facts.lead(outcome.winner.name, outcome.second.name, outcome.metric.name))
+        told.append(lead(facts, outcome.quality, outcome.winner, outcome.second))
     paired = [gain.paired for gain in told if isinstance(gain, Gain)]
     over = f", pooled over {len(facts.subjects)} subjects" if len(facts.subjects) > 1 else ""
     if paired and all(paired):
