@@ -145,7 +145,11 @@ class Desk:
                 raise _invalid(field, f"{field} = {adapter.name!r}: named twice")
         uses = tuple(AdapterUse(**adapter.model_dump()) for adapter in named)
         own = self.layout.places[model].kind == "lora" and here.fused != model
-        return (AdapterUse(model), *uses) if own and model not in (use.name for use in uses) else uses
+        if own and model not in (use.name for use in uses):
+            uses = (AdapterUse(model), *uses)
+        if len(uses) > self.limits.adapters:
+            raise _invalid("adapters", f"{len(uses)} adapters with the model's own: at most {self.limits.adapters}")
+        return uses
 
 
 def _invalid(param: str, message: str) -> Problem:

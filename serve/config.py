@@ -89,7 +89,7 @@ class Limits(Section):
     work: PositiveInt = Field(
         400, description="pixels x steps x n of a request, in denoising steps of one picture of the base's own size"
     )
-    adapters: Annotated[int, Field(ge=0, le=16)] = Field(4, description="adapters that one request may combine")
+    adapters: Annotated[int, Field(ge=0, le=16)] = Field(4, description="adapters of one picture, a LoRA model among them")
     body_bytes: Annotated[int, Field(ge=1024, le=2**24)] = 65_536
 
 
@@ -133,6 +133,10 @@ class ServeConfig(Section):
             raise ValueError(f"queue.pictures = {self.queue.pictures} is below limits.n = {self.limits.n}")
         if self.queue.work < self.limits.work:
             raise ValueError(f"queue.work = {self.queue.work} is below limits.work = {self.limits.work}")
+        if self.engine.max_resident < self.limits.adapters:
+            raise ValueError(
+                f"engine.max_resident = {self.engine.max_resident} is below limits.adapters = {self.limits.adapters}"
+            )
         return self
 
 

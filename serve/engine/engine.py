@@ -58,6 +58,7 @@ class Engine:
             require_mixable(name, one, base)
             self._residents.known[name] = one
         self._jobs: set[Job] = set()
+        self._without_adapters = 0  # requests that wait for theirs to be loaded
         self._counts = dict.fromkeys(("drawn", "failed", "abandoned"), 0)
         self._running = False
 
@@ -75,8 +76,12 @@ class Engine:
         self._places = Places.of({part: getattr(pipe, part) for part in prepare.PARTS})
         self._line = await asyncio.to_thread(Line, pipe, self.settings, list(self._residents.known.values()))
         self._running = True
-        for height, width in self._line.sizes:
-            await self.draw(PictureRequest("", seed=0, num_inference_steps=1, height=height, width=width))
+        try:
+            for height, width in self._line.sizes:
+                await self.draw(PictureRequest("", seed=0, num_inference_steps=1, height=height, width=width))
+        except BaseException:
+            await self.stop()
+            raise
         self._line.denoiser.forget_times()
         self._counts = dict.fromkeys(self._counts, 0)
 
@@ -113,7 +118,10 @@ class Engine:
         left_s = None if deadline is None else deadline - begun
         try:
             async with asyncio.timeout(left_s) as clock:
-                adapters = await self._residents.acquire([use.name for use in used])
+                adapters = await self._acquire([use.name for use in used])
+                if not self._running:
+                    self._residents.release([adapter.hash for adapter in adapters])
+                    raise EngineStopped("the engine was stopped before the picture was begun")
                 strengths = tuple(
                     Strength(adapter, use.scale, use.down, use.mid, use.up)
                     for adapter, use in zip(adapters, used, strict=True)
@@ -132,6 +140,13 @@ class Engine:
                 raise
             raise DeadlinePassed(f"not finished {left_s:.3g} s after it was asked for: give it more time") from None
 
+    async def _acquire(self, names: list[str]) -> list[Adapter]:
+        self._without_adapters += 1
+        try:
+            return await self._residents.acquire(names)
+        finally:
+            self._without_adapters -= 1
+
     async def add_adapter(self, name: str, artifact: Artifact) -> None:
         """Let requests name an artifact, and load it; pictures in flight go on. Raises UserError: it does not fit."""
         if name in self._residents.known or name == self.settings.fuse:
@@ -149,12 +164,15 @@ class Engine:
         self._residents.remove(name)
 
     def status(self) -> dict[str, Any]:
-        """Numbers for gauges: step_ms and occupancy are running means over about 20 steps."""
+        """Numbers for gauges, once started: step_ms and occupancy are running means over about 20 steps.
+
+        adapter_load_ms: from the file to the device; adapter_switch_ms: the last rearrangement of the UNet's layers.
+        """
         resident, denoiser = self._residents.resident, self._line.denoiser
         in_flight = denoiser.in_flight
         return {
             "in_flight": in_flight,
-            "waiting": max(len(self._jobs) - in_flight, 0),
+            "waiting": max(len(self._jobs) + self._without_adapters - in_flight, 0),
             "resident": [adapter.name for adapter in resident],
             "adapter_load_ms": {adapter.name: adapter.load_ms for adapter in resident},
             "adapter_loads": self._residents.loads,

@@ -66,7 +66,6 @@ def compile_blocks(
                 for rows in sorted({1, 2, 3, 2 * max_batch}):
                     lora.use(lora.masks([[Strength(one, 1.0)]] * rows, pipe.unet.conv_in.weight.device))
                     _call(pipe, rows, height, width)
-        lora.activate([])
     torch.compiler.set_stance("eager_on_recompile")
 
 

@@ -132,6 +132,13 @@ def test_what_is_refused(fields: dict[str, Any], status: int, param: str, messag
     assert len(refused.value.message) < 400
 
 
+def test_the_models_own_adapter_counts() -> None:
+    limits = Limits(adapters=1)
+    assert len(take(limits, model="dog").requests[0].adapters) == 1
+    with pytest.raises(Problem, match="2 adapters with the model's own: at most 1"):
+        take(limits, model="dog", adapters=[{"name": "toy"}])
+
+
 def test_the_range_of_sizes_follows_the_base() -> None:
     sdxl = Desk(Limits(), Layout(1024, LAYOUT.groups, LAYOUT.places))
     assert (sdxl.min_edge, sdxl.max_edge) == (256, 2048)

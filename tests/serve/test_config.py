@@ -39,6 +39,7 @@ def test_every_configuration_in_the_tree_is_read() -> None:
         ({"variants.a b": "x"}, "pattern"),
         ({"queue.pictures": 5}, "queue.pictures = 5 is below limits.n = 10"),
         ({"queue.work": 5}, "is below limits.work"),
+        ({"engine.max_resident": 3}, "engine.max_resident = 3 is below limits.adapters = 4"),
         ({"engine.dtype": "int8"}, "engine.dtype = 'int8'"),
         ({"port": 70000}, "port = 70000"),
         ({"queue.timeout_s": float("inf")}, "queue.timeout_s"),

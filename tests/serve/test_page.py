@@ -53,14 +53,10 @@ def _draw(seen: Visit, prompt: str) -> list[str]:
     page.fill("#prompt", prompt)
     page.fill("#steps", "6")
     page.press("#prompt", "Enter")
-    page.wait_for_function("document.querySelector('#draw').disabled")
-    page.wait_for_function(DRAWN, timeout=60_000)
-    return [
-        page.evaluate(
-            """async (image) => [...new Uint8Array(await (await fetch(image.src)).arrayBuffer())].join()""", image
-        )
-        for image in page.query_selector_all(".frame img")
-    ]
+    page.wait_for_selector("#draw:disabled")
+    page.wait_for_selector("#draw:not(:disabled)", timeout=60_000)
+    read = "async (image) => [...new Uint8Array(await (await fetch(image.src)).arrayBuffer())].join()"
+    return [page.evaluate(read, image) for image in page.query_selector_all(".frame img:not([hidden])")]
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
