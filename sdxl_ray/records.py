@@ -33,6 +33,9 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
     return pa.schema(fields, metadata={"sdxl_ray.records": str(FORMAT_VERSION)})
 
 
+#: The subject of a score that is joined over all of them.
+ALL_SUBJECTS = "all subjects"
+
 _WHOLE, _REAL, _TEXT = pa.int64(), pa.float64(), pa.string()
 
 #: Columns of every table. `step` counts optimizer steps from 1; step 0 is what was measured before the first one.
@@ -56,16 +59,23 @@ TABLES: dict[str, pa.Schema] = {
     # name, "real" (photos against each other) or "other" (another subject of the class). low, high: 95 % interval, null
     # where there is nothing to draw again. n: pictures behind the score. step: of the model. artifact: its hash, empty
     # for the base. seconds: drawing and scoring all of the model's pictures. split: "validation", "tune" or "final".
-    # metric "dino_i_gain": the model minus the base in `dino_i`, paired by prompt, seed and photo.
+    # metric "dino_i_gain": the model minus the base in `dino_i`, paired by prompt, seed and photo. split "final@8": the
+    # same prompts drawn with 8 denoising steps. subject ALL_SUBJECTS: over every subject of the comparison.
     "scores": _schema(
         step_=_WHOLE, model_=_TEXT, subject_=_TEXT, metric_=_TEXT, value_=_REAL, low=_REAL, high=_REAL, n_=_WHOLE,
         encoder=_TEXT, preprocessing=_TEXT, split_=_TEXT, artifact=_TEXT, seconds=_REAL,
     ),
+    # One row a metric and two models: `model` minus `against`, under the same prompts, seeds and photos.
+    "differences": _schema(
+        step_=_WHOLE, model_=_TEXT, against_=_TEXT, subject_=_TEXT, metric_=_TEXT, value_=_REAL, low=_REAL, high=_REAL,
+        n_=_WHOLE, split_=_TEXT,
+    ),
     # One row a picture. prompt: about the plain class, so that models can be laid side by side; purpose: "subject",
     # "class" or "real" (a held-out photo, seed counts them); path: relative to the folder that holds `records`.
+    # seconds: of drawing it, its share of its batch; null where it is not known.
     "pictures": _schema(
         step_=_WHOLE, model_=_TEXT, subject_=_TEXT, prompt_=_TEXT, seed_=_WHOLE, path_=_TEXT, purpose_=_TEXT,
-        split_=_TEXT,
+        split_=_TEXT, seconds=_REAL,
     ),
     # One row a request of a load test. phase: "run", or "search" for the highest rate under a bound. rate: queries/s, 0
     # where the scenario has none. index: order of arrival in its run. sample: of the library of (prompt, seed, steps).
@@ -90,6 +100,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "memory": ("step", "rank", "phase"),
     "timings": ("step", "name"),
     "scores": ("step", "model", "subject", "metric", "split"),
+    "differences": ("model", "against", "subject", "metric", "split"),
     "pictures": ("step", "model", "subject", "prompt", "seed", "purpose", "split"),
     "requests": ("arm", "phase", "scenario", "rate", "round", "index"),
 }
@@ -212,11 +223,19 @@ def read(folder: str | Path, table: str) -> pa.Table:
     parts = [_load(files, part) for _, part in _parts(files, path, table)]
     if not parts:
         return schema.empty_table()
-    rows = pa.concat_tables([part.select(schema.names).cast(schema) for part in parts])
+    rows = pa.concat_tables([_fitted(part, schema) for part in parts])
     keys = list(KEYS[table])
     order = rows.select(keys).append_column("row", pa.array(range(rows.num_rows), pa.int64()))
     last = order.group_by(keys).aggregate([("row", "max")])["row_max"]
     return rows.take(last).sort_by([(key, "ascending") for key in keys]).replace_schema_metadata(schema.metadata)
+
+
+def _fitted(part: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A part with the columns of today: one that was written before a column was added has nulls there."""
+    for field in schema:
+        if field.nullable and field.name not in part.column_names:
+            part = part.append_column(field, pa.nulls(part.num_rows, field.type))
+    return part.select(schema.names).cast(schema)
 
 
 def _table(name: str) -> pa.Schema:

@@ -36,7 +36,7 @@ def run(
     from sdxl_ray.experiment import load_experiment
 
     plan = load_experiment(experiment)
-    recipes = plan.recipes(parse_assignments(settings or []))
+    runs = plan.runs(parse_assignments(settings or []))
     if plan.load is not None and load:
         from serve.loadtest.generator import require_loadgen
 
@@ -55,11 +55,11 @@ def run(
             if plan.load is not None and load:
                 from serve.loadtest.comparison import load_arms
 
-                recipe = next(iter(recipes.values()))
+                recipe = runs[0].recipe
                 requests.extend(load_arms(plan.load, recipe, artifacts, home, address=address, on_row=progress.row))
 
         name = Path(experiment).stem
-        result = compare(name, plan, recipes, storage=storage, address=address, on_row=progress.row, then=put_load)
+        result = compare(name, plan, runs, storage=storage, address=address, on_row=progress.row, then=put_load)
     if json:
         scores = result.evaluation.scores if result.evaluation is not None else []
         report = str(result.report.html)

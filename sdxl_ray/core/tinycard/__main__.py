@@ -48,10 +48,10 @@ def measure(work: Path, *, tuning: bool = True) -> dict[str, Any]:
     reality, base = Reality(), Drawer()
     eye, clip = load_encoder("tiny-identity"), load_encoder("tiny-clip")
     made = json.loads((shipped.ROOT / MADE).read_text())
-    scores: dict[str, Any] = {"revision": shipped.revision(), "date": date.today().isoformat(), "made": made}
+    scores: dict[str, Any] = {"revision": shipped.index_revision(), "date": date.today().isoformat(), "made": made}
 
     def part(name: str, make: Callable[[], Any]) -> None:
-        file = work / f"{name}-{shipped.revision()[:12]}.json"
+        file = work / f"{name}-{shipped.index_revision()[:12]}.json"
         if not file.is_file():
             sys.stderr.write(f"measuring {name}\n")
             file.write_text(json.dumps(make()))
