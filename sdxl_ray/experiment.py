@@ -69,7 +69,6 @@ class Experiment(Section):
     prompts: str | None = Field(None, description="list to judge by: shipped name, .yaml or .txt; default: by base")
     seeds: PositiveInt = Field(4, description="pictures per prompt and model")
     class_pictures: Annotated[int, Field(ge=2)] = Field(16, description="pictures of the plain class per model")
-    load: LoadProfile | None = Field(None, description="load test of the base and every arm; null: none")
     steps: tuple[PositiveInt, ...] = Field(
         (), description="denoising steps to draw with besides: steps against quality"
     )
@@ -77,6 +76,7 @@ class Experiment(Section):
     other: str | None = Field(None, description="photos of another subject of the class: the floor of the scores")
     subjects: dict[Name, Taught] = Field({}, description="every arm is trained on each of them")
     training_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="every arm is trained with each")
+    load: LoadProfile | None = Field(None, description="load test of the base and every arm; null: none")
     arms: Annotated[dict[Name, Arm], Field(min_length=1)]
 
     @field_validator("arms")

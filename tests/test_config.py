@@ -16,6 +16,9 @@ from sdxl_ray.core.quality.prompts import load_prompts
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import load_experiment
 from sdxl_ray.space import load_space
+from serve.config import load as load_served
+from serve.loadtest.config import load_config
+from serve.loadtest.config import names as load_test_names
 from tests.cases import cases
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +64,16 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
     for path in spaces:
         assert load_space(path.stem) == load_space(str(ROOT / path)), path
     assert len(spaces) == 5
-    assert found == recipes | experiments | bench | prompts | spaces
+    load_tests = {path for path in found if path.parent == Path("serve/loadtest")}
+    assert {path.stem for path in load_tests} == set(load_test_names())
+    for path in load_tests:
+        assert load_config(path.stem, {}) == load_config(str(ROOT / path), {}), path
+    assert len(load_tests) == 2
+    served = {path for path in found if path.parent == Path("serve")}
+    for path in served:
+        assert load_served(path.stem) == load_served(str(ROOT / path)), path
+    assert len(served) == 1
+    assert found == recipes | experiments | bench | prompts | spaces | load_tests | served
 
 
 @pytest.mark.parametrize("name", names())

@@ -67,7 +67,7 @@ def run(
         if requests:
             from serve.loadtest.table import plain
 
-            found["load"] = plain(requests, plan.load.bound if plan.load else None)
+            found["load"] = plain(requests)
         print_json(found)
         return
     typer.echo(result.table().text())
@@ -78,7 +78,7 @@ def run(
     if requests:
         from serve.loadtest.table import describe as describe_load
 
-        typer.echo(f"\n{describe_load(requests, plan.load.bound if plan.load else None)}\n")
+        typer.echo(f"\n{describe_load(requests)}\n")
     for row in result.rows:
         typer.echo(f"artifact  {row['artifact']}")
     typer.echo(f"pictures  {result.grid}\nreport    {result.report.html}")

@@ -44,7 +44,7 @@ def run(
     with libraries_on_stderr(), Progress(sys.stderr) as progress:
         rows = run_load_test(test, home, on_row=progress.row)
     if json:
-        print_json({**plain(rows, test.bound), "records": str(home / "records")})
+        print_json({**plain(rows), "records": str(home / "records")})
         return
-    typer.echo(describe(rows, test.bound))
+    typer.echo(describe(rows))
     typer.echo(f"\nrecords   {home / 'records'}")

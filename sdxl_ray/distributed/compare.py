@@ -33,8 +33,7 @@ from sdxl_ray.report.source import ArmCard, ComparisonCard
 from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
-#: `then(folder, artifacts)` adds records to the comparison's folder before the report is made of them; it gets the
-#: artifact of each arm's first run.
+#: `then(folder, artifact of each arm's first run)` adds records to the folder before the report is made of them.
 Then = Callable[[Path, dict[str, Artifact]], None]
 
 COLUMNS = (
@@ -102,8 +101,8 @@ def compare(
     if judged is not None:
         card = card.model_copy(update={"settings": judged.drawing})
     card.write(home)
-    firsts = {arm: next(a for run, a in zip(runs, artifacts, strict=True) if run.arm == arm) for arm in experiment.arms}
-    then(home, firsts)
+    first = {run.arm: artifact for run, artifact in reversed(list(zip(runs, artifacts, strict=True)))}
+    then(home, {arm: first[arm] for arm in experiment.arms})
     on_row({"kind": "phase", "name": "writing the report"})
     report = write_report(home)
     place.put_folder(home)

@@ -172,15 +172,27 @@ def kept_bound(rows: Sequence[Row], p99_ms: float) -> bool:
     return percentile(np.array([row["latency_ms"] for row in rows]), 99) <= p99_ms
 
 
-def highest_rates(rows: Iterable[Row], p99_ms: float) -> dict[str, float | None]:
-    """For each arm of a search the highest rate that kept the bound, None when none did."""
-    probes: dict[tuple[str, float], list[Row]] = {}
+@dataclass(frozen=True)
+class Highest:
+    """What a search found for one arm: the bound of p99, and the highest rate tried that kept it (None: none did)."""
+
+    arm: str
+    bound_ms: float
+    rate: float | None
+    probes: int
+    queries: int
+
+
+def highest_rates(rows: Iterable[Row]) -> list[Highest]:
+    """The searches' outcome, arm by arm."""
+    probes: dict[str, dict[float, list[Row]]] = {}
     for row in rows:
         if row["phase"] == "search":
-            probes.setdefault((row["arm"], row["rate"]), []).append(row)
-    found: dict[str, float | None] = {}
-    for (arm, rate), asked in probes.items():
-        best = found.setdefault(arm, None)
-        if kept_bound(asked, p99_ms) and (best is None or rate > best):
-            found[arm] = rate
+            probes.setdefault(row["arm"], {}).setdefault(row["rate"], []).append(row)
+    found = []
+    for arm, by_rate in probes.items():
+        asked = next(iter(by_rate.values()))
+        bound = asked[0]["bound_ms"]
+        held = [rate for rate, answers in by_rate.items() if kept_bound(answers, bound)]
+        found.append(Highest(arm, bound, max(held, default=None), len(by_rate), len(asked)))
     return found

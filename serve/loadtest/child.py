@@ -166,9 +166,6 @@ def _settings(run: dict[str, Any]) -> Any:
     settings.min_duration_ms = 0
     settings.server_target_qps = settings.offline_expected_qps = run["rate"] or 1.0
     settings.qsl_rng_seed = settings.sample_index_rng_seed = settings.schedule_rng_seed = run["seed"]
-    if run["scenario"] == "offline":  # one query of so many samples
-        settings.offline_expected_qps = 1.0
-        settings.min_query_count = settings.max_query_count = run["queries"]
     return settings
 
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -62,29 +63,28 @@ class Generator:
 
         Blocks until every request is answered or has failed.
         """
-        arm = self._settings.arms[run.arm]
-        answer = self._ask(
-            {
-                "scenario": run.scenario,
-                "rate": run.rate,
-                "queries": run.queries,
-                "seed": run.seed,
-                "payloads": payloads(self._settings, arm, self._samples),
-                "concurrency": self._settings.concurrency,
-                "timeout_s": self._settings.timeout_s,
-                "logs": None if self._logs is None else str(self._logs / run.folder),
-            }
-        )
+        answer = self._drive(run, None if self._logs is None else self._logs / run.folder)
         return [self._row(run, place, found, answer) for place, found in enumerate(answer["requests"])]
 
     def warm(self, run: Run, count: int) -> None:
         """Send `count` requests of the arm one after another; every model of it at least once. Nothing is recorded."""
         turns = len(self._settings.arms[run.arm].model)
         if count:
-            warm = Run(run.arm, run.phase, "singlestream", 0.0, run.round, max(count, turns), run.seed)
-            logs, self._logs = self._logs, None
-            self.run(warm)
-            self._logs = logs
+            self._drive(replace(run, scenario="singlestream", rate=0.0, queries=max(count, turns)), None)
+
+    def _drive(self, run: Run, logs: Path | None) -> dict[str, Any]:
+        return self._ask(
+            {
+                "scenario": run.scenario,
+                "rate": run.rate,
+                "queries": run.queries,
+                "seed": run.seed,
+                "payloads": payloads(self._settings, self._settings.arms[run.arm], self._samples),
+                "concurrency": self._settings.concurrency,
+                "timeout_s": self._settings.timeout_s,
+                "logs": None if logs is None else str(logs),
+            }
+        )
 
     def _row(self, run: Run, place: int, found: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
         sample = self._samples[found["sample"]]
@@ -100,6 +100,7 @@ class Generator:
             "seed": sample.seed,
             "steps": sample.steps,
             "deployment": self._settings.deployment,
+            "bound_ms": self._settings.bound.p99_ms if run.phase == "search" and self._settings.bound else None,
             "generator_cpu": answer["generator_cpu"],
         }
 

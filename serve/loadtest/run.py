@@ -53,25 +53,26 @@ def run_load_test(settings: LoadTest, home: Path, *, on_row: OnRow) -> list[Row]
 def claim(home: Path, identity: str) -> None:
     """Make the folder this load test's. Raises UserError when it is another's, or cannot be made."""
     path = home / CARD
+    if home.is_dir() and (before := identity_of(home)) is not None:
+        if before != identity:
+            raise UserError(f"{str(home)!r} holds the rows of another load test: give another folder, --out DIR")
+        return
     try:
         home.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            if identity_of(home) != identity:
-                raise UserError(f"{str(home)!r} holds the rows of another load test: give another folder, --out DIR")
-            return
         beside = path.with_suffix(".partial")
         beside.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
         beside.rename(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{str(home)!r} cannot hold a load test: {error}") from None
+    except OSError as error:
+        raise UserError(f"{str(home)!r} cannot hold a load test: {error.strerror}") from None
 
 
 def identity_of(home: Path) -> str | None:
-    """Whose rows a folder holds; None when no load test has claimed it. Raises ValueError for a damaged card."""
+    """Whose rows a folder holds; None when no load test has claimed it. Raises UserError for a damaged card."""
     path = home / CARD
-    return str(json.loads(path.read_text(encoding="utf-8"))["identity"]) if path.is_file() else None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["identity"]) if path.is_file() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{str(path)!r} is damaged: delete it and the requests-*.parquet beside it") from None
 
 
 class _Test:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sdxl_ray.display.table import Column, Table
-from sdxl_ray.loadprofile import Bound
 from sdxl_ray.report.latencies import ENOUGH_FOR_P99, Estimate, Summary, highest_rates, summaries
 
 Row = dict[str, Any]
@@ -27,14 +27,13 @@ COLUMNS = (
 )
 
 
-def describe(rows: Sequence[Row], bound: Bound | None) -> str:
+def describe(rows: Sequence[Row]) -> str:
     """A table, and what has to be said about it."""
     found = summaries(rows)
     lines = [Table(COLUMNS, [_row(summary) for summary in found]).text(), ""]
-    if bound is not None:
-        for arm, rate in highest_rates(rows, bound.p99_ms).items():
-            what = f"{rate:g} queries/s" if rate is not None else "no rate that was tried"
-            lines.append(f"{arm}: p99 stays at or under {bound.p99_ms:g} ms up to {what}.")
+    for best in highest_rates(rows):
+        what = f"{best.rate:g} queries/s" if best.rate is not None else "no rate that was tried"
+        lines.append(f"{best.arm}: p99 stays at or under {best.bound_ms:g} ms up to {what}.")
     if any(summary.answered < ENOUGH_FOR_P99 for summary in found):
         lines.append(f"* a p99 of fewer than {ENOUGH_FOR_P99} answered requests shows little.")
     shares = ", ".join(sorted({summary.deployment for summary in found}))
@@ -48,13 +47,13 @@ def describe(rows: Sequence[Row], bound: Bound | None) -> str:
     return "\n".join(lines)
 
 
-def plain(rows: Iterable[Row], bound: Bound | None) -> dict[str, Any]:
+def plain(rows: Iterable[Row]) -> dict[str, Any]:
     """The same as plain data."""
     rows = list(rows)
-    told: dict[str, Any] = {"arms": [_plain(summary) for summary in summaries(rows)]}
-    if bound is not None:
-        told["highest_rate"] = {"p99_ms": bound.p99_ms, "rates": highest_rates(rows, bound.p99_ms)}
-    return told
+    return {
+        "arms": [_plain(summary) for summary in summaries(rows)],
+        "highest_rates": [asdict(best) for best in highest_rates(rows)],
+    }
 
 
 def _row(summary: Summary) -> Row:

@@ -12,7 +12,9 @@ from sdxl_ray.report.latencies import (
     ENOUGH_FOR_P99,
     Condition,
     Estimate,
+    Highest,
     Summary,
+    highest_rates,
     percentile,
     ratio,
     summaries,
@@ -45,6 +47,9 @@ def section(facts: Facts) -> Section:
     rates = _against_rate(found, how)
     if rates is not None:
         blocks.append(rates)
+    best = highest_rates(facts.requests)
+    if best:
+        blocks.append(_highest(best))
     blocks += [_parts(found), _same_weights(facts, found)]
     return Section("latency", "Latency under load", lead, tuple(blocks))
 
@@ -201,12 +206,27 @@ def _rates(found: Sequence[Summary], percent: int, how: dict[str, Look]) -> Pane
     return Panel(f"p{percent} against rate", svg, f"p{percent} of latency against rate: {said}", table)
 
 
+def _highest(found: Sequence[Highest]) -> DataTable:
+    rows = tuple(
+        (
+            Cell(best.arm, tone="strong"),
+            Cell(f"{best.bound_ms:g}", number=True),
+            Cell("none that was tried", tone="muted") if best.rate is None else Cell(f"{best.rate:g}", number=True),
+            Cell(str(best.probes), number=True),
+            Cell(str(best.queries), number=True, note=_SMALL if best.queries < ENOUGH_FOR_P99 else ""),
+        )
+        for best in found
+    )
+    titles = ("arm", "p99 at most, ms", "queries/s", "rates tried", "queries each")
+    return DataTable("The highest rate that was answered whole with p99 within the bound.", titles, rows)
+
+
 def _same_weights(facts: Facts, found: Sequence[Summary]) -> Paragraph:
     """Whether what was loaded is what was scored, by the artifacts' hashes."""
     served = {summary.arm: summary.artifacts for summary in found}
-    scored = {arm.name: tuple(sorted(set(arm.hashes))) for arm in facts.arms} | {BASE: ("",)}
+    scored = {arm.name: set(arm.hashes) for arm in facts.arms} | {BASE: {""}}
     known = [name for name in served if name in scored and served[name]]
-    other = [name for name in known if served[name] != scored[name]]
+    other = [name for name in known if not scored[name].issuperset(served[name])]
     if other:
         return Paragraph(f"Another artifact than the scored one was put under load for {joined(other)}.", tone="bad")
     if not known:

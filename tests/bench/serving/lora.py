@@ -30,7 +30,7 @@ def random_lora(folder: Path, unet: Any, base: Base, rank: int, seed: int) -> Ar
         for name, weight in get_peft_model_state_dict(unet, adapter_name="made").items()
     }
     config = unet.peft_config["made"].to_dict()
-    unet.delete_adapters("made")
+    unet.unload_lora()  # the layers themselves, not wrapped in what would add nothing
     folder.mkdir(parents=True)
     StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=weights, unet_lora_adapter_metadata=config)
     recipe = load("tiny_lora").model_copy(update={"base": base})

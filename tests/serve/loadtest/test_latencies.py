@@ -118,5 +118,6 @@ def test_a_rate_holds_when_nothing_is_shed_and_p99_is_under_the_bound() -> None:
     assert not kept_bound([*rows, row("base", 11, 1.0, status=429)], 1000)
     rows += [row("base", i, 500.0, phase="search", rate=4.0) for i in range(5)]
     rows += [row("lora", i, 500.0, phase="search", rate=4.0) for i in range(5)]
-    assert highest_rates(rows, 100) == {"base": 2.0, "lora": None}
+    found = highest_rates([{**r, "bound_ms": 100.0} for r in rows])
+    assert [(best.arm, best.rate, best.probes) for best in found] == [("base", 2.0, 2), ("lora", None, 1)]
     assert summaries(rows) == []
