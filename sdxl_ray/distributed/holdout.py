@@ -52,5 +52,7 @@ def final_photos(space: Space, home: Path, artifact: Artifact) -> tuple[Photo, .
 
 def _keep(folder: Path, photos: list[Photo]) -> Path:
     for number, photo in enumerate(photos):
-        save_png(photo.picture, folder / f"{number}.png", {"photo": photo.name})
+        path = folder / f"{number}.png"
+        if not path.is_file():  # other bytes would be other photos to the runs that go on
+            save_png(photo.picture, path, {"photo": photo.name})
     return folder
