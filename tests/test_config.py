@@ -47,7 +47,7 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
     for path in experiments:
         assert load_experiment(path.stem) == load_experiment(str(ROOT / path)), path
         assert load_experiment(path.stem).runs({}), path
-    assert len(experiments) == 1
+    assert len(experiments) == 3
     prompts = {path for path in found if path.parent == Path("sdxl_ray/recipes/prompts")}
     for path in prompts:
         assert load_prompts(path.stem) == load_prompts(str(ROOT / path)), path
