@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.config import Recipe
 from sdxl_ray.search import Trial
-from sdxl_ray.space import Choice, Int, LogUniform, Space
+from sdxl_ray.space import Choice, Int, LogUniform, Mode, Space
 
 if TYPE_CHECKING:
     import optuna
@@ -65,18 +65,16 @@ def study_of(space: Space, trials: Sequence[Trial]) -> optuna.Study:
 def add(study: optuna.Study, space: Space, trial: Trial) -> None:
     """Tell a study of a trial that was not its own proposal; one outside the space's bounds is left out."""
     import optuna
-    from optuna.trial import TrialState
 
     found = {path: distribution(space.parameters[path]) for path in trial.parameters if path in space.parameters}
     values = {path: encoded(space.parameters[path], trial.parameters[path]) for path in found}
     if not all(_contains(found[path], value) for path, value in values.items()):
         return
-    scores = final_scores(space, trial)
-    done = trial.state == "finished" and scores is not None
+    state, scores = outcome(space, trial)
     study.add_trial(
         optuna.trial.create_trial(
-            state=TrialState.COMPLETE if done else TrialState.PRUNED if len(space.metric) == 1 else TrialState.FAIL,
-            values=scores if done else None,
+            state=state,
+            values=scores,
             params=values,
             distributions=found,
             intermediate_values=intermediate(space, trial),
@@ -91,10 +89,14 @@ def intermediate(space: Space, trial: Trial) -> dict[int, float]:
     return {look.step: look.metrics[space.metric[0]] for look in trial.looks if space.metric[0] in look.metrics}
 
 
-def final_scores(space: Space, trial: Trial) -> list[float] | None:
-    """The last score of every metric of the space; None when one is missing."""
-    scores = [trial.score(name) for name in space.metric]
-    return None if any(score is None for score in scores) else [float(score) for score in scores if score is not None]
+def outcome(space: Space, trial: Trial) -> tuple[optuna.trial.TrialState, list[float] | None]:
+    """How a trial ended in Optuna's words, and its last scores. Nothing is pruned where there are several metrics."""
+    from optuna.trial import TrialState
+
+    scores = [score for name in space.metric if (score := trial.score(name)) is not None]
+    if trial.state == "finished" and len(scores) == len(space.metric):
+        return TrialState.COMPLETE, scores
+    return TrialState.PRUNED if len(space.metric) == 1 else TrialState.FAIL, None
 
 
 def propose(space: Space, recipe: Recipe, asked: optuna.Trial) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def encoded(parameter: Any, value: Any) -> Any:
     return json.dumps(value) if isinstance(parameter, Choice) else value
 
 
-def importance(space: Space, trials: Sequence[Trial], metric: str) -> dict[str, float] | None:
+def importance(space: Space, trials: Sequence[Trial], metric: str, mode: Mode) -> dict[str, float] | None:
     """Path -> share of what decides whether a trial is among the best, by PED-ANOVA (arXiv 2304.10255).
 
     Of the last scores of finished and stopped trials, stopped ones included because they are most of a search. None for
@@ -126,7 +128,7 @@ def importance(space: Space, trials: Sequence[Trial], metric: str) -> dict[str, 
     import optuna
 
     known = [t for t in trials if t.state in ("finished", "stopped") and math.isfinite(t.score(metric) or math.nan)]
-    study = _empty(["maximize" if space_mode(space, metric) == "max" else "minimize"])
+    study = _empty(["maximize" if mode == "max" else "minimize"])
     for trial in known:
         found = {path: distribution(space.parameters[path]) for path in trial.parameters if path in space.parameters}
         values = {path: encoded(space.parameters[path], trial.parameters[path]) for path in found}
@@ -137,13 +139,6 @@ def importance(space: Space, trials: Sequence[Trial], metric: str) -> dict[str, 
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {str(path): float(share) for path, share in shares.items()}
-
-
-def space_mode(space: Space, metric: str) -> str:
-    """The way that is good for a metric, whether it was searched by or only reported."""
-    from sdxl_ray.space import METRICS
-
-    return space.modes.get(metric) or METRICS[metric]
 
 
 def _empty(directions: list[str], by: optuna.samplers.BaseSampler | None = None) -> optuna.Study:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sdxl_ray.errors import UserError
 from sdxl_ray.records import Recorder, read
 from sdxl_ray.schema_errors import first_problem
-from sdxl_ray.space import Mode, Space
+from sdxl_ray.space import METRICS, Mode, Space
 
 CARD = "search.json"
 BEST = "best.yaml"
@@ -105,6 +105,16 @@ class SearchCard(BaseModel):
     recipe: dict[str, Any]
     environment: dict[str, Any] = {}
     verdict: Verdict | None = None
+
+    @property
+    def metric(self) -> str:
+        """What names one winner: the space's metric, or the composite where there are several."""
+        return self.space.metric[0] if len(self.space.metric) == 1 else "quality"
+
+    @property
+    def mode(self) -> Mode:
+        """The way that is good for it."""
+        return self.space.modes.get(self.metric) or METRICS[self.metric]
 
     def write(self, folder: Path) -> None:
         """Write the card, beside and renamed."""

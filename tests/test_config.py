@@ -64,6 +64,8 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
     for path in spaces:
         assert load_space(path.stem) == load_space(str(ROOT / path)), path
     assert len(spaces) == 5
+    planted = {Path("tests/distributed/planted.yaml")}  # a space whose rates diverge
+    assert all(load_space(str(ROOT / path)) for path in planted)
     load_tests = {path for path in found if path.parent == Path("serve/loadtest")}
     assert {path.stem for path in load_tests} == set(load_test_names())
     for path in load_tests:
@@ -73,7 +75,7 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
     for path in served:
         assert load_served(path.stem) == load_served(str(ROOT / path)), path
     assert len(served) == 1
-    assert found == recipes | experiments | bench | prompts | spaces | load_tests | served
+    assert found == recipes | experiments | bench | prompts | spaces | load_tests | served | planted
 
 
 @pytest.mark.parametrize("name", names())

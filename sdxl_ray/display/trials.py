@@ -38,8 +38,9 @@ class TrialsProgress(Progress):
         self._rows[row["trial"]] = dict(row)
         if (before.get("state"), before.get("step")) != (row["state"], row["step"]):
             self._tell(row)
-            ended = sum(one["state"] != "running" for one in self._rows.values())
-            self._advance("searching", ended, self._state.total)
+            if self._state.name == "searching":  # before it, rows are what earlier sessions did
+                ended = sum(one["state"] != "running" for one in self._rows.values())
+                self._advance("searching", ended, self._state.total)
 
     def _tell(self, row: Mapping[str, Any]) -> None:
         if self._console.is_terminal:

@@ -33,8 +33,8 @@ def conclude(card: SearchCard, home: Path, trials: list[Trial], on_row: OnRow) -
     Raises RunError when no trial finished.
     """
     space, recipe = card.space, parse(card.recipe)
-    metric = ranked_by(card)
-    winner = best(trials, metric, space.modes.get(metric) or METRICS[metric])
+    metric = card.metric
+    winner = best(trials, metric, card.mode)
     if winner is None:
         errors = [trial.error for trial in trials if trial.error]
         why = f": {errors[0]}" if errors else ", the budget ended before"
@@ -52,11 +52,6 @@ def conclude(card: SearchCard, home: Path, trials: list[Trial], on_row: OnRow) -
     if not space.scored or recipe.data.known_class is None or recipe.data.subject is None:
         return Verdict(winner=winner.number, beats_default=False, sentence=_unjudged(metric, winner, default))
     return _judge(card, home, recipe, winner, default, on_row)
-
-
-def ranked_by(card: SearchCard) -> str:
-    """The metric that names one winner: the space's, or the composite where there are several."""
-    return card.space.metric[0] if len(card.space.metric) == 1 else "quality"
 
 
 def _unjudged(metric: str, winner: Trial, default: Trial) -> str:
@@ -85,9 +80,9 @@ def _judge(card: SearchCard, home: Path, recipe: Recipe, winner: Trial, default:
         found.record(recorder)
     rows = [row for row in found.differences if (row["model"], row["against"]) == (TUNED, DEFAULT)]
     gain = quality_gain(found, settings.split, TUNED, DEFAULT, settings.clip)
-    if gain is not None:
+    if gain is not None and rows:
         rows.insert(0, {**rows[0], "metric": "quality", **asdict(gain)})
-    return verdict(rows, ranked_by(card), winner.number)
+    return verdict(rows, card.metric, winner.number)
 
 
 def verdict(rows: list[dict[str, Any]], metric: str, winner: int) -> Verdict:

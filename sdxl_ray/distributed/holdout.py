@@ -16,14 +16,21 @@ from sdxl_ray.space import Space
 _FOLDER = "photos"
 
 
+def scored(space: Space, recipe: Recipe) -> Recipe:
+    """The recipe with scores on the tune split, or with none where the space asks for none."""
+    if not space.scored:
+        return override(recipe, {"evaluation.scores": "never"})
+    return override(recipe, {"evaluation.scores": "always", "evaluation.split": "tune"})
+
+
 def trial_recipe(space: Space, recipe: Recipe, home: Path, on_row: Callable[[dict[str, Any]], None]) -> Recipe:
     """The recipe that trials start from: scored on the tune split, by the photos of `<home>/photos/tune`.
 
     Photos are divided where `data.validation` names enough of them and `final.photos` names no others.
     """
     if not space.scored:
-        return override(recipe, {"evaluation.scores": "never"})
-    changes: dict[str, Any] = {"evaluation.scores": "always", "evaluation.split": "tune"}
+        return scored(space, recipe)
+    changes: dict[str, Any] = {}
     if space.final.photos is None and recipe.data.validation is not None:
         photos = sorted(load_photos(recipe.data.validation, "data.validation"), key=lambda photo: photo.key)
         if len(photos) >= 2 * LEAST_PHOTOS:
@@ -32,7 +39,7 @@ def trial_recipe(space: Space, recipe: Recipe, home: Path, on_row: Callable[[dic
     if space.final.photos is None and "data.validation" not in changes:
         text = "final differs from tune by prompts and seeds; by photos too with 4 in data.validation, or final.photos"
         on_row({"kind": "note", "text": text})
-    return override(recipe, changes)
+    return override(scored(space, recipe), changes)
 
 
 def final_photos(space: Space, home: Path, artifact: Artifact) -> tuple[Photo, ...]:
@@ -45,5 +52,7 @@ def final_photos(space: Space, home: Path, artifact: Artifact) -> tuple[Photo, .
 
 def _keep(folder: Path, photos: list[Photo]) -> Path:
     for number, photo in enumerate(photos):
-        save_png(photo.picture, folder / f"{number}.png", {"photo": photo.name})
+        path = folder / f"{number}.png"
+        if not path.is_file():  # other bytes would be other photos to the runs that go on
+            save_png(photo.picture, path, {"photo": photo.name})
     return folder

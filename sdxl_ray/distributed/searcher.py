@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 from ray.tune import Stopper
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
@@ -63,10 +62,8 @@ class Proposer(Searcher):  # type: ignore[misc]  # Ray is untyped
             return
         for step, value in proposals.intermediate(self._space, trial).items():
             asked.report(value, step)
-        scores = proposals.final_scores(self._space, trial)
-        done = trial.state == "finished" and scores is not None
-        lost = TrialState.PRUNED if len(self._space.metric) == 1 else TrialState.FAIL
-        self._study.tell(asked, scores if done else None, TrialState.COMPLETE if done else lost)
+        state, scores = proposals.outcome(self._space, trial)
+        self._study.tell(asked, scores, state)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """See `on_trial_result`."""

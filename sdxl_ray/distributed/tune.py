@@ -18,14 +18,14 @@ from typing import Any
 
 import ray
 
-from sdxl_ray.config import Recipe
+from sdxl_ray.config import Recipe, parse
 from sdxl_ray.core.preflight import preflight
 from sdxl_ray.core.runfolder import scan_pictures
 from sdxl_ray.distributed.chronicle import Chronicle
 from sdxl_ray.distributed.cluster import connected, gpus_per_worker
 from sdxl_ray.distributed.environment import environment
 from sdxl_ray.distributed.finale import conclude
-from sdxl_ray.distributed.holdout import trial_recipe
+from sdxl_ray.distributed.holdout import scored, trial_recipe
 from sdxl_ray.distributed.searcher import Budget, Clock, Halving, Proposer
 from sdxl_ray.distributed.stream import streams
 from sdxl_ray.distributed.trial import run_trial
@@ -37,6 +37,8 @@ from sdxl_ray.space import Space
 
 OnRow = Callable[[dict[str, Any]], None]
 
+#: What may be other in a search that goes on: settings of the recipe are compared by themselves.
+_MAY_CHANGE = ("budget", "final", "description", "settings")
 #: Deaths of a trial's process that it survives; it goes on from its checkpoint.
 _RETRIES = 2
 #: Ray Tune's defaults that are wrong here: its own log files, a working folder that breaks relative paths, a handler
@@ -82,13 +84,14 @@ def search(
     space.check(recipe)
     preflight(recipe, "cuda")
     if not streams(recipe):
-        scan_pictures(recipe)
+        scan_pictures(scored(space, recipe))
     home = (Path(storage) / name).absolute()
-    card = _open(space, recipe, home, name, resume)
+    card = _card(space, recipe, home, name, resume)
     trials = read_trials(home)
     on_row({"kind": "phase", "name": "connecting to Ray", "done": 0, "total": 0})
     with connected(address, recipe.parallel.workers[1] * recipe.resources.cpus_per_worker):
         at_once, resources = _room(recipe)
+        _write(card, home)
         for trial in trials:
             on_row({"kind": "trial", **trial.row(), "metrics": trial.metrics})
         _run(card, trial_recipe(space, recipe, home, on_row), home, trials, at_once, resources, on_row)
@@ -99,35 +102,36 @@ def search(
     return SearchResult(home, trials, home / BEST, verdict, write_report(home))
 
 
-def _open(space: Space, recipe: Recipe, home: Path, name: str, resume: bool) -> SearchCard:
-    """The card of a new search, or of the one to go on with; its budget may have grown, all else must be the same."""
-    mine = SearchCard(
-        name=name,
-        space=space,
-        recipe=recipe.model_dump(mode="json"),
-        environment=environment("optuna").model_dump(mode="json"),
-    )
+def _card(space: Space, recipe: Recipe, home: Path, name: str, resume: bool) -> SearchCard:
+    """The card of this search. Raises UserError where another one is in its folder; a budget may have changed."""
     if (home / CARD).is_file():
         there = SearchCard.open(home)
         for field in Space.model_fields:
-            if field not in ("budget", "final", "description") and getattr(there.space, field) != getattr(space, field):
+            if field not in _MAY_CHANGE and getattr(there.space, field) != getattr(space, field):
                 raise UserError(
                     f"search folder {str(home)!r} was made by another space ({field} differs): give another --name"
                 )
-        if there.recipe != mine.recipe:
+        if parse(there.recipe).identity != recipe.identity:
             raise UserError(f"search folder {str(home)!r} began with another recipe: give another --name")
     elif resume:
         raise UserError(f"no search to resume in {str(home)!r}: check --storage and --name, or leave --resume out")
     elif home.is_dir() and any(home.iterdir()):
         raise UserError(f"{str(home)!r} is not empty and not a search: give another --name")
+    return SearchCard(
+        name=name,
+        space=space,
+        recipe=recipe.model_dump(mode="json"),
+        environment=environment("optuna").model_dump(mode="json"),
+    )
+
+
+def _write(card: SearchCard, home: Path) -> None:
     try:
         home.mkdir(parents=True, exist_ok=True)
-        mine.write(home)
+        card.write(home)
     except OSError as error:
-        raise UserError(
-            f"search folder {str(home)!r} cannot be made: {error.strerror}; give another --storage"
-        ) from None
-    return mine
+        where = f"search folder {str(home)!r} cannot be made"
+        raise UserError(f"{where}: {error.strerror}; give another --storage") from None
 
 
 def _room(recipe: Recipe) -> tuple[int, dict[str, float]]:

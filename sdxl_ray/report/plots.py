@@ -189,7 +189,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Strand:
-    """One line across the uprights, heights in 0..1; None where it has no such value. strong: drawn over the others."""
+    """One line across the uprights, heights in 0..1; it passes those by where it has None. strong: drawn on top."""
 
     name: str
     how: Look
@@ -204,11 +204,13 @@ def parallel(uprights: Sequence[Axis], strands: Sequence[Strand]) -> str:
         for place, upright in enumerate(uprights):
             axes.axvline(place, color=_RULE, linewidth=1, zorder=0)
             for height, text in upright.ticks:
-                axes.annotate(text, (place, height), fontsize=9, color=_SOFT, ha="center", va="center")
+                beside = 0 <= height <= 1  # the choices; bounds stand above and below
+                axes.annotate(text, (place, height), xytext=(6 if beside else 0, 0), textcoords="offset points",
+                              fontsize=9, color=_SOFT, ha="left" if beside else "center", va="center")  # fmt: skip
         shown: set[str] = set()
         for strand in sorted(strands, key=lambda strand: strand.strong):
-            heights = [float("nan") if height is None else height for height in strand.heights]
-            axes.plot(range(len(heights)), heights, color=strand.how.colour, linestyle=strand.how.dash,
+            known = [(place, height) for place, height in enumerate(strand.heights) if height is not None]
+            axes.plot(*zip(*known, strict=True), color=strand.how.colour, linestyle=strand.how.dash,
                       marker=strand.how.marker, markersize=4 + 2 * strand.strong, linewidth=2.6 if strand.strong else 1,
                       alpha=1 if strand.strong else 0.45,
                       label=strand.name if strand.name not in shown else None)  # fmt: skip

@@ -30,11 +30,6 @@ class Searched:
     pictures: tuple[Row, ...]
 
     @property
-    def metric(self) -> str:
-        """What names one winner."""
-        return self.card.space.metric[0] if len(self.card.space.metric) == 1 else "quality"
-
-    @property
     def modes(self) -> dict[str, Mode]:
         """The metrics of the front: those of the space, or subject against prompt where it has one."""
         if len(self.card.space.metric) > 1:
@@ -44,7 +39,7 @@ class Searched:
     @property
     def winner(self) -> Trial | None:
         """The trial behind `best.yaml`."""
-        return best(self.trials, self.metric, self.mode(self.metric))
+        return best(self.trials, self.card.metric, self.card.mode)
 
     @property
     def front(self) -> list[Trial]:
@@ -56,13 +51,9 @@ class Searched:
         """Trials with an artifact."""
         return finished(self.trials)
 
-    def mode(self, metric: str) -> Mode:
-        """The way that is good."""
-        return self.card.space.modes.get(metric) or METRICS[metric]
-
     def importance(self) -> dict[str, float] | None:
         """Shares of the parameters, or None for too few trials."""
-        return importance(self.card.space, self.trials, self.metric)
+        return importance(self.card.space, self.trials, self.card.metric, self.card.mode)
 
     def label(self, trial: Trial) -> str:
         """`trial 7`, or that it is the recipe as it was."""

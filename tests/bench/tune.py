@@ -2,7 +2,7 @@
 
     python tests/bench/tune.py rate --trials 6                       # the same trials, searched and one by one
     python tests/bench/tune.py searchers --seeds 0 1 2               # equal training steps, several seeds
-    python tests/bench/tune.py proof --subjects robot frog           # tuned against default on the final split
+    python tests/bench/tune.py proof --subjects mushroom penguin         # tuned against default on the final split
 
 `searchers` and `proof` keep what they have done in `--storage`: the same command goes on. `proof` reads the searches of
 `searchers` where they are the same. Nothing here fails on a time or a score.
@@ -27,6 +27,7 @@ from sdxl_ray.config import Recipe, override
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.display.units import seconds_text
 from sdxl_ray.search import SearchCard, Trial, better, finished, progress, read_trials, steps_taken
+from sdxl_ray.tiny.catalog import SUBJECTS
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("what", choices=("rate", "searchers", "proof"))
     parser.add_argument("--space", default="tiny_lora", help="space of every search (default: tiny_lora)")
     parser.add_argument(
-        "--subjects", nargs="+", default=["robot"], metavar="NAME", help="shipped ones (default: robot)"
+        "--subjects", nargs="+", default=["mushroom"], metavar="NAME", help="shipped ones (default: mushroom)"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the searchers (default: 0)")
     parser.add_argument("--trials", type=int, default=12, help="whole trials that the budget pays for (default: 12)")
@@ -61,12 +62,12 @@ def _options() -> argparse.Namespace:
 
 def _settings(options: argparse.Namespace, subject: str) -> list[str]:
     """The recipe's settings, as words of a command line: the same for every search of a subject."""
-    every = max(1, options.steps // 3)
+    every, name = max(1, options.steps // 3), SUBJECTS[subject].class_name
     return [
         f"data.images=subject:{subject}",
         f"data.validation=subject:{subject}/held_out",
-        f"data.subject=sks {subject}",
-        f"data.class_name={subject}",
+        f"data.subject=sks {name}",
+        f"data.class_name={name}",
         f"optim.steps={options.steps}",
         f"checkpoint.every={options.steps}",
         f"evaluation.every={every}",

@@ -54,9 +54,9 @@ def answer(searched: Searched) -> Section:
     ]
     if winner is not None:
         default = next((t for t in searched.finished if t.number == 0), None)
-        against = f"default {default.metrics[searched.metric]:.4f}" if default else "no default finished"
-        score = f"{winner.metrics[searched.metric]:.4f}"
-        stats.insert(0, Stat(f"Best {metric_of(searched.metric).short} (tune split)", score, against))
+        against = f"default {default.metrics[searched.card.metric]:.4f}" if default else "no default finished"
+        score = f"{winner.metrics[searched.card.metric]:.4f}"
+        stats.insert(0, Stat(f"Best {metric_of(searched.card.metric).short} (tune split)", score, against))
     told_best = f"Best recipe: {searched.label(winner)}, {parameters_text(winner.parameters)}." if winner else ""
     why = (
         "The best of many trials looks better than it is on the pictures that chose it; the final split has prompts, "
@@ -99,8 +99,8 @@ def final(searched: Searched) -> Section:
 
 def trials(searched: Searched) -> Section:
     """Best so far against time and steps, and every trial."""
-    metric = searched.metric
-    points = progress(searched.trials, metric, searched.mode(metric))
+    metric = searched.card.metric
+    points = progress(searched.trials, metric, searched.card.mode)
     blocks: list[Block] = []
     if points:
         ended = max(trial.ended_s for trial in searched.trials)
@@ -133,7 +133,7 @@ def trials(searched: Searched) -> Section:
 
 def parameters(searched: Searched) -> Section:
     """Parallel coordinates and importance."""
-    known = [trial for trial in searched.trials if trial.score(searched.metric) is not None]
+    known = [trial for trial in searched.trials if trial.score(searched.card.metric) is not None]
     if not known:
         return Section("parameters", "Parameters", "", (Paragraph("No trial has a score yet.", tone="muted"),))
     blocks: list[Block] = [
@@ -203,7 +203,7 @@ def made(searched: Searched) -> Section:
 
 
 def _parallel(searched: Searched, known: Sequence[Trial]) -> Panel:
-    space, metric = searched.card.space, searched.metric
+    space, metric = searched.card.space, searched.card.metric
     values = [trial.metrics[metric] for trial in known]
     low, high = min(values), max(values)
     uprights = [Axis(path.rpartition(".")[2], ends(parameter)) for path, parameter in space.parameters.items()]
