@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -136,7 +137,7 @@ def wait_for(what: str, happened: object, seconds: float = 120) -> None:
         time.sleep(0.25)
 
 
-def stop(process: subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[Any]) -> None:
     """End a client that may still run."""
     if process.poll() is None:
         process.send_signal(signal.SIGKILL)

@@ -210,6 +210,10 @@ def test_every_kuberay_cluster_asks_for_the_token_of_a_secret() -> None:
     assert operator.from_[0].podSelector.matchLabels == {"app.kubernetes.io/name": "kuberay-operator"}
     assert {port.port for port in operator.ports} == {8265, 52365, 8000}
     assert clients.from_[0].namespaceSelector is None and {port.port for port in clients.ports} == {8000}
+    (service,) = [cluster for found, cluster in asked if found.kind == "RayService"]
+    for pod in service.pods:
+        (keys,) = [one for one in pod.spec.containers[0].env if one.name == "SDXL_RAY_API_KEYS"]
+        assert keys.valueFrom.secretKeyRef.name == "sdxl-ray-api-keys"
     assert "kind: Secret" not in "".join(_text(name) for name in KUBERAY)
 
 
