@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from sdxl_ray import __version__
-from sdxl_ray.cli import compare, config, doctor, evaluate, generate, plan, recipes, report, train
+from sdxl_ray.cli import compare, config, doctor, evaluate, generate, plan, recipes, report, serve, train
 from sdxl_ray.errors import RunError, UserError
 
 #: What a user can do, in the order that --help shows.
@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "train": (train.run, train.EXAMPLES),
     "generate": (generate.run, generate.EXAMPLES),
     "evaluate": (evaluate.run, evaluate.EXAMPLES),
+    "serve": (serve.run, serve.EXAMPLES),
     "compare": (compare.run, compare.EXAMPLES),
     "report": (report.run, report.EXAMPLES),
     "recipes": (recipes.run, recipes.EXAMPLES),

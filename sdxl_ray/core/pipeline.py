@@ -38,7 +38,7 @@ def load_pipeline(
     """
     if artifact is None:
         return _pipeline(locate(base), base, dtype, device)
-    _require_same_base(base, artifact)
+    require_same_base(base, artifact)
     if artifact.manifest.kind == "full":
         return _load_full(base, artifact, dtype, device)
     pipe = _pipeline(locate(base), base, dtype, device)
@@ -168,7 +168,8 @@ def _require_finite(
         raise RunError(f"the {part} gave NaN or infinity for prompt {prompts[bad]!r}, seed {seeds[bad]}: {fix}")
 
 
-def _require_same_base(base: Base, artifact: Artifact) -> None:
+def require_same_base(base: Base, artifact: Artifact) -> None:
+    """Raise UserError when an artifact was made on another base than `base`."""
     made_on = artifact.manifest.base
     # A hub id is its commit: a full artifact then works where the base was never downloaded.
     here = base.revision if base.revision and not Path(base.id).expanduser().exists() else locate(base).revision
@@ -208,9 +209,9 @@ def _load_lora(pipe: StableDiffusionXLPipeline, file: Path) -> None:
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # what PEFT raises for names it cannot place
         raise UserError(f"{where}: {LORA_WEIGHTS} does not fit the base: {str(error).splitlines()[0][:200]}") from error
     models = {"unet": pipe.unet, "text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
-    stored = {_bare(name): weight for name, weight in load_file(file).items() if not name.endswith(".alpha")}
+    stored = {bare_name(name): weight for name, weight in load_file(file).items() if not name.endswith(".alpha")}
     placed = {
-        _bare(f"{part}.{name}".replace(f".{ADAPTER}", "")): weight
+        bare_name(f"{part}.{name}".replace(f".{ADAPTER}", "")): weight
         for part, model in models.items()
         for name, weight in model.named_parameters()
         if f".{ADAPTER}" in name
@@ -227,6 +228,6 @@ def _load_lora(pipe: StableDiffusionXLPipeline, file: Path) -> None:
         model.eval().requires_grad_(False)
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
     """A weight's name without what differs between versions of transformers and PEFT."""
     return name.replace(".text_model.", ".").removesuffix(".weight")

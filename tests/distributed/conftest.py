@@ -1,8 +1,7 @@
-"""One Ray cluster for every test of the session, and the recipes that they train."""
+"""The recipes that the tests train, and what they look at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +73,6 @@ def same_run(one: Path, other: Path) -> None:
     ours, theirs = final_state(one), final_state(other)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local cluster of four half-time CPUs: two workers, and room for what Ray Data runs beside them."""
-    import ray
-
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def training_workers() -> list[psutil.Process]:

@@ -41,15 +41,15 @@ class Visit:
 
 
 @contextmanager
-def visit(browser: Any, path: Path, width: int, scheme: str = "light") -> Iterator[Visit]:
-    """Open a file at a width of so many pixels."""
+def visit(browser: Any, page: Path | str, width: int, scheme: str = "light") -> Iterator[Visit]:
+    """Open a file or an address at a width of so many pixels."""
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
     opened = Visit(context.new_page())
     opened.page.on("console", lambda message: opened.said.append(message.text))
     opened.page.on("pageerror", lambda error: opened.said.append(str(error)))
     opened.page.on("request", lambda request: opened.asked.append(request.url))
     try:
-        opened.page.goto(path.as_uri(), wait_until="load", timeout=120_000)
+        opened.page.goto(page if isinstance(page, str) else page.as_uri(), wait_until="load", timeout=120_000)
         yield opened
     finally:
         context.close()

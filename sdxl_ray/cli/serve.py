@@ -1,0 +1,117 @@
+"""`sdxl-ray serve`: base and tuned models side by side behind HTTP, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdxl_ray.cli.arguments import AsJson, Settings, libraries_on_stderr, print_json
+from sdxl_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from serve.config import ServeConfig
+    from serve.layout import Layout
+
+EXAMPLES = (
+    "sdxl-ray serve compare",
+    "sdxl-ray serve serve/compare.yaml variants.dog=runs/dog/artifact port=8080",
+    "sdxl-ray serve --variant dog=runs/dog/artifact --variant toy=runs/toy/artifact",
+    "sdxl-ray serve rayservice.yaml --check",
+)
+
+
+def run(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="a .yaml file, or compare: the embedded base, and your variants")
+    ] = "compare",
+    settings: Settings = None,
+    *,
+    variant: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=ARTIFACT", help="serve an artifact folder under a name")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen at; beyond loopback it needs API keys")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one")] = None,
+    allow_open: Annotated[bool, typer.Option("--allow-open", help="beyond loopback without API keys")] = False,
+    check: Annotated[bool, typer.Option("--check", help="check a file, Ray Serve's own kind too, and stop")] = False,
+    json: AsJson = False,
+) -> None:
+    """Serve the base and tuned models: OpenAI's Images API, and a page to compare them."""
+    from serve import rayfile
+
+    words = [config, *(settings or [])]
+    if "=" in config:  # no file: only settings
+        config, settings = "compare", words
+    if rayfile.is_one(config):
+        found = rayfile.check(config)
+        if not check:
+            raise UserError(f"{config!r} is a file for Ray Serve itself: serve deploy {config}; it was checked")
+        typer.echo(f"{config}: {', '.join(found)}")
+        return
+    chosen = _configuration(config, settings or [], variant or [], host, port, allow_open)
+
+    with libraries_on_stderr():
+        from serve.app import require_guarded
+        from serve.layout import plan
+        from serve.local import running
+
+        require_guarded(chosen)
+        layout = plan(chosen)
+    if check:
+        _show(layout, {name: "ok" for name, place in layout.places.items() if place.group})
+        if reasons := [f"variant {name!r}: {place.reason}" for name, place in layout.places.items() if place.reason]:
+            raise UserError("; ".join(reasons))
+        return
+    from sdxl_ray.display.progress import Progress
+
+    states: dict[str, str] = {}
+    # An exit runs what takes the endpoint down, a signal does not.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with contextlib.ExitStack() as endpoint:
+        with libraries_on_stderr(), Progress(sys.stderr) as progress:
+            progress.row({"kind": "phase", "name": "starting Ray Serve"})
+
+            def tell(now: dict[str, str]) -> None:
+                states.update(now)
+                ready = sum(state == "ready" for state in now.values())
+                progress.row({"kind": "phase", "name": "loading the variants", "done": ready, "total": len(now)})
+
+            url = endpoint.enter_context(running(chosen, layout=layout, on_state=tell))
+        if json:
+            print_json(
+                {"url": url, "variants": {n: {**asdict(p), "state": states[n]} for n, p in layout.places.items()}}
+            )
+        else:
+            _show(layout, states)
+            typer.echo(f"page  {url}/\nAPI   {url}/v1  (OpenAI Images; {url}/openapi.json)\nCtrl-C takes it down")
+        sys.stdout.flush()
+        threading.Event().wait()
+
+
+def _configuration(
+    name: str, settings: list[str], variants: list[str], host: str | None, port: int | None, allow_open: bool
+) -> ServeConfig:
+    """The file with the command line's changes."""
+    from sdxl_ray.config import parse_assignments
+    from serve.config import load, override
+
+    changes: dict[str, Any] = parse_assignments(settings)
+    for word in variants:
+        key, equals, folder = word.partition("=")
+        if not equals or not folder:
+            raise UserError(f"--variant {word!r}: write NAME=ARTIFACT, for example dog=runs/dog/artifact")
+        changes[f"variants.{key}"] = folder
+    given = {"host": host, "port": port, "allow_open": allow_open or None}
+    return override(load(name), {**changes, **{key: value for key, value in given.items() if value is not None}})
+
+
+def _show(layout: Layout, states: dict[str, str]) -> None:
+    """Each variant, its state, and what it is or why it is stopped."""
+    for name, place in layout.places.items():
+        what = place.reason or (f"artifact {place.artifact[:12]}" if place.artifact else "")
+        typer.echo(f"{name:<20} {states.get(name, 'stopped'):<8} {place.kind:<7} {what}".rstrip())

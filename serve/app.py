@@ -1,0 +1,130 @@
+"""The Ray Serve application of a configuration.
+
+serve run serve.app:build config=serve/compare.yaml limits.n=4
+A RayService or `serve deploy` file: import_path serve.app:build, args {config: serve/compare.yaml}, or the settings
+themselves as args.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ray import serve
+
+from sdxl_ray import plain_data
+from sdxl_ray.errors import UserError
+from serve.config import LOOPBACK, ServeConfig, load, override, parse
+from serve.ingress import Ingress
+from serve.keys import read_keys
+from serve.layout import Layout, plan
+from serve.weights import Weights
+
+#: Calls besides pictures that a replica answers at once: questions for its state.
+_QUESTIONS = 8
+#: What Serve's proxy sends where an ingress has `max_connections` open, in seconds.
+_BACK_S = 2
+
+
+def build(args: Mapping[str, Any]) -> serve.Application:
+    """The application: from `{"config": FILE, "a.b": value, ...}` or from the settings themselves.
+
+    Raises UserError also where Serve's proxies, whose address the configuration does not decide here, are reachable
+    from other machines and there are no API keys.
+    """
+    config = read(args)
+    host = _listening()
+    require_guarded(config if host is None else override(config, {"host": host}))
+    return application(config)
+
+
+def read(args: Mapping[str, Any]) -> ServeConfig:
+    """The configuration that a builder's arguments mean. Raises UserError."""
+    plain = dict(args)
+    file = plain.pop("config", None)
+    if file is None and not any("." in key for key in plain):
+        return parse(plain_data.numbers(plain), "serve.app:build")
+    return override(load(str(file)) if file else ServeConfig(), plain_data.numbers(plain))
+
+
+def require_guarded(config: ServeConfig) -> None:
+    """Raise UserError where anybody on the network could draw, or where the keys cannot be read."""
+    keys = read_keys(config.api_keys)
+    if config.host not in LOOPBACK and not config.allow_open and not len(keys):
+        raise UserError(
+            f"host = {config.host!r} is reachable from other machines and there are no API keys: set "
+            f"{config.api_keys.variable} or api_keys.file, use host 127.0.0.1, or say allow_open=true"
+        )
+
+
+def application(config: ServeConfig, layout: Layout | None = None) -> serve.Application:
+    """An ingress in front of one deployment for each set of weights.
+
+    layout: default, `plan(config)`. Raises UserError: the base is not there, no variant can be served, or bad keys.
+    """
+    layout = layout or plan(config)
+    keys = read_keys(config.api_keys)
+    if not layout.groups:
+        reasons = "; ".join(f"{name}: {place.reason}" for name, place in layout.places.items())
+        raise UserError(f"no variant can be served: {reasons}")
+    plain = config.model_dump(mode="json")
+    deployment = _weights(config)
+    groups = {
+        name: deployment.options(name=name).bind(name, plain, asdict(group)) for name, group in layout.groups.items()
+    }
+    return _ingress(config).bind(plain, layout.plain(), groups, locked=len(keys) > 0)
+
+
+def _weights(config: ServeConfig) -> Any:
+    replicas, queue = config.replicas, config.queue
+    # An ingress admits no more than this for all replicas together; when one is gone, the others' callers wait here.
+    most = queue.pictures * replicas.count + config.ingress.replicas + _QUESTIONS
+    return serve.deployment(Weights).options(
+        num_replicas=replicas.count,
+        ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": _gpus(replicas.gpus)},
+        max_ongoing_requests=queue.pictures + _QUESTIONS,
+        max_queued_requests=most,
+        max_constructor_retry_count=replicas.start_attempts,
+        max_surge_percent=replicas.surge_percent,
+        # An update lets a replica finish what it has; nothing takes longer than its deadline.
+        graceful_shutdown_timeout_s=queue.timeout_s + 5,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+    )
+
+
+def _ingress(config: ServeConfig) -> Any:
+    wide = config.ingress.max_connections
+    return serve.deployment(serve.ingress()(Ingress)).options(
+        name="ingress",
+        num_replicas=config.ingress.replicas,
+        ray_actor_options={"num_cpus": config.ingress.cpus},
+        max_ongoing_requests=wide,
+        max_queued_requests=wide,
+        max_surge_percent=100,  # it weighs little, so a new one is there before an old one goes
+        backpressure_config={"status_code": 503, "retry_after_s": _BACK_S},
+        graceful_shutdown_timeout_s=config.queue.timeout_s + 10,
+        graceful_shutdown_wait_loop_s=0.5,
+    )
+
+
+def _gpus(wanted: float | str) -> float:
+    """GPUs of a replica; "auto": one where the cluster has any."""
+    if wanted != "auto":
+        return float(wanted)
+    import ray
+
+    return 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) else 0.0
+
+
+def _listening() -> str | None:
+    """Where Serve's proxies listen, if it runs already."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    if not ray.is_initialized():
+        return None
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return str(client.http_config.host) if client is not None else None

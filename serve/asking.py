@@ -1,0 +1,156 @@
+"""From a request body to what is to be drawn: the model, the size, the seeds and the work of it."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from sdxl_ray.errors import nearest
+from serve.config import Limits
+from serve.engine.request import AdapterUse, PictureRequest
+from serve.layout import Layout
+from serve.problem import Problem, of_validation
+from serve.protocol import MAX_SEED, Adapter, body_model
+
+STEPS = 30
+GUIDANCE = 7.5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that is allowed.
+
+    group: the deployment that draws it. work: pixels x steps x n, in steps of one picture of the base's own size.
+    """
+
+    model: str
+    group: str
+    requests: tuple[PictureRequest, ...]
+    output_format: str
+    stream: bool
+    previews: int
+    work: float
+
+    @property
+    def size(self) -> str:
+        """`"64x64"`: width x height in pixels."""
+        return f"{self.requests[0].width}x{self.requests[0].height}"
+
+
+class Desk:
+    """Takes orders for one endpoint: its limits and what it serves."""
+
+    def __init__(self, limits: Limits, layout: Layout) -> None:
+        self.limits = limits
+        self.layout = layout
+        self.body = body_model(limits)
+        # SDXL is at home at 1024 pixels and draws from a quarter to twice that; below 32 nothing is left to see.
+        self.min_edge = limits.min_edge or max(32, layout.edge // 32 * 8)
+        self.max_edge = max(self.min_edge, limits.max_edge or layout.edge * 2)
+
+    def take(self, raw: bytes) -> Asked:
+        """Check a body. Raises Problem: which field, its value, the limit and the nearest that is allowed."""
+        try:
+            body = self.body.model_validate_json(raw)
+        except ValidationError as error:
+            raise of_validation(error, self.body, Adapter) from None
+        if not body.prompt.strip():
+            raise _invalid("prompt", "prompt is blank: say what to draw")
+        model = body.model or next(iter(self.layout.places))
+        group = self._group(model)
+        n, steps = body.n or 1, body.num_inference_steps or STEPS
+        width, height = self._size(body.size or "auto")
+        work = width * height / self.layout.edge**2 * steps * n
+        if work > self.limits.work:
+            raise _invalid(
+                "num_inference_steps",
+                f"{width}x{height} pixels x {steps} steps x {n} pictures = {work:.0f} steps of the base's own size "
+                f"({self.layout.edge}x{self.layout.edge}): at most {self.limits.work}; ask for fewer steps, pictures "
+                "or pixels",
+            )
+        stream = bool(body.stream)
+        if stream and n > 1:
+            raise _invalid("n", f"n = {n}: a stream is of one picture; set n to 1 or stream to false")
+        if body.partial_images and not stream:
+            raise _invalid("partial_images", f"partial_images = {body.partial_images}: only with stream = true")
+        seed = self._seed(body.seed, n)
+        guidance = GUIDANCE if body.guidance_scale is None else body.guidance_scale
+        adapters = self._adapters(model, body.adapters or ())
+        return Asked(
+            model=model,
+            group=group,
+            requests=tuple(
+                PictureRequest(
+                    prompt=body.prompt,
+                    seed=seed + count,
+                    negative_prompt=body.negative_prompt,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    height=height,
+                    width=width,
+                    scheduler=body.scheduler or "default",
+                    adapters=adapters,
+                )
+                for count in range(n)
+            ),
+            output_format=body.output_format or "png",
+            stream=stream,
+            previews=body.partial_images or 0,
+            work=work,
+        )
+
+    def _group(self, model: str) -> str:
+        place = self.layout.places.get(model)
+        if place is None:
+            raise Problem(404, f"no model {model!r}: {nearest(model, self.layout.places)}", "model_not_found", "model")
+        if place.group is None:
+            raise Problem(404, f"model {model!r} is stopped: {place.reason}", "model_stopped", "model")
+        return place.group
+
+    def _size(self, text: str) -> tuple[int, int]:
+        if text == "auto":
+            return self.layout.edge, self.layout.edge
+        width, height = (int(pixels) for pixels in text.split("x"))
+        for name, edge in (("width", width), ("height", height)):
+            near = min(max(round(edge / 8) * 8, self.min_edge), self.max_edge)
+            if edge != near:
+                raise _invalid(
+                    "size",
+                    f"size = {text!r}: {name} {edge} is no multiple of 8 from {self.min_edge} to {self.max_edge}; "
+                    f"the nearest is {near}",
+                )
+        return width, height
+
+    def _seed(self, seed: int | None, n: int) -> int:
+        """Fixed here, before anything is dispatched: a retry draws the same picture."""
+        if seed is None:
+            return secrets.randbelow(2**32)  # small enough for every JSON reader
+        if seed + n - 1 > MAX_SEED:
+            raise _invalid("seed", f"seed = {seed} with n = {n}: the last seed would be above {MAX_SEED}")
+        return seed
+
+    def _adapters(self, model: str, named: tuple[Adapter, ...]) -> tuple[AdapterUse, ...]:
+        """The adapters of a request; a LoRA model is its own adapter at full strength unless the request names it."""
+        loras = [name for name, place in self.layout.places.items() if place.kind == "lora" and place.group]
+        here = self.layout.groups[self._group(model)]
+        for index, adapter in enumerate(named):
+            field = f"adapters[{index}].name"
+            if adapter.name not in here.adapters or adapter.name == here.fused:
+                known = nearest(adapter.name, loras) if loras else "this endpoint has none"
+                where = f" can be combined with model {model!r}" if adapter.name in loras else ""
+                raise _invalid(field, f"{field} = {adapter.name!r}: no such adapter{where}; {known}")
+            if adapter.name in (other.name for other in named[:index]):
+                raise _invalid(field, f"{field} = {adapter.name!r}: named twice")
+        uses = tuple(AdapterUse(**adapter.model_dump()) for adapter in named)
+        own = self.layout.places[model].kind == "lora" and here.fused != model
+        if own and model not in (use.name for use in uses):
+            uses = (AdapterUse(model), *uses)
+        if len(uses) > self.limits.adapters:
+            raise _invalid("adapters", f"{len(uses)} adapters with the model's own: at most {self.limits.adapters}")
+        return uses
+
+
+def _invalid(param: str, message: str) -> Problem:
+    return Problem(400, message, "invalid_value", param)

@@ -1,0 +1,107 @@
+"""A picture from a replica, whatever happens to the replica.
+
+Serve fails exactly the request that was in flight when a replica dies, and does not try it again. Here it is tried
+again: its seed was fixed before, so the client gets the picture it would have got. When the client goes, or the time
+is over, the call is cancelled and the replica's engine frees its place within a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+from ray.exceptions import ObjectLostError, RayActorError, TaskCancelledError, WorkerCrashedError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+)
+
+from serve.order import Order, Picture, Preview, Refusal
+from serve.problem import Problem, busy
+
+#: What a call raises when its replica has gone; RequestCancelledError when a replica was stopped before it was done.
+GONE = (
+    RayActorError,
+    ObjectLostError,
+    WorkerCrashedError,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+    TaskCancelledError,
+)
+_AFTER_S = 2.0
+
+
+async def draw(
+    handle: Any,
+    order: Order,
+    *,
+    retries: int,
+    on_retry: Callable[[], None],
+    on_preview: Callable[[Preview], None] | None = None,
+) -> Picture:
+    """Order one picture. Raises Problem; CancelledError when the caller is cancelled, after cancelling the order."""
+    deadline = time.monotonic() + order.seconds
+    for attempt in range(retries + 1):
+        if attempt:
+            on_retry()
+        left = deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                if on_preview is None:
+                    answer = await _once(handle, replace(order, seconds=left))
+                else:
+                    answer = await _stream(handle, replace(order, seconds=left), on_preview)
+        except TimeoutError:
+            raise _late(order) from None
+        except BackPressureError:
+            raise busy("queue_full", "the replicas have too much to do", _AFTER_S) from None
+        except DeploymentUnavailableError as error:
+            raise busy("restarting", f"model {order.variant!r} could not be started: {error}", 60) from None
+        except GONE:
+            continue
+        except asyncio.CancelledError:
+            # Ray says so too when the replica was stopped under the call; nobody has asked for that here.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            continue
+        if isinstance(answer, Refusal):
+            if answer.code == "restarting":
+                continue
+            after = _AFTER_S if answer.status == 503 else None
+            raise Problem(answer.status, answer.message, answer.code, retry_after_s=after)
+        return answer
+    raise busy("restarting", f"the replica of model {order.variant!r} died {retries + 1} times; it is restarted", 5)
+
+
+async def _once(handle: Any, order: Order) -> Picture | Refusal:
+    response = handle.draw.remote(order)
+    try:
+        answer: Picture | Refusal = await response
+        return answer
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+
+
+async def _stream(handle: Any, order: Order, on_preview: Callable[[Preview], None]) -> Picture | Refusal:
+    response = handle.options(stream=True).draw_stream.remote(order)
+    events: AsyncIterator[Preview | Picture | Refusal] = response.__aiter__()
+    try:
+        async for event in events:
+            if not isinstance(event, Preview):
+                return event
+            on_preview(event)
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    raise Problem(500, "the replica ended its stream without a picture", "not_drawn")
+
+
+def _late(order: Order) -> Problem:
+    return busy("deadline_passed", f"no picture of model {order.variant!r} in time", _AFTER_S)

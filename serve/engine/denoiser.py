@@ -1,0 +1,181 @@
+"""The continuous batch: one thread that takes steps, and between steps lets pictures in and out.
+
+Each size has a batch of its own with `max_batch` places; sizes take turns, a step each. Nobody waits for a whole
+picture: a free place is taken before the next step of that size.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sdxl_ray.errors import RunError
+from serve.engine.batch import Batch, Flight
+from serve.engine.layers import LoraLayers
+
+Size = tuple[int, ...]
+_SMOOTHING = 0.05  # of the running means: about the last 20 steps
+
+
+class Group:
+    """The pictures of one size: those that wait, first come first served, and those in the batch."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Flight] = deque()
+        self.flights: list[Flight] = []
+        self.batch: Batch | None = None
+
+
+class Denoiser:
+    """Owns the UNet while it runs. `land(flight)` gets finished pictures."""
+
+    def __init__(
+        self,
+        unet: Any,
+        lora: LoraLayers,
+        *,
+        max_batch: int,
+        prepare: Callable[[], None],
+        land: Callable[[Flight], None],
+        preview: Callable[[Flight], Callable[[], Any]],
+    ) -> None:
+        """prepare: called on the thread before the first step (what torch compiles is bound to a thread)."""
+        self._unet, self._lora, self._max_batch = unet, lora, max_batch
+        self._prepare, self._land, self._preview = prepare, land, preview
+        self._groups: OrderedDict[Size, Group] = OrderedDict()
+        self._arrived: deque[Flight] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._pace = _Pace(next(unet.parameters()).device)
+        self.ready = threading.Event()
+        self.broken: BaseException | None = None
+        self.steps = 0
+        self.step_ms = 0.0
+        self.occupancy = 0.0
+        self.switches = 0
+        self.switch_ms = 0.0
+        self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
+        self._thread.start()
+
+    def put(self, flight: Flight) -> None:
+        """From any thread: let a picture join."""
+        with self._wake:
+            self._arrived.append(flight)
+            self._wake.notify()
+
+    @property
+    def in_flight(self) -> int:
+        """Pictures in the batches (those that wait for a place not counted)."""
+        return sum(len(group.flights) for group in list(self._groups.values()))
+
+    def forget_times(self) -> None:
+        """Start counting anew, after a warm-up; nothing may be in flight."""
+        self.steps, self.step_ms, self.occupancy = 0, 0.0, 0.0
+
+    def stop(self) -> None:
+        """End after the step that is being taken; waits for it. Pictures must have been abandoned before."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        try:
+            self._prepare()
+        except Exception as error:
+            self.broken = error
+            return
+        finally:
+            self.ready.set()
+        while self._next_arrivals():
+            self._board()
+            if not self._groups:
+                continue
+            size, group = next(iter(self._groups.items()))
+            self._groups.move_to_end(size)  # the next turn is another size's
+            self._step(group)
+
+    def _next_arrivals(self) -> bool:
+        """Wait until there is something to do; sort in what has come. False when the thread should end."""
+        with self._wake:
+            while not (self._arrived or self._groups or self._stopping):
+                self._wake.wait()
+            arrived, self._arrived = self._arrived, deque()
+            stopping = self._stopping
+        for flight in arrived:
+            self._groups.setdefault(flight.size, Group()).waiting.append(flight)
+        return not stopping or bool(self._groups)
+
+    def _board(self) -> None:
+        """Let abandoned pictures go and fill free places."""
+        for size, group in list(self._groups.items()):
+            staying = [flight for flight in group.flights if not flight.job.let_go()]
+            group.waiting = deque(flight for flight in group.waiting if not flight.job.let_go())
+            while group.waiting and len(staying) < self._max_batch:
+                staying.append(group.waiting.popleft())
+                staying[-1].joined = time.monotonic()
+            if staying != group.flights:
+                group.flights, group.batch = staying, None
+            if not staying:
+                del self._groups[size]
+
+    def _stack(self, group: Group) -> Batch:
+        """The batch of a group whose pictures have changed."""
+        flights = [flight for other in self._groups.values() for flight in other.flights]
+        begun = time.monotonic()
+        if self._lora.activate([s.adapter for flight in flights for s in flight.job.strengths]):
+            self.switches += 1
+            self.switch_ms = (time.monotonic() - begun) * 1e3
+            for other in self._groups.values():  # their masks were made for other columns
+                other.batch = None
+        return Batch(group.flights, self._lora)
+
+    def _step(self, group: Group) -> None:
+        begun = time.monotonic()
+        flights = list(group.flights)
+        try:
+            group.batch = group.batch or self._stack(group)
+            group.batch.step(self._unet)
+            self._pace.wait()
+        except Exception as error:  # out of memory, above all: these pictures fail, the engine goes on
+            for flight in flights:
+                flight.job.end(RunError(f"a denoising step failed: {str(error).splitlines()[0] or repr(error)}"))
+            group.flights, group.batch = [], None
+            return
+        self._count(time.monotonic() - begun, len(flights))
+        for flight in flights:
+            flight.job.tell(flight.step, len(flight.sampler.timesteps), self._preview(flight))
+            if flight.done:
+                self._land(flight)
+        if any(flight.done for flight in flights):
+            group.flights, group.batch = [flight for flight in flights if not flight.done], None
+
+    def _count(self, seconds: float, pictures: int) -> None:
+        share = _SMOOTHING if self.steps else 1.0
+        self.step_ms += share * (seconds * 1e3 - self.step_ms)
+        self.occupancy += share * (pictures - self.occupancy)
+        self.steps += 1
+
+
+class _Pace:
+    """Keeps the thread at most one step ahead of a GPU, or joining and leaving would be decided far too early."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._before: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        """Called after each step has been given to the device."""
+        if not self._on_gpu:
+            return
+        now = torch.cuda.Event()
+        now.record()
+        if self._before is not None:
+            self._before.synchronize()
+        self._before = now

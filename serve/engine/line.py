@@ -1,0 +1,146 @@
+"""The line that every picture goes through: text, denoising, decoding, each on a thread of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdxl_ray.artifact import Artifact
+from sdxl_ray.core.pipeline import decode
+from sdxl_ray.errors import RunError, UserError
+from serve.engine.adapter import Strength
+from serve.engine.batch import Flight
+from serve.engine.denoiser import Denoiser
+from serve.engine.job import Job
+from serve.engine.layers import LoraLayers
+from serve.engine.prepare import compile_blocks
+from serve.engine.schedulers import Sampler, make_scheduler
+from serve.engine.settings import EngineSettings
+from serve.engine.stage import Stage
+from serve.engine.text import TextEncoder
+
+
+class Line:
+    """Owns the pipeline's models and the threads that run them."""
+
+    def __init__(self, pipe: Any, settings: EngineSettings, adapters: Collection[Artifact]) -> None:
+        """adapters: those whose layers are compiled for. Blocks until the line is ready, which may take minutes."""
+        self._pipe, self._width = pipe, settings.width
+        self._device = pipe.unet.conv_in.weight.device
+        own = pipe.default_sample_size * pipe.vae_scale_factor
+        self.sizes: tuple[tuple[int, int], ...] = settings.sizes or ((own, own),)
+        lora = LoraLayers(pipe.unet, "unet", uniform=settings.compiled)
+        encoder = TextEncoder(pipe, settings.cached_prompts)
+        scale = pipe.vae_scale_factor
+        latent_sizes = [(height // scale, width // scale) for height, width in self.sizes]
+        work = partial(compile_blocks, pipe, lora, adapters, latent_sizes, settings.max_batch)
+        self.denoiser = Denoiser(
+            pipe.unet,
+            lora,
+            max_batch=settings.max_batch,
+            prepare=work if settings.compiled else lambda: None,
+            land=self._land,
+            preview=self._preview,
+        )
+        self._text = Stage[Job]("text", partial(self._encode, encoder), _end_all, most=settings.max_batch)
+        # One at a time: a finished picture should not wait for another's decoding, and a batch gains no speed.
+        self._decoding = Stage[Flight](
+            "decode", self._decode, lambda flights, error: _end_all([flight.job for flight in flights], error), most=1
+        )
+        self.denoiser.ready.wait()
+        if self.denoiser.broken is not None:
+            self.stop()
+            raise RunError(f"the engine cannot compile: {self.denoiser.broken}") from self.denoiser.broken
+
+    def put(self, job: Job) -> None:
+        """From any thread: start a job; it ends by itself."""
+        self._text.put(job)
+
+    def stop(self) -> None:
+        """End the threads, front to back; jobs that nobody abandoned are finished first."""
+        self._text.stop()
+        self.denoiser.stop()
+        self._decoding.stop()
+
+    def _encode(self, encoder: TextEncoder, jobs: Sequence[Job]) -> None:
+        begun = time.monotonic()
+        wanted = [job for job in jobs if not job.let_go()]
+        flights = []
+        for job, (hidden_RLC, pooled_RP) in zip(wanted, encoder.conditioning(wanted) if wanted else (), strict=True):
+            try:
+                flights.append(self._flight(job, hidden_RLC, pooled_RP))
+            except UserError as error:
+                job.end(error)
+        for flight in flights:
+            flight.job.text_s = time.monotonic() - begun
+            self.denoiser.put(flight)
+
+    def _flight(self, job: Job, hidden_RLC: Tensor, pooled_RP: Tensor) -> Flight:
+        request, pipe = job.request, self._pipe
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        edges = (job.height // pipe.vae_scale_factor, job.width // pipe.vae_scale_factor)
+        # In fp32 whatever the width: another precision must not mean another picture (as in core.pipeline).
+        noise_1CHW = torch.randn((1, pipe.unet.config.in_channels, *edges), generator=generator)
+        scheduler = make_scheduler(request.scheduler, pipe.scheduler, _overrides(job.strengths, pipe.scheduler))
+        sampler = Sampler(scheduler, request.num_inference_steps, generator)
+        # Integers up to 2048, which bf16 would round to multiples of 8.
+        time_ids_6 = torch.tensor([job.height, job.width, 0, 0, job.height, job.width], dtype=torch.float32)
+        return Flight(
+            job,
+            sampler,
+            sampler.start(noise_1CHW.to(self._device, self._width)),
+            hidden_RLC,
+            pooled_RP,
+            time_ids_6.to(self._device).expand(hidden_RLC.shape[0], 6),
+        )
+
+    def _land(self, flight: Flight) -> None:
+        flight.job.denoise_s = time.monotonic() - flight.joined
+        flight.job.batch_mean = flight.companions / flight.step
+        self._decoding.put(flight)
+
+    def _decode(self, flights: Sequence[Flight]) -> None:
+        for flight in flights:
+            if flight.job.let_go():
+                continue
+            begun = time.monotonic()
+            seed = flight.job.request.seed
+            _require_finite(flight.latents_1CHW, f"the UNet gave NaN or infinity for seed {seed}: lower guidance_scale")
+            picture = self._picture(flight.latents_1CHW, f"the VAE gave NaN or infinity for seed {seed}")
+            flight.job.decode_s = time.monotonic() - begun
+            flight.job.end(picture)
+
+    def _preview(self, flight: Flight) -> Callable[[], Image.Image]:
+        foreseen_1CHW = flight.foreseen_1CHW
+        assert foreseen_1CHW is not None
+        return lambda: self._picture(foreseen_1CHW, "the preview holds NaN or infinity")
+
+    def _picture(self, latents_1CHW: Tensor, complaint: str) -> Image.Image:
+        images_1CHW = decode(self._pipe.vae, latents_1CHW)
+        _require_finite(images_1CHW, f"{complaint}: use base.vae_precision=fp32")
+        picture: Image.Image = self._pipe.image_processor.postprocess(images_1CHW, output_type="pil")[0]
+        return picture
+
+
+def _end_all(jobs: Sequence[Job], error: BaseException) -> None:
+    for job in jobs:
+        job.end(error)
+
+
+def _require_finite(numbers: Tensor, complaint: str) -> None:
+    if not bool(torch.isfinite(numbers).all()):
+        raise RunError(complaint)
+
+
+def _overrides(strengths: Sequence[Strength], own: Any) -> dict[str, Any]:
+    """What adapters change in the scheduler's config; raises UserError where they need different ones."""
+    wanted = {s.adapter.name: {**own.config, **s.adapter.overrides} for s in strengths}
+    if len({repr(sorted(config.items(), key=lambda item: item[0])) for config in wanted.values()}) > 1:
+        raise UserError(f"adapters {', '.join(sorted(wanted))} were trained for different predictions: use one of them")
+    return dict(strengths[0].adapter.overrides) if strengths else {}

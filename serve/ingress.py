@@ -1,0 +1,37 @@
+"""The deployment that speaks HTTP. It holds no weights and computes little; several of them may run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from sdxl_ray.errors import UserError
+from serve import routes
+from serve.config import parse
+from serve.endpoint import Endpoint
+from serve.keys import read_keys
+from serve.layout import Layout
+
+
+class Ingress:
+    """Made on its replica from plain data and the handles of the groups; Serve asks it for the application."""
+
+    async def __init__(  # type: ignore[misc]
+        self, config: dict[str, Any], layout: dict[str, Any], handles: dict[str, Any], *, locked: bool
+    ) -> None:
+        """locked: there were keys where the endpoint was built. Where this process finds none, it opens nothing."""
+        settings = parse(config)
+        keys = read_keys(settings.api_keys)
+        if locked and not len(keys):
+            raise UserError(f"no API keys on this node: set {settings.api_keys.variable} or api_keys.file here too")
+        self.endpoint = Endpoint(settings, Layout.of(layout), handles, keys)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return routes.build(self.endpoint)
+
+    async def __del__(self) -> None:
+        """Serve awaits this when a replica goes."""
+        endpoint = getattr(self, "endpoint", None)
+        if endpoint is not None:
+            endpoint.watch.stop()

@@ -1,0 +1,147 @@
+"""The OpenAI Images API as this endpoint speaks it: request body, response body, server-sent events.
+
+Beyond OpenAI's fields a request may have `negative_prompt, num_inference_steps, guidance_scale, seed, scheduler` and
+`adapters`. Every field is checked strictly (a string is no number) and unknown ones are refused. `body_model` sets
+the limits of one endpoint into the fields, so that the OpenAPI description states what is enforced.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+
+from serve.config import Limits
+from serve.engine.request import SCHEDULERS
+
+MAX_SEED = 2**63 - 1
+SchedulerName = Literal["default", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "lcm"]
+OutputFormat = Literal["png", "jpeg", "webp"]
+Strength = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
+
+assert SchedulerName.__args__[1:] == SCHEDULERS  # type: ignore[attr-defined]
+
+
+_SIZE = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
+
+
+def _written_as_size(text: str) -> str:
+    if not re.fullmatch(_SIZE, text):
+        raise ValueError("write pixels as WIDTHxHEIGHT, for example 64x64, or auto")
+    return text
+
+
+class Adapter(BaseModel):
+    """One LoRA of a request; `down`, `mid` and `up` multiply `scale` in those blocks of the UNet."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: str = Field(max_length=64, description="a LoRA variant of this endpoint, as /v1/models lists it")
+    scale: Strength = 1.0
+    down: Strength = 1.0
+    mid: Strength = 1.0
+    up: Strength = 1.0
+
+
+class Body(BaseModel):
+    """`POST /v1/images/generations`. A field that is null counts as absent."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    prompt: str = Field(min_length=1, description="what to draw")
+    model: str | None = Field(None, max_length=64, description="a variant; default: the first that is served")
+    n: int | None = Field(None, ge=1, description="pictures, with seeds counting up; default 1")
+    size: Annotated[str, AfterValidator(_written_as_size)] | None = Field(
+        None, json_schema_extra={"pattern": _SIZE}, description="WIDTHxHEIGHT in pixels; auto: the base's own"
+    )
+    response_format: Literal["b64_json"] | None = Field(None, description="pictures are in the response, never a URL")
+    output_format: OutputFormat | None = Field(None, description="default png")
+    stream: bool | None = Field(None, description="server-sent events; for one picture")
+    partial_images: int | None = Field(None, ge=0, le=3, description="pictures on the way, when streaming")
+    user: str | None = Field(None, max_length=256, description="accepted, as OpenAI does; not used and not logged")
+    negative_prompt: str | None = Field(None, description="what not to draw; default: the unconditional prompt")
+    num_inference_steps: int | None = Field(None, ge=1, description="denoising steps; default 30")
+    guidance_scale: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="classifier-free guidance; 1 is none; default 7.5"
+    )
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="of the first picture; default: drawn at random")
+    scheduler: SchedulerName | None = Field(None, description="default: the base's own")
+    adapters: tuple[Adapter, ...] | None = Field(None, description="LoRAs that are combined with the model")
+
+
+def body_model(limits: Limits) -> type[Body]:
+    """`Body` with an endpoint's own limits in its fields."""
+
+    def limited(name: str, kind: Any, **bounds: Any) -> tuple[Any, Any]:
+        base = Body.model_fields[name]
+        return kind, Field(... if base.is_required() else None, description=base.description, **bounds)
+
+    return create_model(
+        "ImageRequest",
+        __base__=Body,
+        __doc__=Body.__doc__,
+        prompt=limited("prompt", str, min_length=1, max_length=limits.prompt_characters),
+        negative_prompt=limited("negative_prompt", str | None, max_length=limits.prompt_characters),
+        n=limited("n", int | None, ge=1, le=limits.n),
+        num_inference_steps=limited("num_inference_steps", int | None, ge=1, le=limits.steps),
+        guidance_scale=limited("guidance_scale", float | None, ge=0, le=limits.guidance_scale, allow_inf_nan=False),
+        adapters=limited("adapters", tuple[Adapter, ...] | None, max_length=limits.adapters),
+    )
+
+
+class PictureTimes(BaseModel):
+    """Milliseconds on the server; `batch_mean` is how many pictures shared its denoising steps on average."""
+
+    queue_ms: float
+    text_ms: float
+    denoise_ms: float
+    decode_ms: float
+    total_ms: float
+    batch_mean: float
+
+
+class Datum(BaseModel):
+    """One picture, base64."""
+
+    b64_json: str
+    seed: int
+
+
+class Extras(BaseModel):
+    """What this server adds: what drew the pictures, and how long it took."""
+
+    artifact: str = Field(description="hash of the model's artifact; empty for the base")
+    adapters: dict[str, str] = Field(description="hash of each adapter that was used")
+    times: list[PictureTimes]
+
+
+class ImagesResponse(BaseModel):
+    """The response without `stream`."""
+
+    created: int
+    model: str
+    output_format: OutputFormat
+    size: str
+    data: list[Datum]
+    sdxl_ray: Extras
+
+
+class Model(BaseModel):
+    """One entry of `/v1/models`."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "sdxl-ray"
+    artifact: str = Field(description="hash of the artifact; empty for the base")
+    kind: Literal["base", "lora", "full", "unknown"]
+    state: Literal["ready", "starting", "stopped"]
+    reason: str | None = Field(description="why it is stopped")
+
+
+class Models(BaseModel):
+    """`GET /v1/models`: every configured variant, those that could not start too."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]

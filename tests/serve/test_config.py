@@ -1,0 +1,161 @@
+"""What an endpoint is told: strict sections, shipped files, whole files of Ray Serve, and the command line's part."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+
+from sdxl_ray.errors import UserError
+from serve import rayfile
+from serve.config import ServeConfig, load, override, parse
+from serve.layout import SHARED, Layout, plan
+from tests.conftest import Here
+
+
+def test_every_configuration_in_the_tree_is_read() -> None:
+    files = sorted(file.name for file in resources.files("serve").iterdir() if file.name.endswith(".yaml"))
+    read = [name for name in files if isinstance(load(name.removesuffix(".yaml")), ServeConfig)]
+    assert "compare.yaml" in read
+    assert load("compare") == ServeConfig()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"prot": 1}, "did you mean 'port'?"),
+        ({"limits.stpes": 1}, "did you mean 'steps'?"),
+        ({"limits.n": 11}, "limits.n = 11: input should be less than or equal to 10"),
+        ({"variants.dog": {"artefact": "x"}}, "did you mean 'artifact'?"),
+        ({"variants.dog": {"artifact": "x", "fused": True}}, "set own_replicas"),
+        ({"variants": None}, "variants"),
+        ({"variants.a b": "x"}, "pattern"),
+        ({"queue.pictures": 5}, "queue.pictures = 5 is below limits.n = 10"),
+        ({"queue.work": 5}, "is below limits.work"),
+        ({"engine.max_resident": 3}, "engine.max_resident = 3 is below limits.adapters = 4"),
+        ({"engine.dtype": "int8"}, "engine.dtype = 'int8'"),
+        ({"port": 70000}, "port = 70000"),
+        ({"queue.timeout_s": float("inf")}, "queue.timeout_s"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(changes: dict[str, object], line: str) -> None:
+    with pytest.raises(UserError) as wrong:
+        override(ServeConfig(), changes)
+    assert line in str(wrong.value)
+    assert "\n" not in str(wrong.value)
+
+
+def test_variants_share_weights_where_they_can(artifacts: dict[str, Path]) -> None:
+    variants: dict[str, object] = {
+        "base": "base",
+        "round": str(artifacts["round"]),
+        "alone": {"artifact": str(artifacts["wordy"]), "own_replicas": True},
+        "melted": {"artifact": str(artifacts["wordy"]), "own_replicas": True, "fused": True},
+        "whole": str(artifacts["whole"]),
+        "lost": "/nowhere",
+    }
+    layout = plan(parse({"variants": variants}))
+    assert layout.edge == 64
+    assert {name: place.group for name, place in layout.places.items()} == {
+        "base": SHARED,
+        "round": SHARED,
+        "alone": "weights-alone",
+        "melted": "weights-melted",
+        "whole": "weights-whole",
+        "lost": None,
+    }
+    assert "no such folder" in str(layout.places["lost"].reason)
+    assert layout.groups["weights-melted"].adapters.keys() == {"melted"}
+    assert layout.groups["weights-whole"].artifact == str(artifacts["whole"])
+    assert layout.groups[SHARED].adapters.keys() == {"round", "alone", "melted"}
+    assert Layout.of(layout.plain()) == layout
+    (artifacts["round"] / "more").touch()
+    try:
+        assert "is not in its manifest" in str(plan(parse({"variants": variants})).places["round"].reason)
+    finally:
+        (artifacts["round"] / "more").unlink()
+
+
+RAY = """
+proxy_location: EveryNode
+http_options: {host: 127.0.0.1, port: 8000}
+applications:
+- name: pictures
+  import_path: serve.app:build
+  args: {config: compare, limits.n: 4}
+  deployments:
+  - {name: weights, num_replicas: 2, max_ongoing_requests: 9, ray_actor_options: {num_cpus: 1}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("num_replicas", "num_replica", "applications[0].deployments[0].num_replica': did you mean 'num_replicas'?"),
+        ("num_cpus", "num_cpu", "ray_actor_options.num_cpu': did you mean 'num_cpus'?"),
+        ("http_options", "http_option", "did you mean 'http_options'?"),
+        ("limits.n", "limits.m", "application 'pictures'"),
+        ("port: 8000", "port: many", "http_options.port = 'many'"),
+        ("import_path", "importpath", "did you mean 'import_path'?"),
+    ],
+)
+def test_a_file_of_ray_serve_is_checked_key_by_key(here: Here, tmp_path: Path, old: str, new: str, line: str) -> None:
+    file = tmp_path / "ray.yaml"
+    file.write_text(RAY)
+    assert rayfile.check(str(file)) == ["pictures"]
+    assert here("serve", str(file), "--check")[:2] == (0, f"{file}: pictures\n")
+    manifest = {"apiVersion": "ray.io/v1", "kind": "RayService", "spec": {"serveConfigV2": RAY.replace(old, new, 1)}}
+    for text in (RAY.replace(old, new, 1), yaml.safe_dump(manifest)):
+        file.write_text(text)
+        code, _, err = here("serve", str(file), "--check")
+        assert code == 2
+        assert line in err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml"),
+        (["limits.nn=1"], "did you mean 'n'?"),
+        (["--variant", "dog"], "NAME=ARTIFACT"),
+        (["--variant", "dog=/nowhere", "--check"], "variant 'dog': artifact '/nowhere': no such folder"),
+        (["--host", "0.0.0.0"], "SDXL_RAY_API_KEYS"),
+        (["base=nowhere"], "no such folder"),
+        (["api_keys.file=/nowhere"], "api_keys.file = '/nowhere'"),
+    ],
+)
+def test_the_command_refuses_in_one_line(here: Here, words: list[str], line: str) -> None:
+    code, _, err = here("serve", *words)
+    assert code == 2
+    assert line in err
+    assert err.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sdxl_ray", "serve", "--port", "0", "--variant", "lost=/nowhere"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        try:
+            lines = [child.stdout.readline() for _ in range(3)]  # type: ignore[union-attr]
+            assert lines[0].split() == ["base", "ready", "base"]
+            assert lines[1].startswith("lost")
+            assert "no such folder" in lines[1]
+            address = lines[2].split()[1]
+            answer = requests.post(
+                f"{address}v1/images/generations", json={"prompt": "a dog", "num_inference_steps": 1}, timeout=60
+            )
+            assert answer.status_code == 200
+        finally:
+            child.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            assert child.wait(60) == 130
+    assert time.monotonic() - start < 30
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{address}health", timeout=5)

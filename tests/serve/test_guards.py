@@ -1,0 +1,113 @@
+"""What keeps an endpoint from harm: keys, admission, and when to come back."""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+
+import pytest
+
+from sdxl_ray.errors import UserError
+from serve.admission import Ledger, share
+from serve.app import require_guarded
+from serve.config import ApiKeys, ServeConfig, override
+from serve.keys import Keys, read_keys
+from serve.problem import Problem, busy
+
+KEY = "0123456789abcdef"
+
+
+def test_keys_come_from_the_environment_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\n{KEY}-file  # of the page\n\n")
+    monkeypatch.setenv("SDXL_RAY_API_KEYS", f"{KEY}-one, {KEY}-two")
+    keys = read_keys(ApiKeys(file=str(file)))
+    assert len(keys) == 3
+    for given in ("one", "two", "file"):
+        keys.require(f"Bearer {KEY}-{given}")
+        keys.require(f"bearer  {KEY}-{given}")
+    for wrong in (
+        None,
+        "",
+        "Bearer",
+        f"Bearer {KEY}",
+        f"Basic {KEY}-one",
+        f"Bearer {KEY}-one, {KEY}-two",
+        "Bearer \xff",
+    ):
+        with pytest.raises(Problem) as refused:
+            keys.require(wrong)
+        assert (refused.value.status, refused.value.headers) == (401, {"WWW-Authenticate": "Bearer"})
+        assert KEY not in refused.value.message
+    assert KEY not in repr(vars(keys))
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[int, int]] = []
+    real = hmac.compare_digest
+
+    def seen(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return real(one, other)
+
+    monkeypatch.setattr("serve.keys.hmac.compare_digest", seen)
+    Keys([KEY, KEY * 2, KEY * 3]).require(f"Bearer {KEY}")
+    assert compared == [(32, 32)] * 3
+
+
+def test_keys_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDXL_RAY_API_KEYS", "short")
+    with pytest.raises(UserError, match="shorter than 16"):
+        read_keys(ApiKeys())
+    monkeypatch.delenv("SDXL_RAY_API_KEYS")
+    (tmp_path / "empty").write_text("# nothing\n")
+    with pytest.raises(UserError, match="holds no key"):
+        read_keys(ApiKeys(file=str(tmp_path / "empty")))
+    Keys([]).require(None)
+
+
+def test_nobody_is_let_in_from_outside_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = override(ServeConfig(), {"host": "0.0.0.0"})
+    with pytest.raises(UserError, match="allow_open"):
+        require_guarded(outside)
+    require_guarded(override(outside, {"allow_open": True}))
+    monkeypatch.setenv("SDXL_RAY_API_KEYS", KEY)
+    require_guarded(outside)
+
+
+def test_a_ledger_admits_pictures_and_work_up_to_its_bounds() -> None:
+    ledger = Ledger(4, 100)
+    ledger.admit(3, 30)
+    with pytest.raises(Problem) as full:
+        ledger.admit(2, 2)
+    assert (full.value.status, full.value.code, full.value.headers) == (429, "queue_full", {"Retry-After": "1"})
+    with pytest.raises(Problem):
+        ledger.admit(1, 71)
+    ledger.admit(1, 70)
+    for _ in range(3):
+        ledger.release(1, 10, drawn=True)
+    ledger.release(1, 70, drawn=False)
+    assert (ledger.pictures, ledger.work) == (0, 0)
+    ledger.admit(1, 1000)  # what one request may ask is checked before: alone it never starves
+    with pytest.raises(Problem):
+        ledger.admit(1, 1)
+
+
+def test_when_to_come_back_follows_the_speed() -> None:
+    now = 0.0
+    ledger = Ledger(100, 1e9, clock=lambda: now)
+    ledger.admit(20, 200)
+    assert ledger.wait_s == 1
+    for _ in range(10):
+        now += 2.0  # ten steps in two seconds
+        ledger.release(1, 10, drawn=True)
+    assert ledger.wait_s == pytest.approx(100 * 0.2 / 2)
+    ledger.admit(80, 1e6)
+    assert ledger.wait_s == 60
+
+
+def test_ingresses_share_and_waits_are_whole_seconds() -> None:
+    assert share(9, 2) == 5
+    assert busy("queue_full", "", 1.2).headers == {"Retry-After": "2"}
+    assert busy("restarting", "", 0.0).headers == {"Retry-After": "1"}
+    assert busy("deadline_passed", "", 1).status == 503

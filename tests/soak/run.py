@@ -1,0 +1,39 @@
+"""The full reliability tests of the endpoint, which CI runs shortened: `make soak`, about 40 minutes on two cores.
+
+python tests/soak/run.py            # everything
+python tests/soak/run.py memory     # one of: faults fuzz memory
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TESTS = {
+    "faults": ["tests/serve/test_overload.py", "tests/serve/test_faults.py"],
+    "fuzz": ["tests/serve/test_fuzz.py"],
+}
+
+
+def _pytest(files: list[str]) -> int:
+    command = [sys.executable, "-m", "pytest", *files, "-v", "-o", "log_cli=true", "-o", "log_cli_level=INFO"]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "SDXL_RAY_SOAK_S": "60", "SDXL_RAY_SOAK_CASES": "1000"}, check=False
+    ).returncode
+
+
+def main() -> None:
+    """Run what is named, or all of it; the exit code is 1 when anything failed."""
+    named = sys.argv[1:] or [*TESTS, "memory"]
+    failed = [name for name in named if name in TESTS and _pytest(TESTS[name])]
+    if "memory" in named:
+        memory = subprocess.run([sys.executable, str(Path(__file__).with_name("memory.py"))], cwd=ROOT, check=False)
+        failed += ["memory"] if memory.returncode else []
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
