@@ -89,7 +89,9 @@ class Limits(Section):
     work: PositiveInt = Field(
         400, description="pixels x steps x n of a request, in denoising steps of one picture of the base's own size"
     )
-    adapters: Annotated[int, Field(ge=0, le=16)] = Field(4, description="adapters of one picture, a LoRA model among them")
+    adapters: Annotated[int, Field(ge=0, le=16)] = Field(
+        4, description="adapters of one picture, a LoRA model among them"
+    )
     body_bytes: Annotated[int, Field(ge=1024, le=2**24)] = 65_536
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import urllib.error
@@ -96,7 +95,6 @@ def test_a_comparison_and_a_search_are_jobs_too(two_nodes: Cluster, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("serve.app") is None, reason="this branch has no serve.app")
 def test_serve_is_deployed_by_the_cluster_file(two_nodes: Cluster, tmp_path: Path) -> None:
     """`cluster/serve.yaml` as it is, but for its port; the models that it names answer."""
     from tests.bucket import free_port
