@@ -17,7 +17,13 @@ from tests.nodes import Cluster, wait_for
 
 ROOT = Path(__file__).parents[2]
 SUBJECT = ("data.images=subject:robot", "data.subject=sks robot", "data.resolution=32", "evaluation.every=0")
-QUICK = ("evaluation.num_inference_steps=1", "evaluation.draws=1", "checkpoint.every=2", "parallel.workers=2")
+QUICK = (
+    "optim.warmup_steps=0",
+    "evaluation.num_inference_steps=1",
+    "evaluation.draws=1",
+    "checkpoint.every=2",
+    "parallel.workers=2",
+)
 
 
 def _submit(cluster: Cluster, *words: str, options: tuple[str, ...] = (), **environment: str) -> tuple[int, str]:
