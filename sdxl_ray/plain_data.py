@@ -114,7 +114,8 @@ def assign(plain: dict[str, Any], path: str, value: Any) -> None:
     here: Any = plain
     for depth, key in enumerate(parents):
         if not isinstance(here, dict) or key not in here:
-            known = list(plain) if isinstance(plain, Mapping) else []
+            # A junk name that was assigned before is found out when the whole is validated: it is no advice.
+            known = [name for name in plain if name.isidentifier()] if isinstance(plain, Mapping) else []
             raise UserError(f"no setting {path!r}: {nearest('.'.join(parents[: depth + 1]), known)}")
         if here[key] is None:
             here[key] = {}

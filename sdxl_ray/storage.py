@@ -60,7 +60,7 @@ class Storage:
         files, base = open_url(text)
         # Without its options: a path of its own for each store, the same for all that name it.
         scratch = hashlib.sha256(text.partition("?")[0].rstrip("/").encode()).hexdigest()[:16]
-        return cls(cache_root().absolute() / "scratch" / scratch, text, files, base.rstrip("/"))
+        return cls(scratch_root() / scratch, text, files, base.rstrip("/"))
 
     def kept_at(self, path: Path) -> str:
         """Where something under `root` is kept, for a person."""
@@ -165,6 +165,11 @@ class Storage:
 
     def _at(self, path: Path) -> str:
         return f"{self._base}/{path.relative_to(self.root).as_posix()}".rstrip("/.")
+
+
+def scratch_root() -> Path:
+    """Where this machine keeps copies of stores: SDXL_RAY_SCRATCH (a large, quick disk), or the user's cache folder."""
+    return Path(os.environ.get("SDXL_RAY_SCRATCH") or cache_root() / "scratch").absolute()
 
 
 def open_url(url: str) -> tuple[Any, str]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -110,6 +111,17 @@ def _common(address: str, cpus: int) -> list[str]:
 
 
 def _start(words: Sequence[str], temp: Path, env: dict[str, str], prefix: Sequence[str]) -> Node:
+    """A node that has started. Ray gives its parts half a minute, which a busy machine may need twice."""
+    for attempt in range(3):
+        try:
+            return _start_once(words, temp, env, prefix)
+        except RuntimeError as error:
+            if attempt == 2 or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _start_once(words: Sequence[str], temp: Path, env: dict[str, str], prefix: Sequence[str]) -> Node:
     temp.mkdir(parents=True, exist_ok=True)
     log = temp / f"start-{time.monotonic_ns()}.log"
     memory = ["--object-store-memory", str(200 * 2**20), "--disable-usage-stats"]
@@ -136,7 +148,7 @@ def wait_for(what: str, happened: object, seconds: float = 120) -> None:
         time.sleep(0.25)
 
 
-def stop(process: subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[Any]) -> None:
     """End a client that may still run."""
     if process.poll() is None:
         process.send_signal(signal.SIGKILL)

@@ -22,7 +22,7 @@ def served() -> Iterator[Bucket]:
 @pytest.fixture
 def store(served: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """A store of this test's own, with its scratch in the test's folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "one"))
     return Storage.of(served.url(tmp_path.name))
 
 
@@ -55,7 +55,7 @@ def test_what_one_machine_sends_another_one_fetches(
     run = store.root / "dog"
     _write(run, a="1", b__c="22", checkpoints__x="not sent", **{".hidden": "unfinished"})
     store.put_folder(run, skip=("checkpoints",))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "two"))
     other = Storage.of(store.url)
     assert other.root != store.root
     _write(other.root / "dog", old="stale", checkpoints__y="mine")
@@ -112,7 +112,7 @@ def test_a_name_that_leaves_its_folder_is_not_fetched(store: Storage, served: Bu
 
 
 def test_a_store_that_is_not_there_is_said_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path))
     gone = Storage.of("s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1")
     _write(gone.root, a="1")
     started = time.monotonic()
@@ -138,7 +138,7 @@ def test_an_address_that_cannot_be_is_one_line(url: str, says: str) -> None:
 
 
 def test_any_file_system_of_fsspec_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path))
     storage = Storage.of("memory://runs")
     _write(storage.root / "dog", a="1", b__c="2")
     storage.put_folder(storage.root / "dog")

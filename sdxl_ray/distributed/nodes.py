@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ def unseen(storage: Storage, nodes: list[Node]) -> list[Node]:
     """Nodes that cannot read and write the storage."""
     if storage.url is not None:
         return [node for node, seen in ask(nodes, _reaches, storage.url).items() if seen is not True]
+    new = not storage.root.exists()
     storage.root.mkdir(parents=True, exist_ok=True)
     marker = storage.root / f".seen-{uuid.uuid4().hex}"
     marker.touch()
@@ -73,6 +75,9 @@ def unseen(storage: Storage, nodes: list[Node]) -> list[Node]:
         return [node for node, seen in ask(nodes, _sees, str(marker)).items() if seen is not True]
     finally:
         marker.unlink(missing_ok=True)
+        if new:
+            with contextlib.suppress(OSError):  # somebody else has begun to use it
+                storage.root.rmdir()
 
 
 def require_shared(storage: Storage) -> None:

@@ -28,9 +28,24 @@ class Metadata(Strict):
     labels: dict[str, LabelValue] = {}
 
 
+class SecretKey(Strict):
+    name: Name
+    key: str
+
+
+class EnvSource(Strict):
+    secretKeyRef: SecretKey
+
+
 class EnvVar(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    value: str
+    value: str | None = None
+    valueFrom: EnvSource | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> EnvVar:
+        assert (self.value is None) != (self.valueFrom is None)
+        return self
 
 
 class Amounts(Strict):

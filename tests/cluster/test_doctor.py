@@ -110,3 +110,18 @@ def test_a_wrong_token_is_one_line(two_nodes: Cluster) -> None:
         ended = two_nodes.run(Path(sys.executable).name, *words, **environment)
         assert (ended.returncode, ended.stdout) == (2, "")
         assert ended.stderr.count("\n") == 1 and says in ended.stderr and "RAY_AUTH_MODE=token" in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_storage_that_not_every_node_sees_is_refused(two_nodes: Cluster, apart: Path) -> None:
+    python = Path(sys.executable).name
+    where = ["--address", two_nodes.address, "--storage", str(apart)]
+    doctor = two_nodes.run(python, "-m", "sdxl_ray", "doctor", *where)
+    assert doctor.returncode == 1, doctor.stderr
+    assert f"{apart}: not seen by 1 of 2 nodes" in doctor.stdout and "every node mounts" in doctor.stdout
+    subject = ["data.images=subject:robot", "data.subject=sks robot"]
+    train = two_nodes.run(python, "-m", "sdxl_ray", "train", "tiny_lora", *subject, *where)
+    assert train.returncode == 2
+    last = train.stderr.splitlines()[-1]
+    assert last.startswith(f"error: storage '{apart}' is not seen by 1 of 2 nodes (")
+    assert list(apart.iterdir()) == []

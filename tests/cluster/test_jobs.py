@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import urllib.error
@@ -18,7 +17,13 @@ from tests.nodes import Cluster, wait_for
 
 ROOT = Path(__file__).parents[2]
 SUBJECT = ("data.images=subject:robot", "data.subject=sks robot", "data.resolution=32", "evaluation.every=0")
-QUICK = ("evaluation.num_inference_steps=1", "evaluation.draws=1", "checkpoint.every=2", "parallel.workers=2")
+QUICK = (
+    "optim.warmup_steps=0",
+    "evaluation.num_inference_steps=1",
+    "evaluation.draws=1",
+    "checkpoint.every=2",
+    "parallel.workers=2",
+)
 
 
 def _submit(cluster: Cluster, *words: str, options: tuple[str, ...] = (), **environment: str) -> tuple[int, str]:
@@ -96,7 +101,6 @@ def test_a_comparison_and_a_search_are_jobs_too(two_nodes: Cluster, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("serve.app") is None, reason="this branch has no serve.app")
 def test_serve_is_deployed_by_the_cluster_file(two_nodes: Cluster, tmp_path: Path) -> None:
     """`cluster/serve.yaml` as it is, but for its port; the models that it names answer."""
     from tests.bucket import free_port

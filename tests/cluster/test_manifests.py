@@ -6,14 +6,15 @@ import copy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jsonschema
 import pytest
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from sdxl_ray.config import load, override, parse_assignments
+from sdxl_ray.errors import UserError
 from tests.cluster import kuberay
 
 FOLDER = Path(__file__).parents[2] / "cluster"
@@ -210,6 +211,10 @@ def test_every_kuberay_cluster_asks_for_the_token_of_a_secret() -> None:
     assert operator.from_[0].podSelector.matchLabels == {"app.kubernetes.io/name": "kuberay-operator"}
     assert {port.port for port in operator.ports} == {8265, 52365, 8000}
     assert clients.from_[0].namespaceSelector is None and {port.port for port in clients.ports} == {8000}
+    (service,) = [cluster for found, cluster in asked if found.kind == "RayService"]
+    for pod in service.pods:
+        (keys,) = [one for one in pod.spec.containers[0].env if one.name == "SDXL_RAY_API_KEYS"]
+        assert keys.valueFrom.secretKeyRef.name == "sdxl-ray-api-keys"
     assert "kind: Secret" not in "".join(_text(name) for name in KUBERAY)
 
 
@@ -250,44 +255,28 @@ def test_jobs_run_the_same_commands() -> None:
 # Serve, jobs, the image
 
 
-def _unknown_keys(model: type[BaseModel], plain: dict[str, Any], path: str = "") -> list[str]:
-    """Keys that a pydantic model would drop without a word, at any depth."""
-    wrong = []
-    for key, value in plain.items():
-        field = model.model_fields.get(key)
-        if field is None:
-            wrong.append(f"{path}{key}")
-            continue
-        inner = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_model(kind)]
-        for item in value if isinstance(value, list) else [value]:
-            if inner and isinstance(item, dict):
-                wrong += _unknown_keys(inner[0], item, f"{path}{key}.")
-    return wrong
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
 def _serve_configs() -> dict[str, dict[str, Any]]:
     (service,) = [found for found in _objects() if found.kind == "RayService"]
     return {"serve": _plain("serve"), "kuberay-service": yaml.safe_load(service.spec.serveConfigV2)}
 
 
 @pytest.mark.parametrize("name", ["serve", "kuberay-service"])
-def test_a_serve_file_is_what_serve_reads(name: str) -> None:
-    from ray.serve.schema import ServeDeploySchema
+def test_a_serve_file_is_what_serve_and_our_builder_read(name: str) -> None:
+    from serve import rayfile
 
+    assert rayfile.check(str(FOLDER / f"{name}.yaml")) == ["sdxl-ray"]
     plain = _serve_configs()[name]
-    assert _unknown_keys(ServeDeploySchema, plain) == []
-    config = ServeDeploySchema.model_validate(plain)
-    (application,) = config.applications
-    assert application.import_path == "serve.app:build"
-    assert config.http_options.host == ("127.0.0.1" if name == "serve" else "0.0.0.0")
-    assert config.http_options.port == 8000
+    assert plain["http_options"] == {"host": "127.0.0.1" if name == "serve" else "0.0.0.0", "port": 8000}
     assert plain["applications"] == _serve_configs()["serve"]["applications"]
-    plain["applications"][0]["import_pth"] = plain["http_options"]["prot"] = 1
-    assert _unknown_keys(ServeDeploySchema, plain) == ["http_options.prot", "applications.import_pth"]
+    assert plain["applications"][0]["import_path"] == "serve.app:build"
+    for at in ("http_options", "applications.0", "applications.0.args"):
+        spoilt = _unshared(plain)
+        place = spoilt
+        for key in at.split("."):
+            place = place[int(key) if key.isdigit() else key]
+        place["prot"] = 1
+        with pytest.raises(UserError, match="prot"):
+            rayfile.check_plain(spoilt, name)
 
 
 def _require_runtime_env(plain: dict[str, Any]) -> None:

@@ -90,7 +90,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
 def test_a_store_that_hangs_ends_the_save_within_a_minute_and_keeps_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path))
     monkeypatch.setattr("sdxl_ray.storage._PATIENCE_S", 5.0)
     with bucket(monkeypatch) as served:
         storage = Storage.of(served.url("runs"))
@@ -109,7 +109,7 @@ def test_a_changed_object_is_found_named_and_the_one_before_it_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """R4 in a store: every file is hashed while it is fetched."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path))
     with bucket(monkeypatch) as served:
         storage = Storage.of(served.url("runs"))
         store = CheckpointStore(storage.root / "run", Alone(), keep=3, keep_best=False, storage=storage)

@@ -93,7 +93,7 @@ class Hosts:
 
     def join(self, name: str) -> Node:
         """A machine joins on the other host, with nothing on its disk."""
-        settings = {"XDG_CACHE_HOME": str(self.folder / name), "GLOO_SOCKET_IFNAME": f"{self.net.name}t"}
+        settings = {"SDXL_RAY_SCRATCH": str(self.folder / name), "GLOO_SOCKET_IFNAME": f"{self.net.name}t"}
         return self.cluster.add(self.net.there, self.net.prefix, **settings)
 
     def train(self, recipe: Recipe) -> subprocess.Popen[str]:
@@ -117,7 +117,7 @@ def hosts(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
         cable = stack.enter_context(net(number))
         store = stack.enter_context(bucket(monkeypatch, cable.here))
         # gloo takes the address of the host name, which both hosts share here.
-        here = {"XDG_CACHE_HOME": str(folder / "head"), "GLOO_SOCKET_IFNAME": f"{cable.name}h", **NOTICED}
+        here = {"SDXL_RAY_SCRATCH": str(folder / "head"), "GLOO_SOCKET_IFNAME": f"{cable.name}h", **NOTICED}
         head = stack.enter_context(cluster(folder / "t", address=cable.here, **here))
         made = Hosts(cable, head, store, folder)
         made.join("first")
@@ -126,7 +126,7 @@ def hosts(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
 
 def _result(made: Hosts, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run as a third machine would fetch it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(made.folder / "third"))
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(made.folder / "third"))
     storage = Storage.of(made.store.url("runs"))
     storage.get_folder(storage.root / "run")
     return storage.root / "run"
