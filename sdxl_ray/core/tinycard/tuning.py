@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from sdxl_ray.core.quality.encoders import Encoder
 from sdxl_ray.core.tinycard.encoders import Scores, control, views
@@ -33,9 +32,12 @@ _PLAIN = 12
 _OTHER_PLACES = ("grass", "studio")
 
 
-def tune(subject: str, arm: str, storage: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Train one arm with the ordinary command. What it took; the artifact's folder is under "artifact"."""
-    recipe, arm_changes = ARMS[arm]
+def tune(subject: str, arm: str, storage: Path) -> Path:
+    """Train one arm with the ordinary command, unless `storage` holds it already: its run folder.
+
+    Raises RunError with the command's last words when it fails.
+    """
+    recipe, changes = ARMS[arm]
     settings = [
         f"data.images=subject:{subject}",
         f"data.subject=sks {SUBJECTS[subject].class_name}",
@@ -43,24 +45,21 @@ def tune(subject: str, arm: str, storage: Path, changes: tuple[str, ...] = ()) -
         "parallel.engine=local",
         "parallel.workers=1",
         "evaluation.every=0",
-        *arm_changes,
         *changes,
     ]
-    command = [sys.executable, "-m", "sdxl_ray", "train", recipe, *settings]
-    begun = time.monotonic()
     name = f"{subject}-{arm}"
-    done = subprocess.run(
-        [*command, "--storage", str(storage), "--name", name], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RunError(f"training {name} failed: {done.stderr.strip()[-500:]}")
-    spent = read(storage / name / "records", "steps")["seconds"].to_pylist()
-    return {
-        "steps": len(spent),
-        "training_seconds": sum(spent),
-        "seconds_in_all": time.monotonic() - begun,
-        "artifact": str(storage / name / "artifact"),
-    }
+    if not (storage / name / "artifact").is_dir():
+        command = [sys.executable, "-m", "sdxl_ray", "train", recipe, *settings]
+        begun = [*command, "--storage", str(storage), "--name", name]
+        done = subprocess.run(begun, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RunError(f"training {name} failed: {done.stderr.strip()[-500:]}")
+    return storage / name
+
+
+def training_seconds(run: Path) -> float:
+    """Seconds that a run's steps took together, without the start and the class pictures."""
+    return float(sum(read(run / "records", "steps")["seconds"].to_pylist()))
 
 
 def judge(subject: str, drawer: Drawer, identity: Encoder, clip: Encoder) -> Scores:
@@ -88,8 +87,17 @@ def judge(subject: str, drawer: Drawer, identity: Encoder, clip: Encoder) -> Sco
     }
 
 
-def reference(subject: str, identity: Encoder) -> float:
-    """Held-out views of the subject against each other: the ceiling."""
-    vectors = identity.pictures(views(subject, held_out=True))
-    alike = vectors @ vectors.T
-    return float(alike[~np.eye(len(vectors), dtype=bool)].mean())
+def reference(subject: str, identity: Encoder, drawer: Drawer, siblings: list[Image.Image]) -> Scores:
+    """What fidelity may be held against, each as the mean identity cosine to the held-out pictures.
+
+    "real": these among each other, the ceiling; "autoencoder": the same after the base's autoencoder, which no tuning
+    changes; "another": other drawings of the class.
+    """
+    pictures = views(subject, held_out=True)
+    real, coded = identity.pictures(pictures), identity.pictures(drawer.recoded(pictures))
+    others = ~np.eye(len(real), dtype=bool)
+    return {
+        "real": float((real @ real.T)[others].mean()),
+        "autoencoder": float((coded @ real.T)[others].mean()),
+        "another": float((identity.pictures(siblings) @ real.T).mean()),
+    }
