@@ -2,7 +2,7 @@
 
     python -m sdxl_ray.core.tinycard --work /tmp/card               # all of it, about 40 min on two cores
     python -m sdxl_ray.core.tinycard --work /tmp/card --only base   # encoders and base, without tuning
-    python -m sdxl_ray.core.tinycard --work /tmp/card --only train  # only trains the subjects; judged by the first form
+    python -m sdxl_ray.core.tinycard --work /tmp/card --only train  # tunes and draws subjects; the first judges
     python -m sdxl_ray.core.tinycard --work /tmp/card --only speed  # speed again, on an idle machine, 6 min
 
 Every part is kept in the work folder as it is done, and not measured again while what it depends on is the same. Runs
@@ -30,7 +30,7 @@ from sdxl_ray.core.tinycard import page
 from sdxl_ray.core.tinycard.encoders import control, identity, views
 from sdxl_ray.core.tinycard.pictures import Drawer
 from sdxl_ray.core.tinycard.reality import Reality, Scene
-from sdxl_ray.core.tinycard.tuning import ARMS, SUBJECTS_TUNED, judge, reference, training_seconds, tune
+from sdxl_ray.core.tinycard.tuning import ARMS, SUBJECTS_TUNED, draw, judge, reference, training_seconds, tune
 from sdxl_ray.tiny import shipped
 from sdxl_ray.tiny.builder.finish import MADE
 
@@ -51,9 +51,9 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     if given.only == "train":
         for subject in SUBJECTS_TUNED:
-            for arm in ARMS:
+            for arm in ("base", *ARMS):
                 sys.stderr.write(f"training {subject}, {arm}\n")
-                tune(subject, arm, _runs(given.work))
+                draw(subject, arm, _runs(given.work), Drawer())
         return
     if given.only == "speed":
         scores = json.loads((shipped.ROOT / "scores.json").read_text())
@@ -87,11 +87,13 @@ def measure(work: Path, *, tuning: bool = True) -> dict[str, Any]:
         return {"real": control(clip, real, scenes), "base": control(clip, made, scenes)}
 
     def tuned(subject: str) -> dict[str, Any]:
-        models = {"base": base} | {arm: Drawer(tune(subject, arm, _runs(work)) / "artifact") for arm in ARMS}
-        rows = {name: judge(subject, model, eye, clip) for name, model in models.items()}
-        shown = {"real": views(subject, held_out=True), **{arm: row.pop("pictures")[::2] for arm, row in rows.items()}}
-        grid([pictures[:8] for pictures in shown.values()], list(shown), [""] * 8).save(work / f"subject-{subject}.png")
-        return {"reference": reference(subject, eye, base, reality.siblings(subject, 10)), "models": rows}
+        pictures = {arm: draw(subject, arm, _runs(work), base) for arm in ("base", *ARMS)}
+        shown = {"real": views(subject, held_out=True), **{arm: drawn["own"][::2] for arm, drawn in pictures.items()}}
+        grid([row[:8] for row in shown.values()], list(shown), [""] * 8).save(work / f"subject-{subject}.png")
+        return {
+            "reference": reference(subject, eye, base, reality.siblings(subject, 10)),
+            "models": {arm: judge(subject, drawn, eye, clip) for arm, drawn in pictures.items()},
+        }
 
     part("identity", lambda: identity(eye, reality))
     for kind in _COUNTS:

@@ -57,7 +57,7 @@ def card(scores: Scores) -> str:
         _identity(scores),
         _tuning(scores),
     ]
-    return "\n".join([*parts, sentences.SPEED.format(**scores["speed"]), _made(scores), _sources(), sentences.LIMITS])
+    return "\n".join([*parts, _speed(scores["speed"]), _made(scores), _sources(), sentences.LIMITS])
 
 
 def _facts(scores: Scores) -> Scores:
@@ -131,6 +131,10 @@ def _subject_rows(subject: str, result: Scores) -> Iterable[list[Any]]:
 def _means(rows: Iterable[Scores]) -> Scores:
     kept = list(rows)
     return {key: sum(row[key] for row in kept) / len(kept) for key in kept[0]}
+
+
+def _speed(rates: Scores) -> str:
+    return sentences.SPEED.format(**rates) + (sentences.TRAINING.format(**rates) if "lora" in rates else "")
 
 
 def _made(scores: Scores) -> str:

@@ -30,8 +30,9 @@ forgetting lowers. One seed, 300 steps, training in one process.
 """
 SPEED = """## Speed
 {batch_1:.2f} pictures/s one by one and {batch_8:.2f} pictures/s by 8, 20 steps with guidance, on two CPU cores.
-Training one subject for 300 steps takes {lora:.0f} s by LoRA, {dreambooth:.0f} s by DreamBooth (its 60 class pictures
-not counted) and {dreambooth_no_prior:.0f} s without class pictures; again: `--only speed`.
+"""
+TRAINING = """Training one subject for 300 steps takes {lora:.0f} s by LoRA, {dreambooth:.0f} s by DreamBooth (without
+drawing its 60 class pictures) and {dreambooth_no_prior:.0f} s with no class pictures.
 """
 MADE = """## How it was made
 The stages of `python -m sdxl_ray.tiny.build` on {machine}: {scenes} scenes, {minutes:.0f} minutes of training

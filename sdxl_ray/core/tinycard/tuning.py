@@ -19,6 +19,8 @@ from sdxl_ray.tiny.captions import with_article
 from sdxl_ray.tiny.catalog import CLASSES, SUBJECTS
 from sdxl_ray.tiny.places import PLACES
 
+Pictures = dict[str, list[Image.Image]]
+
 #: arm -> (recipe, changes)
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lora": ("tiny_lora", ()),
@@ -62,29 +64,54 @@ def training_seconds(run: Path) -> float:
     return float(sum(read(run / "records", "steps")["seconds"].to_pylist()))
 
 
-def judge(subject: str, drawer: Drawer, identity: Encoder, clip: Encoder) -> Scores:
-    """Subject and prompt fidelity, leak and forgetting of one model.
+def draw(subject: str, arm: str, storage: Path, base: Drawer) -> Pictures:
+    """What the base (arm "base") or a tuned model draws for a subject, kept in `storage` beside the runs.
+
+    "own": the subject by its identifier; "plain": its class; "others": the other classes.
+    """
+    kept = storage / f"{subject}-{arm}.npz"
+    if not kept.is_file():
+        drawer = base if arm == "base" else Drawer(tune(subject, arm, storage) / "artifact")
+        class_name = SUBJECTS[subject].class_name
+        asked = {
+            "own": [f"a photo of sks {class_name} {PLACES[scene.place].phrases[0]}" for scene in _own(subject)],
+            "plain": [f"a photo of {with_article(class_name)}"] * _PLAIN,
+            "others": [scene.prompt for scene in _others(subject)],
+        }
+        storage.mkdir(parents=True, exist_ok=True)
+        made = {kind: np.stack([np.asarray(it) for it in drawer.draw(prompts)]) for kind, prompts in asked.items()}
+        np.savez_compressed(kept, allow_pickle=False, **made)
+    with np.load(kept) as stored:
+        return {kind: [Image.fromarray(pixels) for pixels in stored[kind]] for kind in stored}
+
+
+def judge(subject: str, pictures: Pictures, identity: Encoder, clip: Encoder) -> Scores:
+    """Subject and prompt fidelity, leak and forgetting of one model, from what it drew.
 
     Prompts name the class; what was drawn is held against captions that name the look too, as captions of the base do.
     """
-    design = SUBJECTS[subject]
-    class_name, look = design.class_name, design.pattern or design.color
     real = identity.pictures(views(subject, held_out=True))
-    scenes = [Scene(class_name, place, look) for place in _PLACES for _ in range(_EACH)]
-    own = drawer.draw([f"a photo of sks {class_name} {PLACES[scene.place].phrases[0]}" for scene in scenes])
-    plain = drawer.draw([f"a photo of {with_article(class_name)}"] * _PLAIN)
-    others = [Scene(name, place) for name in CLASSES if name != class_name for place in _OTHER_PLACES]
-    rest = control(clip, drawer.draw([scene.prompt for scene in others]), others)
-    obeyed = control(clip, own, scenes)
+    rest = control(clip, pictures["others"], _others(subject))
+    obeyed = control(clip, pictures["own"], _own(subject))
     return {
-        "subject_fidelity": float((identity.pictures(own) @ real.T).mean()),
+        "subject_fidelity": float((identity.pictures(pictures["own"]) @ real.T).mean()),
         "prompt_score": obeyed["caption_right"],
         "place_accuracy": obeyed["place_accuracy"],
         "class_accuracy": obeyed["class_accuracy"],
-        "leak": float((identity.pictures(plain) @ real.T).mean()),
+        "leak": float((identity.pictures(pictures["plain"]) @ real.T).mean()),
         "other_classes_accuracy": rest["class_accuracy"],
-        "pictures": own,
     }
+
+
+def _own(subject: str) -> list[Scene]:
+    design = SUBJECTS[subject]
+    look = design.pattern or design.color
+    return [Scene(design.class_name, place, look) for place in _PLACES for _ in range(_EACH)]
+
+
+def _others(subject: str) -> list[Scene]:
+    own = SUBJECTS[subject].class_name
+    return [Scene(name, place) for name in CLASSES if name != own for place in _OTHER_PLACES]
 
 
 def reference(subject: str, identity: Encoder, drawer: Drawer, siblings: list[Image.Image]) -> Scores:

@@ -125,7 +125,8 @@ def looked(store: Store) -> Array:
     """Odds [N] of scenes with which half of those drawn are recoloured or patterned: a subject is."""
     special = store.facts[:, 3] > 0
     odds: Array = np.where(special, 0.5 / max(1, special.sum()), 0.5 / max(1, (~special).sum()))
-    return odds / odds.sum()
+    odds /= odds.sum()
+    return odds
 
 
 def contrastive(texts: torch.Tensor, seen: torch.Tensor, scale: torch.Tensor, matches: torch.Tensor) -> torch.Tensor:

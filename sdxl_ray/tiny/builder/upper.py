@@ -58,7 +58,7 @@ def draw(folder: Path, whole: identity.Identity, scenery: Scenery, generated: Ar
 
 def train(session: Session, folder: Path) -> None:
     model: Any = session.model
-    kept = [torch.load(file, weights_only=True) for file in sorted(folder.glob("*.pt"))]
+    kept = [torch.load(file, weights_only=True, mmap=True) for file in sorted(folder.glob("*.pt"))]
     for step in session:
         rng = np.random.default_rng([9, step, session.rank])
         tokens, *facts = kept[int(rng.integers(len(kept)))]
