@@ -70,7 +70,7 @@ def test_a_subject_that_cannot_be_drawn_again_still_counts() -> None:
 
 
 def test_draws_that_hold_no_pair_are_left_out() -> None:
-    """Two pictures make one pair: half of the draws have none, and with two subjects a quarter has none at all."""
+    """Two pictures make one pair: half of the draws have none, in both subjects alike, as they share their seeds."""
     pairs = [Terms(np.array([[np.nan, value], [value, np.nan]]), ("picture", "picture"), 2) for value in (0.2, 0.4)]
     found = pooled(pairs)
     assert found.value == pytest.approx(0.3)
