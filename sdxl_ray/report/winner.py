@@ -50,8 +50,8 @@ def rule(facts: Facts) -> str:
     """The rule as the page says it."""
     if quality_of(facts):
         return (
-            "The winner has the highest quality: how far subject fidelity went from the base to real photos, times the "
-            "share of prompt fidelity that was kept, times the share of what the base could do (its class, diversity)."
+            "The winner has the highest quality: the share of the way to real photos, times the shares of prompt "
+            "fidelity and of what the base could do that were kept."
         )
     return "The winner has the highest subject fidelity; what it gave up for it cannot be weighed here."
 

@@ -124,7 +124,7 @@ def _one_by_one(pipe: Any, options: argparse.Namespace) -> float:
 
 def _evaluator(home: Path, workers: int, options: argparse.Namespace) -> float:
     prompts = Prompts(final=tuple(f"a photo of {{a_subject}}{place}" for place in PLACES))
-    settings = Settings(Drawing(options.steps, 4.0), seeds=options.pictures // 8, class_pictures=2, draws=1)
+    settings = Settings(Drawing(options.steps, 4.0), seeds=options.pictures // 8, class_pictures=1, draws=1)
     models, subject = [Model("base", Base())], Subject("robot", "robot", load_photos("subject:robot/held_out"))
     if workers:
         draw_on_workers(models, subject, prompts, settings, home=home, workers=workers)
@@ -133,7 +133,7 @@ def _evaluator(home: Path, workers: int, options: argparse.Namespace) -> float:
         pipe = load_pipeline(models[0].base, None, dtype=settings.dtype, device=settings.device)
         draw(lambda: pipe, plan.jobs(models[0]), PictureStore(home / "pictures"), Alone(), lambda *_: None)
     notes = [json.loads(line) for file in home.rglob("drawn-*.jsonl") for line in file.read_text().splitlines()]
-    assert sum(len(note["keys"]) for note in notes) == options.pictures  # the class pictures are among them
+    assert sum(len(note["keys"]) for note in notes) == options.pictures  # the class picture is one of them
     return float(max(note["began"] + note["seconds"] for note in notes) - min(note["began"] for note in notes))
 
 

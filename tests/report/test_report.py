@@ -358,8 +358,9 @@ def test_what_a_runs_own_scores_decided_is_told(home: Path) -> None:
             recorder.write("scores", {**known, "step": step, "value": value, "low": value - 0.1, "high": value + 0.1})
     (curves,) = facts_of(home).arm("lora").curves
     assert [(step, score.value) for step, score in curves.quality["quality"]] == [(50, 0.4), (75, 0.6), (100, 0.5)]
-    text = write_report(home).markdown.read_text()
+    written = write_report(home)
+    text = written.markdown.read_text()
     assert "lora: step 75 of 150 was kept; training stopped at step 150, as quality no longer rose" in text
     assert "overfitting showed at step 100: since step 75 subject fidelity rose, but diversity fell" in text
-    assert "Quality against steps: lora from 0.400 to 0.500" in text
+    assert "Quality against steps: lora from 0.400 to 0.500" in written.html.read_text()
     assert "dreambooth: step" not in text

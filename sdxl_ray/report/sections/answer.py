@@ -49,11 +49,10 @@ def _kind(facts: Facts, outcome: Outcome) -> str:
     if outcome.winner is not None and outcome.second is not None:
         told.append(lead(facts, outcome.quality, outcome.winner, outcome.second))
     paired = [gain.paired for gain in told if isinstance(gain, Gain)]
-    over = f", pooled over {len(facts.subjects)} subjects" if len(facts.subjects) > 1 else ""
+    over = f", over {len(facts.subjects)} subjects" if len(facts.subjects) > 1 else ""
     if paired and all(paired):
-        return f"paired over the same prompts and seeds{over}"
-    first = "the first paired over the same prompts and seeds, then " if any(paired) else ""
-    return f"{first}as if models were independent"
+        return f"paired by prompt and seed{over}"
+    return f"{'the first paired, then ' if any(paired) else ''}as if independent{over}"
 
 
 def _second(outcome: Outcome) -> str:
