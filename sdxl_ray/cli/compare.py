@@ -31,7 +31,7 @@ def run(
     load: Annotated[bool, typer.Option(help="the experiment's load test; --no-load leaves it out")] = True,
     json: AsJson = False,
 ) -> None:
-    """Train an experiment's arms, judge them, put load on them, write one report."""
+    """Train an experiment's arms, judge, load-test and report them."""
     from sdxl_ray.config import parse_assignments
     from sdxl_ray.experiment import load_experiment
 

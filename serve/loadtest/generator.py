@@ -36,12 +36,12 @@ class Generator:
         self._said = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  # __exit__ closes it
         key = api_key(settings)
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "serve.loadtest.child", settings.url],
+            [sys.executable, "-P", "-m", "serve.loadtest.child", settings.url],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env={**os.environ, **({"SDXL_RAY_LOAD_KEY": key} if key else {})},
+            env={**_environment(), **({"SDXL_RAY_LOAD_KEY": key} if key else {})},
             start_new_session=True,  # Ctrl-C is for the parent, which then ends it: LoadGen would not listen
         )
 
@@ -117,3 +117,9 @@ class Generator:
             raise RunError(f"the load generator ended with exit code {self._child.returncode}: {last[:300]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def _environment() -> dict[str, str]:
+    """The child runs this very code, whatever folder it starts in: a `serve.py` of somebody's is no package of ours."""
+    home = str(Path(__file__).parents[2])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}

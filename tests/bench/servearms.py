@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 #: A user who wants a draft, one who wants the usual, one who wants the best: their weights.
-MIX = {4: 2.0, 20: 1.0, 50: 1.0}
+MIX = {4: 3.0, 10: 1.0, 50: 1.0}
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class ServeArm:
     steps: int = 20
     mix: dict[int, float] = field(default_factory=lambda: dict(MIX))
     guidance: float = 4.0
-    rounds: int = 4
-    singles: int = 6
+    rounds: int = 2
+    singles: int = 8
     pictures: int = 16
-    queries: int = 120
+    queries: int = 230
     batch: int = 8
     rank: int = 16
     load: float = 0.8

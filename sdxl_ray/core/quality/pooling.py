@@ -50,9 +50,11 @@ def pooled(subjects: Sequence[Terms], resamples: int = RESAMPLES) -> Interval:
     # A subject whose terms cannot be drawn again (one photo, say) still is a subject.
     means = [np.full(resamples, own[k].mean) if some is None else some for k, some in enumerate(drawn)]
     weights = counts("subject", len(subjects), 0, resamples)
-    known = np.isfinite(np.stack(means, axis=1))
-    means_ZK = np.where(known, np.stack(means, axis=1), 0.0)
-    return Interval(value, *ends((weights * means_ZK).sum(axis=1) / (weights * known).sum(axis=1)), n)
+    means_ZK = np.stack(means, axis=1)
+    known = weights * np.isfinite(means_ZK)
+    top, bottom = (weights * np.nan_to_num(means_ZK)).sum(axis=1), known.sum(axis=1)
+    # A draw in which no subject has a pair says nothing.
+    return Interval(value, *ends(np.divide(top, bottom, out=np.full(resamples, np.nan), where=bottom > 0)), n)
 
 
 @dataclass(frozen=True)

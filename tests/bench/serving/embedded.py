@@ -7,6 +7,7 @@ the load test's own generator.
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -125,6 +126,8 @@ def _systems(arm: ServeArm, lora: Path) -> Iterator[_Systems]:
     from serve.loadtest.generator import Generator
     from serve.local import running
 
+    # Ray lowers the priority of its workers; what runs in this process has none lowered.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     tuned = {"lora": {"artifact": str(lora)}, "fused": {"artifact": str(lora), "own_replicas": True, "fused": True}}
     config = parse(

@@ -69,6 +69,14 @@ def test_a_subject_that_cannot_be_drawn_again_still_counts() -> None:
     assert found.low is not None
 
 
+def test_draws_that_hold_no_pair_are_left_out() -> None:
+    """Two pictures make one pair: half of the draws have none, in both subjects alike, as they share their seeds."""
+    pairs = [Terms(np.array([[np.nan, value], [value, np.nan]]), ("picture", "picture"), 2) for value in (0.2, 0.4)]
+    found = pooled(pairs)
+    assert found.value == pytest.approx(0.3)
+    assert (found.low, found.high) == pytest.approx((0.2, 0.4))
+
+
 def _evaluation(subject: str, levels: dict[str, float]) -> Evaluation:
     shared = 0.3 * RNG.normal(size=(4, 2, 3))
     terms = {("final", model, "dino_i"): Terms(shared + level, UNITS, 8) for model, level in levels.items()}
