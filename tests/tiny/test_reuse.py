@@ -103,7 +103,6 @@ def test_the_stages_of_one_scorer_run_and_hand_over(job: Job, tree: Path, monkey
         monkeypatch.setattr(module, "scenery", lambda: drawn)
     monkeypatch.setattr(stages, "_DECOYS", 20)
     monkeypatch.setattr(stages, "_GENERATED", 50)
-    monkeypatch.setattr(reuse, "_BATCHES", 2)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         for scorer, steps in reuse.STAGES.items():

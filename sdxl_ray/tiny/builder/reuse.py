@@ -23,7 +23,7 @@ from sdxl_ray.tiny.builder.stages import STEPS, Job, Step, load_pair, scenery
 from sdxl_ray.tiny.layout import SEED
 
 _START = "identity-start.pt"
-_BATCHES = 480
+_BATCHES_A_MINUTE = 18.5  # of training, so that a longer one has more to see
 _SPOILED = 0.4  # noise in the UNet's weights, as a share of each matrix's deviation: colours and places, hardly a shape
 
 
@@ -53,7 +53,7 @@ def lay_out(job: Job) -> None:
 def draw_batches(job: Job) -> None:
     """What the identity encoder's lower layers make of its training batches; several processes share the work."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    numbers = range(rank, _BATCHES, world)
+    numbers = range(rank, max(2, round(_BATCHES_A_MINUTE * job.minutes)), world)
     upper.draw(job.work / "batches", _start(job), scenery(), np.load(job.work / "generated.npy"), numbers)
     if rank == 0:
         (job.work / "batches.done").touch()
