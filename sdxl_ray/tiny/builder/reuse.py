@@ -19,7 +19,7 @@ from sdxl_ray.tiny import export, shipped
 from sdxl_ray.tiny.builder import clip, identity, upper
 from sdxl_ray.tiny.builder.finish import MADE, stage_made
 from sdxl_ray.tiny.builder.session import Session
-from sdxl_ray.tiny.builder.stages import STEPS, Job, Step, load_pair, scenery
+from sdxl_ray.tiny.builder.stages import STEPS, Job, Step, load_pair, load_vae, scenery
 from sdxl_ray.tiny.layout import SEED
 
 _START = "identity-start.pt"
@@ -54,7 +54,8 @@ def draw_batches(job: Job) -> None:
     """What the identity encoder's lower layers make of its training batches; several processes share the work."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     numbers = range(rank, max(2, round(_BATCHES_A_MINUTE * job.minutes)), world)
-    upper.draw(job.work / "batches", _start(job), scenery(), np.load(job.work / "generated.npy"), numbers)
+    generated = np.load(job.work / "generated.npy")
+    upper.draw(job.work / "batches", _start(job), scenery(), generated, load_vae(job), numbers)
     if rank == 0:
         (job.work / "batches.done").touch()
 
