@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from sdxl_ray.tiny import shipped
 from sdxl_ray.tiny.builder import identity, reuse, stages, upper
-from sdxl_ray.tiny.builder.clip import _jittered
 from sdxl_ray.tiny.builder.finish import MADE
 from sdxl_ray.tiny.builder.stages import Job
 from sdxl_ray.tiny.designs import Designs
@@ -84,13 +83,14 @@ def test_the_upper_layers_go_on_where_the_lower_ones_end(job: Job, tmp_path: Pat
     whole = reuse._start(job)
     scenery = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=1)
     generated = np.zeros((20, 64, 64, 3), np.uint8)
-    upper.draw(tmp_path, whole, scenery, generated, range(1, 2))
+    autoencoder = stages.load_vae(job)
+    upper.draw(tmp_path, whole, scenery, generated, autoencoder, range(1, 2))
     tokens, owner, *_ = torch.load(tmp_path / "1.pt", weights_only=True)
     rng = np.random.default_rng([8, 1])
     made = identity.batch(scenery, rng, generated)
     assert owner.tolist() == made.identity.tolist()
     with torch.no_grad():
-        expected, patches = whole(_jittered(identity.pixels_of(made), rng))
+        expected, patches = whole(identity.varied(made, rng, autoencoder, "cpu"))
         found, found_patches = upper.Upper(whole)(tokens.float())
     assert torch.allclose(found, expected, atol=0.05)
     assert torch.allclose(found_patches, patches, atol=0.05)
@@ -103,7 +103,6 @@ def test_the_stages_of_one_scorer_run_and_hand_over(job: Job, tree: Path, monkey
         monkeypatch.setattr(module, "scenery", lambda: drawn)
     monkeypatch.setattr(stages, "_DECOYS", 20)
     monkeypatch.setattr(stages, "_GENERATED", 50)
-    monkeypatch.setattr(reuse, "_BATCHES", 2)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         for scorer, steps in reuse.STAGES.items():

@@ -25,7 +25,10 @@ TUNING = """## Does it learn a subject?
 Five pictures of each, prompts "a photo of sks CLASS" on eight places. Fidelity: mean identity cosine to the held-out
 pictures; the first rows of a subject say what real pictures get. Leak: the same for "a photo of a CLASS". Prompt score:
 mean cosine to captions that name class, look and place. Other classes: class accuracy on the 23 other classes, which
-forgetting lowers. One seed, 300 steps, training in one process.
+forgetting lowers. One seed, 300 steps, training in one process. The identity encoder takes the autoencoder's own loss
+for another subject (second row), so that even a perfect model could not score above that row; and the CLIP-style pair
+reads classes of patterned objects badly, so that prompt score, place and class of tuned models are lower than the eye
+sees.
 
 """
 SPEED = """## Speed

@@ -24,6 +24,7 @@ from sdxl_ray.tiny.places import PLACES
 from sdxl_ray.tiny.scenes import DECOYS, EDGE, GRID, NOTHING, Scenery, decoy, random_poses
 
 _GROUPS, _SIBLINGS, _VIEWS, _GENERATED = 4, 3, 3, 8
+_RECODED = 0.25
 _WIDTH = 128
 
 
@@ -108,20 +109,27 @@ def batch(scenery: Scenery, rng: np.random.Generator, generated: Array | None) -
     return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def train(session: Session, scenery: Scenery, generated: Array | None, device: str) -> None:
+def train(session: Session, scenery: Scenery, generated: Array | None, autoencoder: Any, device: str) -> None:
     """`generated`: pictures [N, 64, 64, 3] of a generator that cannot draw yet: each is nobody."""
     model: Any = session.model
     for step in session:
         rng = np.random.default_rng([8, step, session.rank])
         made = batch(scenery, rng, generated)
-        whole, patches = model(_jittered(pixels_of(made).to(device), rng))
+        whole, patches = model(varied(made, rng, autoencoder, device))
         facts = (made.identity, made.imitates, made.class_index, made.grid)
         update(session, whole, patches, *(torch.from_numpy(part).to(device) for part in facts))
 
 
-def pixels_of(made: Batch) -> torch.Tensor:
-    """fp32 [B, 3, 64, 64] in [-1, 1]."""
-    return torch.from_numpy(made.pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+@torch.no_grad()
+def varied(made: Batch, rng: np.random.Generator, autoencoder: Any, device: str) -> torch.Tensor:
+    """fp32 [B, 3, 64, 64] near [-1, 1]: light, sharpness and, for a share, the base's autoencoder must not matter.
+
+    Whatever the base draws has been through it, and so is everything that is scored.
+    """
+    pixels = torch.from_numpy(made.pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    coded = torch.from_numpy(rng.random(len(pixels)) < _RECODED)
+    pixels[coded] = autoencoder.decode(autoencoder.encode(pixels[coded]).latent_dist.mean).sample.clamp(-1, 1)
+    return _jittered(pixels, rng)
 
 
 def update(

@@ -19,11 +19,11 @@ from sdxl_ray.tiny import export, shipped
 from sdxl_ray.tiny.builder import clip, identity, upper
 from sdxl_ray.tiny.builder.finish import MADE, stage_made
 from sdxl_ray.tiny.builder.session import Session
-from sdxl_ray.tiny.builder.stages import STEPS, Job, Step, load_pair, scenery
+from sdxl_ray.tiny.builder.stages import STEPS, Job, Step, load_pair, load_vae, scenery
 from sdxl_ray.tiny.layout import SEED
 
 _START = "identity-start.pt"
-_BATCHES = 480
+_BATCHES_A_MINUTE = 18.5  # of training, so that a longer one has more to see
 _SPOILED = 0.4  # noise in the UNet's weights, as a share of each matrix's deviation: colours and places, hardly a shape
 
 
@@ -53,8 +53,9 @@ def lay_out(job: Job) -> None:
 def draw_batches(job: Job) -> None:
     """What the identity encoder's lower layers make of its training batches; several processes share the work."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    numbers = range(rank, _BATCHES, world)
-    upper.draw(job.work / "batches", _start(job), scenery(), np.load(job.work / "generated.npy"), numbers)
+    numbers = range(rank, max(2, round(_BATCHES_A_MINUTE * job.minutes)), world)
+    generated = np.load(job.work / "generated.npy")
+    upper.draw(job.work / "batches", _start(job), scenery(), generated, load_vae(job), numbers)
     if rank == 0:
         (job.work / "batches.done").touch()
 

@@ -139,7 +139,7 @@ def make_identity(job: Job) -> None:
     torch.manual_seed(SEED + 3)
     model = identity.Identity().to(job.device)
     session = Session(job.work, "identity", job.minutes, model, 1e-3, average=0.998)
-    identity.train(session, scenery(), np.load(job.work / "generated.npy"), job.device)
+    identity.train(session, scenery(), np.load(job.work / "generated.npy"), load_vae(job), job.device)
     session.finish()
     torch.save(model.state_dict(), job.work / "identity-done.pt")
 

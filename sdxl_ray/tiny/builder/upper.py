@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from sdxl_ray.tiny.builder import identity
-from sdxl_ray.tiny.builder.clip import _jittered
 from sdxl_ray.tiny.builder.session import Session
 from sdxl_ray.tiny.builder.store import Array
 from sdxl_ray.tiny.scenes import Scenery
@@ -39,7 +38,9 @@ class Upper(nn.Module):
 
 
 @torch.no_grad()
-def draw(folder: Path, whole: identity.Identity, scenery: Scenery, generated: Array, numbers: range) -> None:
+def draw(
+    folder: Path, whole: identity.Identity, scenery: Scenery, generated: Array, autoencoder: Any, numbers: range
+) -> None:
     """Draw batches and keep what the lower layers make of them, in fp16, as NUMBER.pt; those there are kept."""
     folder.mkdir(exist_ok=True)
     for number in numbers:
@@ -48,7 +49,7 @@ def draw(folder: Path, whole: identity.Identity, scenery: Scenery, generated: Ar
             continue
         rng = np.random.default_rng([8, number])
         made = identity.batch(scenery, rng, generated)
-        tokens = whole.vit.embeddings(_jittered(identity.pixels_of(made), rng))
+        tokens = whole.vit.embeddings(identity.varied(made, rng, autoencoder, "cpu"))
         for layer in whole.vit.layers[:_LOWER]:
             tokens = layer(tokens, None)
         facts = (made.identity, made.imitates, made.class_index, made.grid)
