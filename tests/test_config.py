@@ -53,7 +53,7 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
         assert load_prompts(path.stem) == load_prompts(str(ROOT / path)), path
     assert len(prompts) == 3
     clusters = {path for path in found if path.parent == Path("cluster")}
-    assert len(clusters) == 9  # each is loaded by tests/cluster/test_manifests.py
+    assert len(clusters) == 9  # each is loaded by tests/cluster/test_manifests.py and its neighbours
     assert found == recipes | experiments | prompts | clusters
 
 
