@@ -76,7 +76,7 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
         assert load_served(path.stem) == load_served(str(ROOT / path)), path
     assert len(served) == 1
     clusters = {path for path in found if path.parent == Path("cluster")}
-    assert len(clusters) == 9  # each is loaded by tests/cluster/test_manifests.py
+    assert len(clusters) == 9  # each is loaded by tests/cluster/test_manifests.py and its neighbours
     assert found == recipes | experiments | bench | prompts | spaces | planted | load_tests | served | clusters
 
 
