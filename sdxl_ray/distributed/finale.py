@@ -70,8 +70,8 @@ def _judge(card: SearchCard, home: Path, recipe: Recipe, winner: Trial, default:
     class_name, words = str(recipe.data.known_class), recipe.data.subject
     photos = final_photos(card.space, home, artifacts[DEFAULT])
     subject = Subject(subject_name(str(recipe.data.images)), class_name, photos)
-    encoders = {"identity": recipe.evaluation.identity, "clip": recipe.evaluation.clip}
-    settings = replace(settings_of(recipe, **encoders), seeds=final.seeds, class_pictures=final.class_pictures)
+    settings = settings_of(recipe, identity=recipe.evaluation.identity, clip=recipe.evaluation.clip)
+    settings = replace(settings, seeds=final.seeds, class_pictures=final.class_pictures)
     models = [Model(BASE, recipe.base), *(Model(name, recipe.base, a, words) for name, a in artifacts.items())]
     lists = load_prompts(final.prompts or default_prompts(recipe.base.id, class_name))
     found = evaluate(models, subject, lists, settings, home=home, on_row=on_row)
