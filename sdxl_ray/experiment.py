@@ -25,6 +25,11 @@ from sdxl_ray.config import Recipe, Section, load, override
 from sdxl_ray.errors import UserError
 from sdxl_ray.schema_errors import first_problem
 
+#: Part of a folder's name, and a row of every table.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]*$")]
+#: Rows of the tables that are no arms.
+_TAKEN = ("base", "real", "other")
+
 
 class Arm(Section):
     """One way of tuning: a recipe by name or file, and what is different about it."""
@@ -67,9 +72,17 @@ class Experiment(Section):
     )
     step_seeds: PositiveInt = Field(1, description="pictures per prompt and model for each of `steps`")
     other: str | None = Field(None, description="photos of another subject of the class: the floor of the scores")
-    subjects: dict[str, Taught] = Field({}, description="every arm is trained on each of them")
+    subjects: dict[Name, Taught] = Field({}, description="every arm is trained on each of them")
     training_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="every arm is trained with each")
-    arms: Annotated[dict[str, Arm], Field(min_length=1)]
+    arms: Annotated[dict[Name, Arm], Field(min_length=1)]
+
+    @field_validator("arms")
+    @classmethod
+    def _names_are_free(cls, arms: dict[str, Arm]) -> dict[str, Arm]:
+        for name in arms:
+            if name in _TAKEN:
+                raise ValueError(f"an arm cannot be called {name!r}, a row of every table is: give another name")
+        return arms
 
     @field_validator("steps", "training_seeds")
     @classmethod

@@ -48,6 +48,10 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
         assert load_experiment(path.stem) == load_experiment(str(ROOT / path)), path
         assert load_experiment(path.stem).runs({}), path
     assert len(experiments) == 3
+    bench = {path for path in found if path.parent == Path("tests/bench")}
+    for path in bench:
+        assert load_experiment(str(ROOT / path)).runs({}), path
+    assert len(bench) == 1
     prompts = {path for path in found if path.parent == Path("sdxl_ray/recipes/prompts")}
     for path in prompts:
         assert load_prompts(path.stem) == load_prompts(str(ROOT / path)), path
@@ -58,7 +62,7 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
     assert len(spaces) == 5
     planted = {Path("tests/distributed/planted.yaml")}  # a space whose rates diverge
     assert all(load_space(str(ROOT / path)) for path in planted)
-    assert found == recipes | experiments | prompts | spaces | planted
+    assert found == recipes | experiments | bench | prompts | spaces | planted
 
 
 @pytest.mark.parametrize("name", names())
@@ -86,6 +90,17 @@ def test_the_recipes_are_the_three_arms() -> None:
         assert (tiny.base.id, tiny.base.revision) == ("tiny", None)
         assert type(tiny.tuning) is type(load(name).tuning)
         assert (tiny.data.prior is None) == (load(name).data.prior is None)
+
+
+def test_a_key_that_stands_twice_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    for text in ("optim: {lr: 1, lr: 2}", "optim:\n  lr: 1\noptim:\n  lr: 2"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"is not YAML at line \d+: .*stands twice"):
+            load(str(path))
+    path.write_text("x: &x {lr: 1.0e-3}\noptim: {<<: *x, steps: 5}")
+    with pytest.raises(UserError, match="no setting 'x'"):  # a merge is no second key
+        load(str(path))
 
 
 def test_a_recipe_is_frozen_and_override_makes_a_new_one() -> None:

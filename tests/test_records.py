@@ -150,6 +150,18 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
         read(tmp_path, "steps")
 
 
+def test_a_part_from_before_a_column_was_added_has_nulls_there(tmp_path: Path) -> None:
+    row = {"step": 1, "model": "base", "subject": "s", "prompt": "p", "seed": 1, "path": "a.png", "purpose": "class",
+           "split": "final"}  # fmt: skip
+    with Recorder(tmp_path) as recorder:
+        recorder.write("pictures", {**row, "seconds": 0.5})
+    (part,) = tmp_path.glob("pictures-*.parquet")
+    pq.write_table(pq.read_table(part).drop_columns(["seconds"]), part)
+    with Recorder(tmp_path) as recorder:
+        recorder.write("pictures", {**row, "seed": 2, "seconds": 0.25})
+    assert read(tmp_path, "pictures")["seconds"].to_pylist() == [None, 0.25]
+
+
 def test_another_format_is_refused(tmp_path: Path) -> None:
     with Recorder(tmp_path) as recorder:
         write_steps(recorder, 1, 2)

@@ -46,7 +46,7 @@ def export(run: Training, step: int, components: Components, final: Path, precis
     with averaged, run.engine.whole():
         if group.rank == 0:
             try:
-                _write(run, step, components, precision, beside)
+                _write_artifact(run, step, components, precision, beside)
                 shutil.rmtree(final, ignore_errors=True)
                 beside.rename(final)
             except Exception as error:
@@ -60,7 +60,7 @@ def export(run: Training, step: int, components: Components, final: Path, precis
     run.report({"kind": "artifact", "step": step, "path": str(final)})
 
 
-def _write(run: Training, step: int, components: Components, precision: torch.dtype, beside: Path) -> None:
+def _write_artifact(run: Training, step: int, components: Components, precision: torch.dtype, beside: Path) -> None:
     recipe = run.recipe
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

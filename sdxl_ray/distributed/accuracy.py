@@ -16,7 +16,9 @@ from sdxl_ray.core.quality.models import BASE, Model
 from sdxl_ray.core.quality.pooling import Pool
 from sdxl_ray.core.quality.prompts import Prompts, default_prompts, fill, load_prompts
 from sdxl_ray.core.quality.subject import Subject, held_out_photos, load_photos, subject_name
+from sdxl_ray.core.runfolder import scan_pictures
 from sdxl_ray.distributed.drawing import draw_on_workers
+from sdxl_ray.distributed.stream import streams
 from sdxl_ray.experiment import Experiment, Run
 from sdxl_ray.records import Recorder
 from sdxl_ray.report.source import Drawing
@@ -33,16 +35,22 @@ class Judgement:
 
 
 def require_judgeable(experiment: Experiment, runs: Sequence[Run]) -> None:
-    """Raise UserError for what would stop the judging after hours of training: prompts, reference photos, encoders."""
-    for subject, some in _by_subject(runs).items():
+    """Raise UserError for what would stop the judging after hours of training: prompts, photos, encoders.
+
+    Photos: those of references, and held-out ones that an arm trains on (large sets are looked at when they are read).
+    """
+    for recipe in {run.recipe.data: run.recipe for run in runs if not streams(run.recipe)}.values():
+        scan_pictures(recipe)
+    judged = [run for run in runs if run.recipe.data.known_class is not None and run.recipe.data.subject is not None]
+    for subject, some in _by_subject(judged).items():
         recipe = some[0].recipe
-        if recipe.data.known_class is None or recipe.data.subject is None:
-            continue
         _prompts(experiment, recipe).of(_settings(experiment, recipe).split)
         other = _other(experiment, subject)
         if other is not None:
             load_photos(other, "other")
-    settings = _settings(experiment, runs[0].recipe)
+    if not judged:
+        return
+    settings = _settings(experiment, judged[0].recipe)
     for kind, name in (("identity", settings.identity), ("clip", settings.clip)):
         load_encoder(name, setting=f"--{kind}")
 

@@ -44,12 +44,15 @@ def draw_on_workers(
 ) -> None:
     """Draw what `home` lacks on so many workers of the cluster that is connected; nothing starts when nothing is.
 
+    workers: at most what the cluster has room for is used, since they wait for each other.
+
     Raises UserError as `evaluate` does, before any worker starts, and RunError when one of them fails.
     """
     plan = check(models, subject, prompts, settings)
     store = PictureStore(home / "pictures")
     if all(store.has(job) for model in models for job in plan.jobs(model)):
         return
+    workers = min(workers, capacity())
     gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
     mailbox, meeting = Mailbox.remote(), Meeting.remote(workers)  # type: ignore[attr-defined]  # added by ray.remote
     work = {
@@ -76,6 +79,12 @@ def draw_on_workers(
         finally:
             for task_left in waiting:
                 ray.cancel(task_left, force=True)
+
+
+def capacity() -> int:
+    """How many workers the connected cluster has room for: one a GPU, else one a CPU."""
+    has = ray.cluster_resources()
+    return int(has.get("GPU", 0) or has.get("CPU", 1))
 
 
 @ray.remote(num_cpus=0)

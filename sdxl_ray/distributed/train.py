@@ -51,7 +51,7 @@ def launch(
 
         preflight(recipe, default_device().type)
         run = open_run(recipe, Path(storage), name, scan_pictures(recipe))
-        summary = run.summary() or run_local(recipe, run, on_row)
+        summary = _ended(run, on_row) or run_local(recipe, run, on_row)
         return RunResult(run.folder, run.artifact, summary)
     return _launch_on_ray(recipe, Path(storage), name, address, on_row)
 
@@ -69,12 +69,20 @@ def _launch_on_ray(recipe: Recipe, storage: Path, name: str | None, address: str
         gpus = gpus_per_worker(recipe)
         require_available(recipe.optim, "cuda" if gpus else "cpu")
         run = open_run(recipe, storage, name, pictures or scan_stream(recipe, on_row))
-        summary = run.summary()
+        summary = _ended(run, on_row)
         if summary is None:
             if streaming:
                 encode_stream(recipe, run, gpus, on_row)
             summary = _fit(recipe, run, gpus, on_row)
     return RunResult(run.folder, run.artifact, summary)
+
+
+def _ended(run: RunFolder, on_row: OnRow) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do, which is then said."""
+    summary = run.summary()
+    if summary is not None:
+        on_row({"kind": "note", "text": "this run has ended: nothing is left to train"})
+    return summary
 
 
 def _fit(recipe: Recipe, run: RunFolder, gpus: int, on_row: OnRow) -> dict[str, Any]:

@@ -81,10 +81,19 @@ def intervals(rows: Sequence[tuple[str, Score, Look]], marks: Mapping[str, float
             axes.plot([score.value], [place], how.marker, color=how.colour, markersize=7)
         axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5 - 0.6 * bool(marks))
-        for name, value in marks.items():
+        order = sorted(marks.items(), key=lambda mark: mark[1])
+        for place, (name, value) in enumerate(order):
             axes.axvline(value, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+            # Two names may be of nearly one value: they are written away from each other.
+            side = "center" if len(order) == 1 else "right" if place == 0 else "left"
             axes.annotate(
-                name, (value, 1), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=10.5, color=_SOFT
+                f" {name} ",
+                (value, 1),
+                xycoords=("data", "axes fraction"),
+                ha=side,
+                va="top",
+                fontsize=10.5,
+                color=_SOFT,
             )
         axes.margins(x=0.12)
         axes.grid(visible=True, axis="x")
@@ -128,6 +137,8 @@ def lines(curves: Sequence[Line], x: str, y: str, *, log_y: bool = False) -> str
                 axes.fill_between(xs, *zip(*spans, strict=True), color=curve.how.colour, alpha=0.13, linewidth=0)
         if log_y:
             axes.set_yscale("log")
+        if all(isinstance(value, int) for curve in curves for value, _ in curve.points):
+            axes.xaxis.get_major_locator().set_params(integer=True)  # half a step or photo is nothing
         _finish(axes, x, y)
 
     return _svg(draw, height=3.1 + 0.22 * _legend_rows([curve.name for curve in curves]))

@@ -2,7 +2,7 @@
 
     <storage>/<experiment>-comparison/
       comparison.json     the card: what was compared, where the runs are, how pictures were drawn
-      records/            tables `scores`, `pictures`, `timings`
+      records/            tables `scores`, `differences`, `pictures`
       pictures/           what `pictures` names
     <storage>/<run>/      records/, summary.json, run.json, artifact/, pictures/train.parquet
 
@@ -129,7 +129,7 @@ def open_comparison(folder: str | Path) -> Source:
     runs = {
         arm: {label: _run(home.parent, name) for label, name in entry.runs.items()} for arm, entry in card.arms.items()
     }
-    return Source(home, card, _tables(records, ("scores", "pictures", "timings")), runs)
+    return Source(home, card, _tables(records, ("scores", "differences", "pictures")), runs)
 
 
 def _card(home: Path) -> ComparisonCard:

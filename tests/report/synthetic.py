@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from sdxl_ray.artifact import write_manifest
 from sdxl_ray.config import load, override
 from sdxl_ray.experiment import load_experiment
-from sdxl_ray.records import Recorder
+from sdxl_ray.records import ALL_SUBJECTS, Recorder, read
 from sdxl_ray.report.source import ArmCard, ComparisonCard, Drawing, Environment
 from sdxl_ray.tiny import shipped
 
@@ -47,7 +47,6 @@ def make(storage: Path, *, arms: tuple[str, ...] = ("lora", "dreambooth", "dream
         for model in ("base", *arms):
             _scores(recorder, model, steps, hashes.get(model, ""))
             _pictures(recorder, home, model, steps)
-            recorder.write("timings", {"step": 0, "name": f"draw:{model}", "seconds": 0.12 * 8})
         _references(recorder)
         _photos(recorder, home)
     card = ComparisonCard(
@@ -148,7 +147,7 @@ def _pictures(recorder: Recorder, home: Path, model: str, steps: int) -> None:
             path = f"pictures/{model}-{place}-{seed}.png"
             picture.save(home / path)
             purpose = "class" if prompt == CLASS_PROMPT else "subject"
-            recorder.write("pictures", _picture(step, model, prompt, seed, path, purpose))
+            recorder.write("pictures", _picture(step, model, prompt, seed, path, purpose) | {"seconds": 0.12})
 
 
 def _photos(recorder: Recorder, home: Path) -> None:
@@ -174,6 +173,37 @@ def several_photo_counts(home: Path) -> None:
         path = home.parent / f"demo-{arm}" / "pictures" / "train.parquet"
         pq.write_table(pa.table({"key": [str(n) for n in range(count)]}), path)
     (home / "comparison.json").write_text(json.dumps(card))
+
+
+def several_step_counts(home: Path) -> None:
+    """Scores and pictures drawn with other numbers of denoising steps, in place."""
+    with Recorder(home / "records") as recorder:
+        for model, ends in ENDS.items():
+            step = 0 if model == "base" else 150
+            for steps in (4, 8, 12, 20, 30):
+                for metric in ("dino_i", "clip_t"):
+                    value = ends[metric] * (1 - math.exp(-steps / 6))
+                    _score(recorder, step, model, metric, value, f"final@{steps}")
+                row = _picture(step, model, PROMPTS[0], 0, f"pictures/{model}-0-0.png", "subject")
+                recorder.write("pictures", row | {"split": f"final@{steps}", "seconds": 0.006 * steps})
+
+
+def several_subjects(home: Path) -> None:
+    """Every score once more, of a second subject, and joined over both by the evaluator, in place."""
+    rows = read(home / "records", "scores").to_pylist()
+    with Recorder(home / "records") as recorder:
+        for row in rows:
+            for subject, more in (("frog", -0.02), (ALL_SUBJECTS, -0.01)):
+                bounds = {key: row[key] + more for key in ("value", "low", "high")}
+                recorder.write("scores", {**row, **bounds, "subject": subject})
+
+
+def pair(home: Path, model: str, against: str, metric: str, value: float, width: float, subject: str = "robot") -> None:
+    """One paired difference of two arms."""
+    with Recorder(home / "records") as recorder:
+        recorder.write("differences", {"step": 0, "model": model, "against": against, "subject": subject,
+                                       "metric": metric, "value": value, "low": value - width, "high": value + width,
+                                       "n": 24, "split": "final"})  # fmt: skip
 
 
 def change(home: Path, **values: Any) -> None:

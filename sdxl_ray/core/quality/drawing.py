@@ -97,9 +97,9 @@ class PictureStore:
         facts = {"prompt": job.prompt, "seed": job.seed, "artifact": job.model.hash, **asdict(job.drawing)}
         save_png(picture, self.path(job), facts)
 
-    def note(self, batch: Sequence[Job], seconds: float) -> None:
-        """Keep how long a batch took. One line of a file that only this store writes."""
-        line = json.dumps({"keys": [job.key for job in batch], "seconds": seconds})
+    def note(self, batch: Sequence[Job], began: float, seconds: float) -> None:
+        """Keep when (seconds of the epoch) a batch began and how long it took. A line of this store's own file."""
+        line = json.dumps({"keys": [job.key for job in batch], "began": began, "seconds": seconds})
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._notes.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
@@ -132,9 +132,9 @@ def draw(pipe: Callable[[], Any], jobs: Sequence[Job], store: PictureStore, grou
     for batch in missing:
         progress(done, total)
         ready = pipe()
-        began = time.monotonic()
+        at, began = time.time(), time.monotonic()
         pictures = _pictures(ready, batch)
-        store.note(batch, time.monotonic() - began)
+        store.note(batch, at, time.monotonic() - began)
         for job, picture in zip(batch, pictures, strict=True):
             if not store.has(job):  # drawn before, in another batch: the one that was scored stays
                 store.write(job, picture)

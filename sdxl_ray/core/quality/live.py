@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -246,7 +247,7 @@ class Examiner:
                 [pictures[place:count:prompts] for place in range(prompts)],  # they were drawn seed by seed
                 pictures[count:],
                 self._classes,
-                losses,
+                np.array(losses),
                 time.monotonic() - began,
             )
             rows = scores.rows
