@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.config import Recipe
+from sdxl_ray.parameters import Choice, Int, LogUniform
 from sdxl_ray.search import Trial
-from sdxl_ray.space import Choice, Int, LogUniform, Mode, Space
+from sdxl_ray.space import Mode, Space
 
 if TYPE_CHECKING:
     import optuna

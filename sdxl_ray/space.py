@@ -12,8 +12,7 @@ A parameter is a dotted path of the recipe, and every bound is tried against the
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +29,7 @@ from pydantic import (
 from sdxl_ray import plain_data
 from sdxl_ray.config import NOT_IDENTITY, Recipe, Section, load, override
 from sdxl_ray.errors import UserError, nearest
+from sdxl_ray.parameters import Parameter, tried
 from sdxl_ray.schema_errors import first_problem
 
 Mode = Literal["max", "min"]
@@ -47,62 +47,6 @@ METRICS: dict[str, Mode] = {
 #: What a search cannot choose: the layout changes no result, the evaluation is the judge, a seed is luck.
 FIXED = {**dict.fromkeys(NOT_IDENTITY, "does not change what is learnt"), "evaluation": "is the judge, not the model",
          "seed": "is luck that does not carry over", "base": "is another model"}  # fmt: skip
-
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _Parameter(Section):
-    when: dict[str, Any] = Field({}, description="path -> value, or list of values: only then it is a parameter")
-
-
-class _Range(_Parameter):
-    @model_validator(mode="after")
-    def _right_way_round(self) -> Any:
-        low, high = getattr(self, "low"), getattr(self, "high")  # noqa: B009 - fields of the kinds below
-        if low >= high:
-            raise ValueError(f"low {low:g} must be below high {high:g}: swap them")
-        return self
-
-
-class LogUniform(_Range):
-    """A number whose logarithm is uniform: rates, and whatever spans powers of ten."""
-
-    kind: Literal["loguniform"]
-    low: PositiveFloat
-    high: PositiveFloat
-
-
-class Uniform(_Range):
-    """A number."""
-
-    kind: Literal["uniform"]
-    low: _Finite
-    high: _Finite
-
-
-class Int(_Range):
-    """A whole number, both ends included. log: small ones as often as large ones."""
-
-    kind: Literal["int"]
-    low: int
-    high: int
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _has_a_logarithm(self) -> Int:
-        if self.log and self.low < 1:
-            raise ValueError(f"low {self.low} has no logarithm: start at 1, or leave log out")
-        return self
-
-
-class Choice(_Parameter):
-    """One of a few values; they have no order."""
-
-    kind: Literal["choice"]
-    values: tuple[Any, ...] = Field(min_length=1)
-
-
-Parameter = Annotated[LogUniform | Uniform | Int | Choice, Field(discriminator="kind")]
 
 
 class Budget(Section):
@@ -206,7 +150,7 @@ class Space(Section):
         """Steps of the longest possible trial."""
         parameter = self.parameters.get("optim.steps")
         return (
-            max([recipe.optim.steps, *(int(value) for value in _ends(parameter))]) if parameter else recipe.optim.steps
+            max([recipe.optim.steps, *(int(value) for value in tried(parameter))]) if parameter else recipe.optim.steps
         )
 
     def sample(self, recipe: Recipe, choose: Callable[[str, Any], Any]) -> dict[str, Any]:
@@ -232,7 +176,7 @@ class Space(Section):
                 raise UserError(f"parameters: {path!r} cannot be searched: {section} {FIXED[section]}")
             self._check_condition(path, parameter, list(self.parameters)[:place], plain)
             here = {key: _first(value) for key, value in parameter.when.items()}
-            for value in _ends(parameter):
+            for value in tried(parameter):
                 try:
                     override(recipe, {**here, path: value})
                 except UserError as error:
@@ -308,19 +252,6 @@ def _holds(when: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
 
 def _first(wanted: Any) -> Any:
     return wanted[0] if isinstance(wanted, list) else wanted
-
-
-def _ends(parameter: Any) -> Iterator[Any]:
-    """Both ends and something between, or every choice: a fraction where a whole number is wanted shows between."""
-    match parameter:
-        case Choice(values=values):
-            yield from values
-        case Int(low=low, high=high):
-            yield from (low, high)
-        case LogUniform(low=low, high=high):
-            yield from (low, high, math.exp((2 * math.log(low) + math.log(high)) / 3))
-        case Uniform(low=low, high=high):
-            yield from (low, high, (2 * low + high) / 3)
 
 
 def _paths(plain: Any, above: str = "") -> list[str]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdxl_ray.parameters import Choice, Int, LogUniform
 from sdxl_ray.proposals import importance
 from sdxl_ray.records import read
 from sdxl_ray.report.scores import Scores
 from sdxl_ray.report.source import Row
 from sdxl_ray.search import SearchCard, Trial, best, finished, front, read_trials
-from sdxl_ray.space import METRICS, Choice, Int, LogUniform, Mode
+from sdxl_ray.space import METRICS, Mode
 
 #: What the two models are called in the records of the final split.
 DEFAULT, TUNED = "default", "tuned"

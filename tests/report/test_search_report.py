@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sdxl_ray.parameters import Choice, Int, LogUniform
 from sdxl_ray.records import Recorder
 from sdxl_ray.report.build import write_report
 from sdxl_ray.report.searched import ends, height, open_search
 from sdxl_ray.search import Look, SearchCard, Trial, Verdict, write_trial
-from sdxl_ray.space import Choice, Int, LogUniform, load_space
+from sdxl_ray.space import load_space
 from tests.conftest import Here
 from tests.test_imports import FRAMEWORKS, command, loaded_by
 
