@@ -30,7 +30,7 @@ def _submit(cluster: Cluster, *words: str, options: tuple[str, ...] = (), **envi
     """Exit code and everything that was printed, the job's log with it."""
     command = ["ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT)]
     command += ["--runtime-env", str(ROOT / "cluster" / "runtime_env.yaml"), *options]
-    ended = cluster.run(*command, "--", "python", "-m", "sdxl_ray", *words, **environment)
+    ended = cluster.run(*command, "--", "python", "-m", "sdxl_ray", *words, timeout=600, **environment)
     return ended.returncode, ended.stdout + ended.stderr
 
 
@@ -60,7 +60,7 @@ def test_a_job_is_stopped_and_its_workers_end(two_nodes: Cluster, tmp_path: Path
     )  # fmt: skip
     assert code == 0, log
     checkpoints = tmp_path / "runs" / "job" / "checkpoints"
-    wait_for("a checkpoint", lambda: any(checkpoints.glob("step-*/manifest.json")), 200)
+    wait_for("a checkpoint", lambda: any(checkpoints.glob("step-*/manifest.json")), 400)
     stopped = two_nodes.run("ray", "job", "stop", "--address", two_nodes.dashboard, "long")
     assert stopped.returncode == 0, stopped.stderr
     assert _status(two_nodes, "long").lower() in ("stopped", "was stopped")

@@ -139,7 +139,7 @@ def test_a_host_is_cut_off_and_the_run_goes_on_with_what_is_left(
     with hosts(0, monkeypatch) as made:
         driver = made.train(override(LORA, {"parallel.workers": [1, 2]}))
         try:
-            wait_for("a checkpoint", lambda: made.has("checkpoints/step-0000005/manifest.json"), 200)
+            wait_for("a checkpoint", lambda: made.has("checkpoints/step-0000005/manifest.json"), 400)
             assert made.has("checkpoints/step-0000005/state-00001.safetensors")
             made.net.cut()
             _, told = driver.communicate(timeout=300)
@@ -162,7 +162,7 @@ def test_a_raylet_is_killed_and_the_run_waits_for_another_host(
     with hosts(1, monkeypatch) as made:
         driver = made.train(LORA)
         try:
-            wait_for("a checkpoint", lambda: made.has("checkpoints/step-0000005/manifest.json"), 200)
+            wait_for("a checkpoint", lambda: made.has("checkpoints/step-0000005/manifest.json"), 400)
             made.cluster.nodes[-1].raylet().kill()
             made.cluster.nodes[-1].kill()
             made.join("second")
