@@ -21,6 +21,15 @@ BaseId = Annotated[
     str | None,
     typer.Option("--base", metavar="BASE", help="tiny, a hub id with @revision, a diffusers folder or a file"),
 ]
+StorageAt = Annotated[
+    str,
+    typer.Option(
+        "--storage",
+        metavar="DIR|URL",
+        envvar="SDXL_RAY_STORAGE",
+        help="where run folders and caches are; every node must reach it (s3://, gs://, abfss://)",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 
 

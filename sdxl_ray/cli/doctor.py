@@ -1,29 +1,39 @@
-"""`sdxl-ray doctor`: what this machine can do, and what is unsafe about it."""
+"""`sdxl-ray doctor`: what this machine or a cluster can do, and what is unsafe about it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdxl_ray.cli.arguments import AsJson, print_json
+from sdxl_ray.cli.arguments import AsJson, StorageAt, libraries_on_stderr, print_json
+from sdxl_ray.cli.devices import cpu_here, gpu_here
 
-EXAMPLES = ("sdxl-ray doctor", "sdxl-ray doctor --json")
+if TYPE_CHECKING:
+    from sdxl_ray.distributed.doctor import Finding
+    from sdxl_ray.plan import Device
+
+EXAMPLES = ("sdxl-ray doctor", "sdxl-ray doctor --address 10.0.0.1:6379 --storage s3://bucket/runs")
 
 
 def run(
-    storage: Annotated[Path, typer.Option("--storage", metavar="DIR", help="where runs will be written")] = Path(
-        "runs"
-    ),
+    storage: StorageAt = "runs",
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="look at this Ray cluster instead: auto or host:port")
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Say what this machine can do, and what is unsafe. Exit 1 when something is broken."""
+    """Say what this machine or a cluster can do, and what is unsafe. Exit 1 when something is broken."""
     from sdxl_ray.distributed.doctor import examine, summary
 
-    findings = examine(storage)
+    if address is None:
+        findings = examine(storage)
+        fits = _what_fits(gpu_here(), workers=1)
+    else:
+        findings, fits = _cluster(address, storage)
     if json:
-        print_json(summary(findings) | {"can_train": _what_fits()})
+        print_json(summary(findings) | {"can_train": fits})
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
@@ -31,25 +41,37 @@ def run(
             typer.echo(f"{state:<6}  {finding.name:<{width}}  {finding.value}")
             if finding.fix:
                 typer.echo(f"{'':<6}  {'':<{width}}  -> {finding.fix}")
-        typer.echo("\n" + "\n".join(_what_fits()))
+        typer.echo("\n" + "\n".join(fits))
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
 
 
-def _what_fits() -> list[str]:
-    """One line per shipped recipe: whether one worker on this machine can train it, or what it lacks."""
+def _cluster(address: str, storage: str) -> tuple[list[Finding], list[str]]:
+    """What there is to say about a cluster, and what it can train with a worker on each of its GPUs (or nodes)."""
+    from sdxl_ray.distributed.clusterdoctor import examine_cluster
+    from sdxl_ray.plan import device
+    from sdxl_ray.storage import Storage
+
+    with libraries_on_stderr():
+        findings, gpus, nodes = examine_cluster(address, Storage.of(storage))
+    smallest = min(gpus, key=lambda gpu: gpu.memory_mib) if gpus else None
+    card = replace(device(memory=f"{smallest.memory_mib}MiB"), name=smallest.name) if smallest else None
+    return findings, _what_fits(card, workers=len(gpus) or nodes)
+
+
+def _what_fits(gpu: Device | None, workers: int) -> list[str]:
+    """One line per shipped recipe: whether that many workers can train it, each on such a GPU or CPU, or what lacks."""
     from sdxl_ray import config
-    from sdxl_ray.cli.devices import cpu_here, gpu_here
     from sdxl_ray.plan import DoesNotFit, Plan
 
     lines = []
-    gpu = gpu_here()
+    how_many = "one worker" if workers == 1 else f"{workers} workers"
     for name in config.names():
-        recipe = config.override(config.load(name), {"parallel.workers": 1})
+        recipe = config.override(config.load(name), {"parallel.workers": workers})
         device = gpu or cpu_here(recipe)
         try:
             Plan.of(recipe, device).check()
-            lines.append(f"can train    {name} (one worker on {device.name})")
+            lines.append(f"can train    {name} ({how_many} on {device.name})")
         except DoesNotFit as error:
             lines.append(f"cannot train {name}: {error}")
     return lines

@@ -102,6 +102,11 @@ class TensorCache:
         where, name, budget_bytes = self._arguments
         return _reopen, (where, name, budget_bytes)
 
+    @property
+    def folder(self) -> Path:
+        """Where the parts of a cache on a disk are."""
+        return Path(self._folder)
+
     def refresh(self) -> None:
         """Look again for parts, written by other workers since."""
         with self._lock:

@@ -14,15 +14,24 @@ from sdxl_ray.config import Data
 from sdxl_ray.core.bases import Components
 from sdxl_ray.core.cache import namespace
 from sdxl_ray.core.dataset import PictureSet, class_folder
+from sdxl_ray.core.exchange import exchange
 from sdxl_ray.core.group import Group, share
 from sdxl_ray.core.pipeline import generate
 from sdxl_ray.core.sampler import counted
+from sdxl_ray.storage import Storage
 
 Progress = Callable[[int, int], None]
 
 
 def class_pictures(
-    data: Data, given: int, components: Components, resolution: int, folder: Path, group: Group, progress: Progress
+    data: Data,
+    given: int,
+    components: Components,
+    resolution: int,
+    folder: Path,
+    group: Group,
+    progress: Progress,
+    storage: Storage | None = None,
 ) -> PictureSet:
     """Collective. The `data.prior.count - given` generated class pictures, after drawing those that are missing.
 
@@ -41,6 +50,7 @@ def class_pictures(
     )
     home = folder / kind
     home.mkdir(parents=True, exist_ok=True)
+    exchange(home, group, storage)
     wanted = max(0, prior.count - given)
     # Batches have a fixed make-up whatever is missing: a picture's last bit depends on those drawn beside it.
     starts = [s for s in range(0, wanted, prior.batch_size) if not all(p.exists() for p in _batch(home, s, data))]
@@ -63,7 +73,7 @@ def class_pictures(
             picture.save(beside, format="PNG")
             beside.rename(path)  # never a half-written picture under its name
         progress(done * prior.batch_size, len(mine) * prior.batch_size)
-    group.barrier()
+    exchange(home, group, storage)
     if not wanted:
         return PictureSet(())
     names = {f"{i:06d}.png" for i in range(wanted)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,11 @@ class LatentSource:
     def __init__(self, vae: Any, read: ReadPicture, cache: TensorCache | None) -> None:
         self._vae, self._read, self._cache = vae, read, cache
 
+    @property
+    def folder(self) -> Path | None:
+        """Where its cache is, if it has one."""
+        return self._cache.folder if self._cache else None
+
     def get(self, views: Sequence[View]) -> list[Row]:
         """One row per view, in order."""
         return self._cache.read([view.key for view in views]) if self._cache else self._encode(views)
@@ -103,6 +109,11 @@ class TextSource:
 
     def __init__(self, tokenizer: Any, encoder: Any, pooled: bool, cache: TensorCache | None) -> None:
         self._tokenizer, self._encoder, self._pooled, self._cache = tokenizer, encoder, pooled, cache
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its cache is, if it has one."""
+        return self._cache.folder if self._cache else None
 
     def get(self, captions: Sequence[str]) -> list[Row]:
         """`{"hidden": [L, C], "pooled": [P]}` per caption (pooled for encoder 2 only)."""

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from sdxl_ray.config import Recipe
 from sdxl_ray.core.denoiser import Denoiser
+from sdxl_ray.core.device import default_device, precision_on
 from sdxl_ray.core.engine import LocalEngine
 from sdxl_ray.core.group import Alone
 from sdxl_ray.core.run import Place, run_training
 from sdxl_ray.core.runfolder import RunFolder
 from sdxl_ray.core.scribe import Scribe, Sink
 from sdxl_ray.core.tuning import Trainable
+from sdxl_ray.storage import Storage
 
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def precision_on(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """The dtype of `parallel.precision` on a device."""
-    auto = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return _PRECISIONS[auto if recipe.parallel.precision == "auto" else recipe.parallel.precision]
+__all__ = ["default_device", "precision_on", "run_local"]
 
 
-def default_device() -> torch.device:
-    """The first GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def run_local(recipe: Recipe, run: RunFolder, on_row: Sink) -> dict[str, Any]:
+def run_local(recipe: Recipe, run: RunFolder, on_row: Sink, storage: Storage | None = None) -> dict[str, Any]:
     """Train in this process; `on_row` gets every row. The run's summary."""
     device = default_device()
     precision = precision_on(recipe, device)
@@ -39,11 +28,11 @@ def run_local(recipe: Recipe, run: RunFolder, on_row: Sink) -> dict[str, Any]:
             denoiser, trainable, recipe.optim, accumulation=accumulation, device=device, precision=precision
         )
 
-    scribe = Scribe(run.folder, [on_row])
+    scribe = Scribe(run.folder, [on_row, *run.senders(storage)])
     try:
-        place = Place(Alone(), device, precision, make_engine, run.folder, run.cache, scribe)
+        place = Place(Alone(), device, precision, make_engine, run.folder, run.cache, scribe, storage=storage)
         summary = run_training(recipe, run.pictures(), place)
     finally:
         scribe.close()
-    run.finish(summary)
+    run.finish(summary, storage)
     return summary

@@ -153,7 +153,11 @@ class Lora:
         for name, module in modules.items():
             state: dict[str, Tensor] = get_peft_model_state_dict(module)
             layers[f"{name}_lora_layers"] = {key: value.detach().to("cpu", dtype) for key, value in state.items()}
-            layers[f"{name}_lora_adapter_metadata"] = module.peft_config["default"].to_dict()
+            # PEFT keeps names in sets, whose order changes from process to process: the same weights, the same file.
+            metadata = module.peft_config["default"].to_dict().items()
+            layers[f"{name}_lora_adapter_metadata"] = {
+                key: sorted(value) if isinstance(value, set) else value for key, value in metadata
+            }
         StableDiffusionXLPipeline.save_lora_weights(folder, safe_serialization=True, **layers)
 
     def _config(self, tuning: LoraTuning, names: list[str]) -> Any:

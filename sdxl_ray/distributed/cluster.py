@@ -7,11 +7,15 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
 from sdxl_ray.config import Recipe
 from sdxl_ray.errors import UserError
+
+#: A cluster that has not answered by then is none.
+_ANSWER_WITHIN_S = 10
 
 
 @contextmanager
@@ -27,7 +31,7 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
     found = address or os.environ.get("RAY_ADDRESS")
     try:
         if found:
-            _require_answer(found)
+            require_answer(found)
             ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
@@ -36,6 +40,8 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = f"at {found!r}" if found else "on this machine"
@@ -48,11 +54,43 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _require_answer(address: str) -> None:
-    """Raise OSError when nothing listens at host:port; Ray itself would go on trying for minutes."""
+def require_answer(address: str) -> None:
+    """Raise OSError when no Ray answers at host:port; Ray itself would go on trying for minutes.
+
+    Raises UserError when one answers that wants another token than this process has.
+    """
     host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=10).close()
+    if not colon or not port.isdigit() or "/" in host or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    socket.create_connection((host, int(port)), timeout=_ANSWER_WITHIN_S).close()
+    import grpc
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    token = _token()
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(address) as channel:
+        ask = NodeInfoGcsServiceStub(channel).GetClusterId
+        try:
+            ask(GetClusterIdRequest(), timeout=_ANSWER_WITHIN_S, metadata=metadata)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                has = "another token than this one" if token else "a token, and none is set here"
+                raise UserError(
+                    f"the Ray cluster at {address!r} wants {has}: export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+                    "~/.ray/auth_token of the machine that started it"
+                ) from None
+            raise OSError(f"something listens there, but no Ray answers ({error.code().name.lower()})") from None
+
+
+def _token() -> str | None:
+    """The token that Ray would send from this process; since 2.59 it sends one that is there unless told not to."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text().strip() if path.is_file() else None
 
 
 def gpus_per_worker(recipe: Recipe) -> int:

@@ -23,6 +23,7 @@ import psutil
 
 from sdxl_ray.display.units import bytes_text
 from sdxl_ray.errors import UserError
+from sdxl_ray.storage import Storage
 from sdxl_ray.tiny import shipped
 
 #: Lowest versions that work; for these below, everything older also has a published vulnerability.
@@ -61,13 +62,18 @@ class Finding:
         return asdict(self)
 
 
-def examine(storage: Path, environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """Everything there is to say about this machine. storage: where runs will be written (need not exist yet)."""
+def examine(storage: str | Path, environment: Mapping[str, str] = os.environ) -> list[Finding]:
+    """Everything there is to say about this machine. storage: where runs will be written (need not exist yet).
+
+    Raises UserError for a storage whose address cannot be.
+    """
+    place = Storage.of(storage)
     return [
         Finding("python", sys.version.split()[0]),
         *packages(),
         *_torch(),
-        *_machine(storage),
+        *_machine(place.root),
+        *([store(place)] if place.url is not None else []),
         *_compiler(),
         *embedded_base(),
         ray_authentication(environment),
@@ -101,6 +107,16 @@ def ray_authentication(environment: Mapping[str, str]) -> Finding:
         "unsafe",
         "on a shared network: `ray get-auth-token --generate` once, then export RAY_AUTH_MODE=token on every node",
     )
+
+
+def store(storage: Storage) -> Finding:
+    """Whether a storage that is a URL answers; nothing is written."""
+    try:
+        storage.names(storage.root / "nothing")
+    except UserError as error:
+        what, _, fix = str(error).rpartition("; ")
+        return Finding("storage", what, "broken", fix)
+    return Finding("storage", f"{storage.url} answers")
 
 
 def container_memory_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -19,6 +19,7 @@ from sdxl_ray.core.runfolder import RunFolder
 from sdxl_ray.core.sampler import Sampler, View, validation_examples
 from sdxl_ray.core.sources import Entry, Reader, entries
 from sdxl_ray.errors import UserError
+from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -65,14 +66,14 @@ def scan_stream(recipe: Recipe, on_row: OnRow) -> Pictures:
     return Pictures(train, held_out, scan_class(recipe.data))
 
 
-def encode_stream(recipe: Recipe, run: RunFolder, gpus: int, on_row: OnRow) -> None:
+def encode_stream(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: OnRow) -> None:
     """Fill the latents cache with every view that the cache lacks, by one actor per worker."""
     if not recipe.data.cache_latents:
         return
     import ray.data
 
     _quiet()
-    encoder_of = {"recipe": recipe.model_dump(mode="json"), "cache": str(run.cache)}
+    encoder_of = {"recipe": recipe.model_dump(mode="json"), "storage": storage.url or str(storage.root)}
     views = list(_views(recipe, run))
     workers = recipe.parallel.workers[1]
     rows = ray.data.from_items([{"view": asdict(view)} for view in views], override_num_blocks=_blocks(len(views)))
@@ -93,7 +94,7 @@ def encode_stream(recipe: Recipe, run: RunFolder, gpus: int, on_row: OnRow) -> N
 class EncodeViews:
     """A Ray Data actor: encodes batches of views into the cache; gives how many it saw."""
 
-    def __init__(self, recipe: dict[str, Any], cache: str) -> None:
+    def __init__(self, recipe: dict[str, Any], storage: str) -> None:
         from sdxl_ray.core.bases import load_vae, locate
         from sdxl_ray.core.local import default_device
         from sdxl_ray.core.run import latent_source
@@ -102,8 +103,10 @@ class EncodeViews:
         files = locate(self._recipe.base)
         vae = load_vae(files, self._recipe.base, device=default_device())
         self._pictures = PictureSet(())
+        self._storage = Storage.of(storage)
+        cache = self._storage.root / "cache"
         self._source = latent_source(
-            self._recipe, vae, files.content, lambda view: self._pictures.read(view.picture), Path(cache)
+            self._recipe, vae, files.content, lambda view: self._pictures.read(view.picture), cache
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
@@ -111,6 +114,8 @@ class EncodeViews:
         missing = self._source.missing(views)
         if missing:
             self._source.fill(missing)
+            if self._storage.url is not None and self._source.folder is not None:
+                self._storage.put_missing(self._source.folder)
         return {"encoded": [len(views)]}
 
 

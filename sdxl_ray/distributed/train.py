@@ -17,21 +17,27 @@ from typing import Any
 from sdxl_ray.config import Recipe
 from sdxl_ray.core.optim import require_available
 from sdxl_ray.core.preflight import preflight
-from sdxl_ray.core.runfolder import RunFolder, open_run, scan_pictures
+from sdxl_ray.core.run import Pictures
+from sdxl_ray.core.runfolder import APART, RunFolder, default_name, open_run, scan_pictures
 from sdxl_ray.distributed.trackers import require_trackers
 from sdxl_ray.distributed.worker import TOMBSTONE, train_worker
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its folder, its artifact, and its summary (plain numbers; see `run_training`)."""
+    """A finished run: its folder, its artifact, and its summary (plain numbers; see `run_training`).
+
+    kept_at: the folder, or the URL that it is a copy of.
+    """
 
     folder: Path
     artifact: Path
     summary: dict[str, Any]
+    kept_at: str
 
 
 def launch(
@@ -44,20 +50,32 @@ def launch(
 ) -> RunResult:
     """Train, or go on with the run of this name; `on_row` gets progress rows (see `report/progress.py`).
 
+    storage: a folder that every node sees, or a URL (`sdxl_ray.storage`), which is copied to a scratch folder here.
     Raises UserError before anything is started when the input is wrong, RunError when the run failed for good.
     """
+    place = Storage.of(storage)
+    name = name or default_name(recipe)
     if recipe.parallel.engine == "local":
         from sdxl_ray.core.local import default_device, run_local
 
         preflight(recipe, default_device().type)
-        run = open_run(recipe, Path(storage), name, scan_pictures(recipe))
-        summary = run.summary() or run_local(recipe, run, on_row)
-        return RunResult(run.folder, run.artifact, summary)
-    return _launch_on_ray(recipe, Path(storage), name, address, on_row)
+        run = _open(recipe, place, name, scan_pictures(recipe))
+        summary = _ended(run, on_row) or run_local(recipe, run, on_row, place)
+        return RunResult(run.folder, run.artifact, summary, place.kept_at(run.folder))
+    return _launch_on_ray(recipe, place, name, address, on_row)
 
 
-def _launch_on_ray(recipe: Recipe, storage: Path, name: str | None, address: str | None, on_row: OnRow) -> RunResult:
+def _open(recipe: Recipe, storage: Storage, name: str, pictures: Pictures) -> RunFolder:
+    """The run's folder, as it is in the storage, and in the storage as it is now."""
+    storage.get_folder(storage.root / name, APART)
+    run = open_run(recipe, storage.root, name, pictures)
+    storage.put_folder(run.folder, APART)
+    return run
+
+
+def _launch_on_ray(recipe: Recipe, storage: Storage, name: str, address: str | None, on_row: OnRow) -> RunResult:
     from sdxl_ray.distributed.cluster import connected, gpus_per_worker
+    from sdxl_ray.distributed.nodes import require_shared
     from sdxl_ray.distributed.stream import encode_stream, scan_stream, streams
 
     require_trackers(recipe)
@@ -68,16 +86,25 @@ def _launch_on_ray(recipe: Recipe, storage: Path, name: str | None, address: str
     with connected(address, recipe.parallel.workers[1] * recipe.resources.cpus_per_worker):
         gpus = gpus_per_worker(recipe)
         require_available(recipe.optim, "cuda" if gpus else "cpu")
-        run = open_run(recipe, storage, name, pictures or scan_stream(recipe, on_row))
-        summary = run.summary()
+        require_shared(storage)
+        run = _open(recipe, storage, name, pictures or scan_stream(recipe, on_row))
+        summary = _ended(run, on_row)
         if summary is None:
             if streaming:
-                encode_stream(recipe, run, gpus, on_row)
-            summary = _fit(recipe, run, gpus, on_row)
-    return RunResult(run.folder, run.artifact, summary)
+                encode_stream(recipe, run, storage, gpus, on_row)
+            summary = _fit(recipe, run, storage, gpus, on_row)
+    return RunResult(run.folder, run.artifact, summary, storage.kept_at(run.folder))
 
 
-def _fit(recipe: Recipe, run: RunFolder, gpus: int, on_row: OnRow) -> dict[str, Any]:
+def _ended(run: RunFolder, on_row: OnRow) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do, which is then said."""
+    summary = run.summary()
+    if summary is not None:
+        on_row({"kind": "note", "text": "this run has ended: nothing is left to train"})
+    return summary
+
+
+def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: OnRow) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -85,6 +112,7 @@ def _fit(recipe: Recipe, run: RunFolder, gpus: int, on_row: OnRow) -> dict[str, 
     from sdxl_ray.distributed.mailbox import Mailbox, delivered
 
     (run.folder / TOMBSTONE).unlink(missing_ok=True)
+    storage.remove(run.folder / TOMBSTONE)
     least, most = recipe.parallel.workers
     mailbox = Mailbox.remote()  # type: ignore[attr-defined]  # added by ray.remote
     config = {
@@ -92,7 +120,9 @@ def _fit(recipe: Recipe, run: RunFolder, gpus: int, on_row: OnRow) -> dict[str, 
         "folder": str(run.folder),
         "cache": str(run.cache),
         "mailbox": mailbox,
+        "storage": storage.url,
     }
+    files, root = storage.filesystem()
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config,
@@ -105,7 +135,8 @@ def _fit(recipe: Recipe, run: RunFolder, gpus: int, on_row: OnRow) -> dict[str, 
         run_config=RunConfig(
             # A fresh name each time: a run goes on from its own checkpoints, not from Ray's memory of a driver.
             name=uuid.uuid4().hex[:12],
-            storage_path=str(run.folder / "ray"),
+            storage_path=f"{root}/{run.folder.name}/ray",
+            storage_filesystem=files,
             failure_config=FailureConfig(max_failures=recipe.resources.max_failures),
         ),
     )
@@ -114,7 +145,9 @@ def _fit(recipe: Recipe, run: RunFolder, gpus: int, on_row: OnRow) -> dict[str, 
         try:
             trainer.fit()
         except TrainingFailedError as error:
+            storage.get_folder(run.folder, (*APART, "artifact"))
             raise _buried(run) or RunError(f"training failed: {_cause(error)}; the same command goes on") from error
+    storage.get_folder(run.folder, APART)
     buried = _buried(run)
     if buried is not None:
         raise buried

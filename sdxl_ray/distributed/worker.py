@@ -5,26 +5,35 @@ Only plain dicts come in. Heavy imports wait until the environment is set, since
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.config import parse
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.storage import Storage
+
+if TYPE_CHECKING:
+    from sdxl_ray.core.group import Group
+    from sdxl_ray.core.runfolder import RunFolder
 
 #: The file in which a run says why no restart can help it.
 TOMBSTONE = "failed.json"
 
-#: Rows after which the whole group reports to Ray Train (a barrier), and what of them is a metric.
+#: Rows after which the whole group reports to Ray Train (a barrier), and what of them is a metric. Scores are too.
 _METRICS = {"validation": ("step", "loss"), "checkpoint": ("step",)}
+
+#: Parts of rows that are for the records alone.
+_BULKY = ("examples", "rows")
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train on this rank. `config`: recipe (plain), folder, cache, mailbox (actor handle)."""
+    """Train on this rank. `config`: recipe (plain), folder, cache, mailbox (actor handle), storage (a URL, or None)."""
     _set_environment()
     import torch
     import torch.distributed as dist
@@ -33,15 +42,15 @@ def train_worker(config: dict[str, Any]) -> None:
 
     from sdxl_ray.core.local import precision_on
     from sdxl_ray.core.run import Place, run_training
-    from sdxl_ray.core.runfolder import RunFolder
     from sdxl_ray.core.scribe import Scribe
     from sdxl_ray.distributed.group import TorchGroup
     from sdxl_ray.distributed.trackers import trackers
     from sdxl_ray.distributed.zero import ZeroEngine
 
     recipe = parse(config["recipe"])
-    run = RunFolder(Path(config["folder"]), Path(config["cache"]))
     group, device = TorchGroup(), get_device()
+    storage = Storage.of(config["storage"]) if config.get("storage") else None
+    run = _run_folder(config, group, storage)
     precision = precision_on(recipe, device)
     if group.gather((run.folder / TOMBSTONE).exists())[0]:
         return  # a restart after an error that would come again: the driver reads why
@@ -59,25 +68,38 @@ def train_worker(config: dict[str, Any]) -> None:
             group=group,
         )
 
-    sinks = [_to(config["mailbox"]), *trackers(recipe, run.folder.name)] if group.rank == 0 else []
-    scribe = Scribe(run.folder, sinks) if group.rank == 0 else None
+    scribe = None
+    if group.rank == 0:
+        sinks = [_to(config["mailbox"]), *run.senders(storage), *trackers(recipe, run.folder.name)]
+        scribe = Scribe(run.folder, sinks)
 
     def report(row: dict[str, Any]) -> None:
         if scribe is not None:
             scribe(row)
         if row["kind"] in _METRICS:
             train.report({f"{row['kind']}_{name}": row[name] for name in _METRICS[row["kind"]]})
+        elif row["kind"] == "scores":
+            train.report({"step": row["step"], **row["metrics"]})  # under their own names, as a search asks for them
 
     try:
         place = Place(
-            group, torch.device(device), precision, make_engine, run.folder, run.cache, report, _preemption_notice()
+            group,
+            torch.device(device),
+            precision,
+            make_engine,
+            run.folder,
+            run.cache,
+            report,
+            _preemption_notice(),
+            storage,
         )
         summary = run_training(recipe, run.pictures(), place)
-        if group.rank == 0:
-            run.finish(summary)
+        if scribe is not None:
+            scribe.close()
+            run.finish(summary, storage)
     except (RunError, UserError) as error:
         kind = "input" if isinstance(error, UserError) else "run"
-        (run.folder / TOMBSTONE).write_text(json.dumps({"kind": kind, "error": str(error)}))
+        _bury(run, storage, {"kind": kind, "error": str(error)})
         # When every rank has found the same, all end in peace; one that is alone must fall, or the others wait.
         try:
             dist.monitored_barrier(group._gloo, timeout=timedelta(seconds=10))
@@ -86,6 +108,28 @@ def train_worker(config: dict[str, Any]) -> None:
     finally:
         if scribe is not None:
             scribe.close()
+
+
+def _run_folder(config: dict[str, Any], group: Group, storage: Storage | None) -> RunFolder:
+    """Collective. The run's folder as this rank sees it: the shared one, or a copy in this machine's scratch."""
+    from sdxl_ray.core.group import leads
+    from sdxl_ray.core.runfolder import APART, RunFolder
+
+    run = RunFolder(Path(config["folder"]), Path(config["cache"]))
+    if storage is not None:  # the scratch need not be where the driver's is
+        run = RunFolder(storage.root / run.folder.name, storage.root / "cache")
+        if leads(group, storage.root):
+            storage.get_folder(run.folder, (*APART, "artifact"))
+        group.barrier()
+    return run
+
+
+def _bury(run: RunFolder, storage: Storage | None, grave: dict[str, str]) -> None:
+    """Write down, for the driver, why no restart can help."""
+    (run.folder / TOMBSTONE).write_text(json.dumps(grave))
+    if storage is not None:
+        with contextlib.suppress(RunError):  # when it is the store that failed, the driver is told by Ray
+            storage.put(run.folder / TOMBSTONE)
 
 
 def _set_environment() -> None:
@@ -99,7 +143,7 @@ def _set_environment() -> None:
 
 def _to(mailbox: Any) -> Callable[[dict[str, Any]], None]:
     def send(row: dict[str, Any]) -> None:
-        mailbox.put.remote({key: value for key, value in row.items() if key != "examples"})
+        mailbox.put.remote({key: value for key, value in row.items() if key not in _BULKY})
 
     return send
 

@@ -16,10 +16,11 @@ from running import Threads, Train, on_ranks
 
 from sdxl_ray.config import LoraTuning, Optim, Recipe, override
 from sdxl_ray.core.bases import Components
-from sdxl_ray.core.checkpoints import CheckpointStore, _own_hash, sha256
+from sdxl_ray.core.checkpoints import CheckpointStore
 from sdxl_ray.core.ema import Ema
 from sdxl_ray.core.engine import LocalEngine
 from sdxl_ray.core.group import Alone, Group
+from sdxl_ray.core.shelves import own_hash, sha256
 from sdxl_ray.core.state import read_state, write_state
 from sdxl_ray.core.tuning import TUNINGS, denoiser_of
 from sdxl_ray.errors import RunError, UserError
@@ -198,7 +199,7 @@ def forge(folder: Path, payload: bytes) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["rest-00000.pt"] = sha256(folder / "rest-00000.pt")
     del manifest["sha256"]
-    manifest["sha256"] = _own_hash(manifest)
+    manifest["sha256"] = own_hash(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -22,6 +22,7 @@ from sdxl_ray.core.dataset import PictureSet, class_folder, picture_row, scan, s
 from sdxl_ray.core.pictures import BadPicture
 from sdxl_ray.core.sources import Reader, entries
 from sdxl_ray.errors import UserError
+from tests.cases import cases
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "dreambooth"
 
@@ -117,7 +118,7 @@ def test_captions_that_are_asked_for_must_be_there(folder: Path) -> None:
         scan(Data(images=str(folder), captions="prompt"))
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=cases(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.binary(max_size=80), st.text(alphabet='{}[]":,\\ \nfile_nmtx01.pg', max_size=120).map(str.encode)))
 def test_any_metadata_gives_captions_or_a_typed_error(folder: Path, raw: bytes) -> None:
     (folder / "metadata.jsonl").write_bytes(raw)
@@ -207,6 +208,15 @@ def test_the_split_follows_content_not_names(tmp_path: Path, folder: Path) -> No
 def test_nothing_left_after_the_split(folder: Path) -> None:
     with pytest.raises(UserError, match=r"no instance pictures left .*: 4 found, 4 held out; .*data.holdout=3"):
         split(scan(data(folder)), data(folder, holdout=4))
+
+
+def test_a_limit_keeps_the_first_pictures_to_train_on(folder: Path) -> None:
+    whole, held_out = split(scan(data(folder)), data(folder, holdout=1))
+    few, same = split(scan(data(folder)), data(folder, holdout=1, limit=2))
+    assert few.pictures == whole.pictures[:2]
+    assert same.pictures == held_out.pictures
+    with pytest.raises(UserError, match=r"data\.limit = 4: there are only 3 pictures to train on"):
+        split(scan(data(folder)), data(folder, holdout=1, limit=4))
 
 
 def test_a_validation_folder_replaces_the_holdout(tmp_path: Path, folder: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from sdxl_ray.core.pictures import BadPicture, open_picture, probe, verify
+from tests.cases import cases
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "dreambooth"
 
@@ -173,7 +174,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         open_picture(tmp_path / "gone.png", "gone.png")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=cases(150), deadline=None)
 @given(
     st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "TIFF"]),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),

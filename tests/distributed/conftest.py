@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from sdxl_ray.config import Recipe, load, override
 
@@ -37,6 +38,41 @@ def quick(name: str, **changes: Any) -> Recipe:
     """A shipped recipe cut down to seconds; keyword `optim__lr` is the setting `optim.lr`."""
     prior = PRIOR if "dreambooth" in name else {}
     return override(load(name), {**QUICK, **prior, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+#: What is killed and cut off: class pictures, averages, accumulation.
+LORA = quick("tiny_dreambooth_lora", parallel__workers=2, optim__ema=0.9, parallel__micro_batch=2)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `LORA` that nobody kills."""
+    from sdxl_ray.distributed.train import launch
+
+    return launch(LORA, storage=tmp_path_factory.mktemp("undisturbed"), name="run").folder
+
+
+def words(recipe: Recipe, shipped: str = "tiny_dreambooth_lora") -> list[str]:
+    """The settings in which a recipe differs from a shipped one, as the command line wants them."""
+
+    def flat(plain: Any, path: str = "") -> dict[str, Any]:
+        if not isinstance(plain, dict) or not plain:
+            return {path: plain}
+        return {k: v for key, value in plain.items() for k, v in flat(value, f"{path}.{key}".lstrip(".")).items()}
+
+    before, mine = (flat(one.model_dump(mode="json")) for one in (load(shipped), recipe))
+    return [f"{path}={value}" for path, value in mine.items() if before.get(path) != value]
+
+
+def same_run(one: Path, other: Path) -> None:
+    """Losses, examples and the final weights, moments and averages are equal to the last bit."""
+    import torch
+
+    assert losses(one) == losses(other)
+    assert examples(one) == examples(other)
+    ours, theirs = final_state(one), final_state(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def training_workers() -> list[psutil.Process]:

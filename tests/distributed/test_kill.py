@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from sdxl_ray.config import Recipe
 from sdxl_ray.distributed.train import launch
 from sdxl_ray.errors import RunError
-from tests.distributed.conftest import examples, final_state, losses, quick, training_workers
+from tests.distributed.conftest import LORA, examples, losses, quick, same_run, training_workers, words
 
 pytestmark = pytest.mark.slow
-
-LORA = quick("tiny_dreambooth_lora", parallel__workers=2, optim__ema=0.9, parallel__micro_batch=2)
 
 
 def _killer(at_step: int) -> Callable[[dict[str, Any]], None]:
@@ -36,20 +33,6 @@ def _killer(at_step: int) -> Callable[[dict[str, Any]], None]:
     return on_row
 
 
-@pytest.fixture(scope="module")
-def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nobody kills."""
-    return launch(LORA, storage=tmp_path_factory.mktemp("undisturbed"), name="run").folder
-
-
-def _same(one: Path, other: Path) -> None:
-    assert losses(one) == losses(other)
-    assert examples(one) == examples(other)
-    ours, theirs = final_state(one), final_state(other)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
 def test_a_killed_worker_leaves_no_trace(undisturbed: Path, tmp_path: Path) -> None:
     resumed: list[int] = []
     kill = _killer(8)
@@ -62,12 +45,11 @@ def test_a_killed_worker_leaves_no_trace(undisturbed: Path, tmp_path: Path) -> N
     result = launch(LORA, storage=tmp_path, name="run", on_row=on_row)
     assert resumed, "nobody was killed"
     assert resumed[0] in (5, 10, 15)  # a checkpoint; where exactly depends on how quick the kill was
-    _same(undisturbed, result.folder)
+    same_run(undisturbed, result.folder)
 
 
 def test_a_killed_driver_goes_on_with_the_same_command(undisturbed: Path, tmp_path: Path) -> None:
-    words = [f"{path}={value}" for path, value in _changes(LORA).items()]
-    command = [sys.executable, "-m", "sdxl_ray", "train", "tiny_dreambooth_lora", *words, "--name", "run"]
+    command = [sys.executable, "-m", "sdxl_ray", "train", "tiny_dreambooth_lora", *words(LORA), "--name", "run"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     driver = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "runs" / "run" / "checkpoints" / "step-0000005"
@@ -80,7 +62,7 @@ def test_a_killed_driver_goes_on_with_the_same_command(undisturbed: Path, tmp_pa
     assert not (tmp_path / "runs" / "run" / "summary.json").exists()
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    _same(undisturbed, tmp_path / "runs" / "run")
+    same_run(undisturbed, tmp_path / "runs" / "run")
 
 
 def test_two_workers_then_one_then_two(undisturbed: Path, tmp_path: Path) -> None:
@@ -101,17 +83,3 @@ def _with(workers: int) -> Recipe:
         parallel__workers=workers,
         resources__max_failures=0,
     )
-
-
-def _changes(recipe: Recipe) -> dict[str, Any]:
-    """The settings in which a recipe differs from the shipped one, as the command line wants them."""
-    from sdxl_ray.config import load
-
-    def flat(plain: Any, path: str = "") -> dict[str, Any]:
-        if not isinstance(plain, dict) or not plain:
-            return {path: plain}
-        return {k: v for key, value in plain.items() for k, v in flat(value, f"{path}.{key}".lstrip(".")).items()}
-
-    shipped = flat(load("tiny_dreambooth_lora").model_dump(mode="json"))
-    mine = flat(recipe.model_dump(mode="json"))
-    return {path: value for path, value in mine.items() if shipped.get(path) != value}

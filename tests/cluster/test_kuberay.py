@@ -1,0 +1,105 @@
+"""KubeRay's objects: known fields only, a token, a policy, and the same commands as everywhere."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from sdxl_ray.config import load, override, parse_assignments
+from tests.cluster import kuberay
+from tests.cluster.files import KUBERAY, objects, plain, require_runtime_env, text, unshared
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_an_unknown_key_of_a_kuberay_file_is_refused(name: str) -> None:
+    """At every mapping of the file, one after another."""
+    places = 0
+    for spoilt, path in _spoilt(plain(name)):
+        if path[-1:] in (("labels",), ("matchLabels",), ("rayStartParams",), ("requests",), ("limits",)):
+            continue  # any key may be there
+        with pytest.raises((ValidationError, AssertionError)):
+            kuberay.parse(spoilt)
+        places += 1
+    assert places >= 7
+
+
+def _spoilt(plain: Any) -> Iterator[tuple[Any, tuple[str | int, ...]]]:
+    def places(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+        if isinstance(value, dict):
+            yield path
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(inner, dict | list):
+                yield from places(inner, (*path, key))
+
+    for path in places(plain, ()):
+        place = spoilt = unshared(plain)
+        for key in path:
+            place = place[key]
+        place["replcias"] = 1
+        yield spoilt, path
+
+
+def test_every_kuberay_cluster_asks_for_the_token_of_a_secret() -> None:
+    """X3. Where KubeRay has to reach the dashboard from its own pod, a policy says that nobody else does."""
+    clusters = [(found, kuberay.cluster_of(found)) for found in objects()]
+    asked = [(found, cluster) for found, cluster in clusters if cluster is not None]
+    assert len(asked) == 5
+    (policy,) = [found.spec for found in objects() if found.kind == "NetworkPolicy"]
+    for found, cluster in asked:
+        assert cluster.authOptions.mode == "token" and cluster.authOptions.secretName == "sdxl-ray-token"
+        host = cluster.headGroupSpec.rayStartParams["dashboard-host"]
+        assert host == ("127.0.0.1" if found.kind == "RayCluster" else "0.0.0.0")
+        for pod in cluster.pods:
+            assert policy.podSelector.matchLabels.items() <= pod.metadata.labels.items()
+            assert pod.spec.securityContext.runAsNonRoot
+            assert not any(one.securityContext.allowPrivilegeEscalation for one in pod.spec.containers)
+    assert policy.policyTypes == ["Ingress"]
+    ours, operator, clients = policy.ingress
+    assert ours.from_[0].podSelector == policy.podSelector and ours.from_[0].namespaceSelector is None
+    assert operator.from_[0].podSelector.matchLabels == {"app.kubernetes.io/name": "kuberay-operator"}
+    assert {port.port for port in operator.ports} == {8265, 52365, 8000}
+    assert clients.from_[0].namespaceSelector is None and {port.port for port in clients.ports} == {8000}
+    (service,) = [cluster for found, cluster in asked if found.kind == "RayService"]
+    for pod in service.pods:
+        (keys,) = [one for one in pod.spec.containers[0].env if one.name == "SDXL_RAY_API_KEYS"]
+        assert keys.valueFrom.secretKeyRef.name == "sdxl-ray-api-keys"
+    assert "kind: Secret" not in "".join(text(name) for name in KUBERAY)
+
+
+def test_the_head_has_no_gpu_and_workers_scale() -> None:
+    for found in objects():
+        if (cluster := kuberay.cluster_of(found)) is None:
+            continue
+        assert cluster.enableInTreeAutoscaling and cluster.headGroupSpec.rayStartParams["num-gpus"] == "0"
+        assert not any(
+            "gpu" in name for one in cluster.headGroupSpec.template.spec.containers for name in one.resources.limits
+        )
+        (group,) = cluster.workerGroupSpecs
+        (worker,) = group.template.spec.containers
+        assert worker.resources.limits["nvidia.com/gpu"] == worker.resources.requests["nvidia.com/gpu"] == "1"
+        assert group.maxReplicas > group.minReplicas
+        assert {image for pod in cluster.pods for image in [one.image for one in pod.spec.containers]} == {worker.image}
+
+
+def test_jobs_run_the_same_commands() -> None:
+    from sdxl_ray.__main__ import COMMANDS
+    from sdxl_ray.experiment import load_experiment
+
+    jobs = {found.metadata.labels["sdxl-ray/job"]: found.spec for found in objects() if found.kind == "RayJob"}
+    assert set(jobs) == {"train", "tune", "compare"}
+    for name, job in jobs.items():
+        words = shlex.split(job.entrypoint)
+        assert words[:4] == ["python", "-m", "sdxl_ray", name]
+        assert words[words.index("--address") + 1] == "auto"
+        assert job.runtimeEnvYAML == jobs["train"].runtimeEnvYAML
+        require_runtime_env(yaml.safe_load(job.runtimeEnvYAML))
+        if name == "train":
+            override(load(words[4]), parse_assignments([word for word in words if "=" in word])).require_complete()
+        if name == "compare":
+            load_experiment(words[4])
+    assert {"train", "compare"} <= set(COMMANDS)

@@ -1,0 +1,100 @@
+"""The files of `cluster/`: every one is loaded by its reader's schema, and says why it is as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from sdxl_ray.errors import UserError
+from tests.cluster import kuberay
+from tests.cluster.files import (
+    CLOUDS,
+    FOLDER,
+    KUBERAY,
+    OTHERS,
+    objects,
+    plain,
+    require_runtime_env,
+    text,
+    torch_range,
+    unshared,
+)
+
+#: What follows one of these is somebody's choice: the line above must say why.
+EXPLAINED = ("image", "InstanceType", "machineType", "vmSize", "sourceImage", "imageOffer", "region", "location")
+EXPLAINED += ("max_workers", "idle_timeout_minutes", "project_id", "secretName", "serviceAccountName", "rayVersion")
+
+
+def test_every_file_is_one_that_is_tested_here() -> None:
+    found = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    assert found == sorted([*CLOUDS, *KUBERAY, *OTHERS])
+    assert len(found) == 9
+    assert {path.name for path in FOLDER.iterdir() if path.suffix != ".yaml"} == {"Containerfile"}
+    for name, count in KUBERAY.items():
+        assert len(kuberay.parse(plain(name))) == count
+
+
+def _serve_configs() -> dict[str, dict[str, Any]]:
+    (service,) = [found for found in objects() if found.kind == "RayService"]
+    return {"serve": plain("serve"), "kuberay-service": yaml.safe_load(service.spec.serveConfigV2)}
+
+
+@pytest.mark.parametrize("name", ["serve", "kuberay-service"])
+def test_a_serve_file_is_what_serve_and_our_builder_read(name: str) -> None:
+    from serve import rayfile
+
+    assert rayfile.check(str(FOLDER / f"{name}.yaml")) == ["sdxl-ray"]
+    plain = _serve_configs()[name]
+    assert plain["http_options"] == {"host": "127.0.0.1" if name == "serve" else "0.0.0.0", "port": 8000}
+    assert plain["applications"] == _serve_configs()["serve"]["applications"]
+    assert plain["applications"][0]["import_path"] == "serve.app:build"
+    for at in ("http_options", "applications.0", "applications.0.args"):
+        spoilt = unshared(plain)
+        place = spoilt
+        for key in at.split("."):
+            place = place[int(key) if key.isdigit() else key]
+        place["prot"] = 1
+        with pytest.raises(UserError, match="prot"):
+            rayfile.check_plain(spoilt, name)
+
+
+def test_the_runtime_environment_is_what_ray_reads() -> None:
+    settings = plain("runtime_env")
+    require_runtime_env(settings)
+    assert {".git", ".venv", "runs"} <= set(settings["excludes"])
+    assert "RAY_AUTH_TOKEN" not in settings["env_vars"]
+    jobs = next(found for found in objects() if found.kind == "RayJob")
+    assert yaml.safe_load(jobs.spec.runtimeEnvYAML) == {"env_vars": settings["env_vars"]}
+
+
+def test_one_version_of_ray_everywhere() -> None:
+    images = [
+        line.split()[1] for line in (FOLDER / "Containerfile").read_text().splitlines() if line.startswith("FROM")
+    ]
+    images += [plain(name)["docker"]["image"] for name in CLOUDS]
+    clusters = [cluster for found in objects() if (cluster := kuberay.cluster_of(found))]
+    assert {kuberay.version_of_image(image) for image in images} == {cluster.rayVersion for cluster in clusters}
+    assert len(images) == 4
+
+
+def test_the_image_is_built_from_what_is_here_and_holds_no_secret() -> None:
+    lines = [line for line in (FOLDER / "Containerfile").read_text().splitlines() if line and not line.startswith("#")]
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[2:-1]]
+    assert copied == ["pyproject.toml", "README.md", "LICENSE", "sdxl_ray", "serve"]
+    assert all((FOLDER.parent / name).exists() for name in copied)
+    assert [line for line in lines if line.startswith("USER")][-1] == "USER ray"
+    assert "ENV RAY_AUTH_MODE=token" in lines and not any("AUTH_TOKEN" in line for line in lines)
+    assert f'RUN pip install --no-cache-dir "{torch_range()}"' in lines
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, *KUBERAY, *OTHERS])
+def test_choices_are_explained(name: str) -> None:
+    lines = text(name).splitlines()
+    assert lines[0].startswith("# ")
+    for number, line in enumerate(lines):
+        key = line.strip().removeprefix("- ").partition(":")[0]
+        if key in EXPLAINED:
+            above = lines[number - 1].strip()
+            assert above.startswith("#") or key in ("imageOffer", "max_workers"), f"{name}.yaml:{number + 1}: {line}"

@@ -1,0 +1,78 @@
+"""A run whose storage is a store behind a URL: killed, it goes on from an empty scratch, to the same bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sdxl_ray.artifact import Artifact
+from sdxl_ray.config import Recipe, override
+from sdxl_ray.distributed.train import launch
+from sdxl_ray.storage import Storage
+from tests.bucket import Bucket, bucket
+from tests.distributed.conftest import LORA, examples, losses, words
+from tests.nodes import stop, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    with bucket(monkeypatch) as running:
+        yield running
+
+
+def _killed_and_resumed(recipe: Recipe, served: Bucket, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Train by the command line, SIGKILL it after the first checkpoint, go on with another scratch; what is kept."""
+    command = [sys.executable, "-m", "sdxl_ray", "train", "tiny_dreambooth_lora", *words(recipe), "--name", "run"]
+    command += ["--storage", served.url("runs")]
+    first = "runs/run/checkpoints/step-0000005"
+    environment = {**os.environ, "SDXL_RAY_SCRATCH": str(folder / "first")}
+    driver = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        came = lambda: f"{first}/manifest.json" in served.names() or driver.poll() is not None  # noqa: E731
+        wait_for("a checkpoint", came, 400)
+    finally:
+        stop(driver)
+    there = set(served.names())
+    assert "runs/run/summary.json" not in there
+    assert {f"{first}/state-{rank:05d}.safetensors" for rank in range(recipe.parallel.workers[1])} <= there
+    shutil.rmtree(folder / "first")
+
+    environment["SDXL_RAY_SCRATCH"] = str(folder / "second")
+    again = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "run       s3://bucket/runs/run\n" in again.stdout
+    assert not (folder / "runs").exists()
+
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(folder / "third"))
+    elsewhere = Storage.of(served.url("runs"))
+    elsewhere.get_folder(elsewhere.root / "run")
+    return elsewhere.root / "run"
+
+
+def _same(fetched: Path, calm: Path) -> None:
+    assert losses(fetched) == losses(calm)
+    assert examples(fetched) == examples(calm)
+    ours, theirs = (Artifact.open(folder / "artifact").manifest.files for folder in (fetched, calm))
+    assert ours == theirs
+
+
+def test_one_process_is_killed_and_goes_on_from_a_store(
+    served: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = override(LORA, {"parallel.engine": "local", "parallel.workers": 1})
+    calm = launch(alone, storage=tmp_path / "calm", name="run").folder
+    _same(_killed_and_resumed(alone, served, tmp_path, monkeypatch), calm)
+
+
+def test_two_workers_are_killed_and_go_on_from_a_store(
+    served: Bucket, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _same(_killed_and_resumed(LORA, served, tmp_path, monkeypatch), undisturbed)
