@@ -17,7 +17,7 @@ STAMP := .venv/installed
 TORCH = $(BIN)/python -c 'import tomllib; print(next(d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if d.startswith("torch>")))'
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench
+.PHONY: help install demo test check bench soak chaos
 .DELETE_ON_ERROR:
 
 help:
@@ -53,3 +53,9 @@ test: check
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/train.py
+
+soak: $(STAMP)
+	$(BIN)/python tests/soak/run.py
+
+chaos: $(STAMP)
+	$(BIN)/python tests/chaos/kills.py

@@ -14,7 +14,20 @@ from typing import Annotated
 import typer
 
 from sdxl_ray import __version__
-from sdxl_ray.cli import compare, config, doctor, evaluate, generate, plan, recipes, report, serve, train
+from sdxl_ray.cli import (
+    compare,
+    config,
+    doctor,
+    evaluate,
+    generate,
+    loadtest,
+    plan,
+    recipes,
+    report,
+    serve,
+    train,
+    tune,
+)
 from sdxl_ray.errors import RunError, UserError
 
 #: What a user can do, in the order that --help shows.
@@ -23,8 +36,10 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "train": (train.run, train.EXAMPLES),
     "generate": (generate.run, generate.EXAMPLES),
     "evaluate": (evaluate.run, evaluate.EXAMPLES),
+    "tune": (tune.run, tune.EXAMPLES),
     "serve": (serve.run, serve.EXAMPLES),
     "compare": (compare.run, compare.EXAMPLES),
+    "loadtest": (loadtest.run, loadtest.EXAMPLES),
     "report": (report.run, report.EXAMPLES),
     "recipes": (recipes.run, recipes.EXAMPLES),
     "config": (config.run, config.EXAMPLES),

@@ -71,6 +71,7 @@ class Data(Section):
     )
     validation: str | None = Field(None, description="folder of held-out pictures for the validation loss")
     holdout: Annotated[int, Field(ge=0)] = Field(1, description="pictures held out when `validation` is not given")
+    limit: PositiveInt | None = Field(None, description="train on the first so many pictures only; default: on all")
     resolution: Annotated[int, Field(ge=8)] | None = Field(None, description="pixels; default: the base's own size")
     buckets: bool = Field(True, description="aspect-ratio buckets of equal area; false: squares only")
     crop: Literal["center", "random"] = "center"
@@ -238,19 +239,45 @@ class Checkpoint(Section):
 
     every: PositiveInt = Field(100, description="steps between checkpoints; the last step always has one")
     keep: PositiveInt = Field(2, description="newest checkpoints kept")
-    keep_best: bool = Field(True, description="keep the one with the lowest validation loss too")
+    keep_best: bool = Field(
+        True, description="keep the one with the lowest validation loss too; with scores the best one is always kept"
+    )
 
 
 class Evaluation(Section):
-    """What is looked at on the way: a fixed-noise validation loss and sample pictures at fixed seeds."""
+    """What is looked at on the way: a fixed-noise validation loss, sample pictures at fixed seeds, and scores.
 
-    every: Annotated[int, Field(ge=0)] = Field(100, description="steps between looks; 0: only at the end")
+    Scores are those of `sdxl-ray evaluate`, of few pictures. They choose the checkpoint that becomes the artifact, and
+    may end the run: so this section is part of a recipe's identity.
+    """
+
+    every: Annotated[int, Field(ge=0)] = Field(100, description="steps between looks; 0: only at the end, no scores")
     draws: PositiveInt = Field(8, description="fixed (noise, timestep) pairs per held-out picture")
     prompts: tuple[str, ...] = Field((), description="sample prompts; default: the instance prompt in a few places")
     samples_per_prompt: PositiveInt = 1
     num_inference_steps: PositiveInt = 30
     guidance_scale: NonNegativeFloat = 7.5
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    scores: Literal["auto", "always", "never"] = Field(
+        "auto", description="auto: where subject, class and 2 held-out photos are known; always: else it is an error"
+    )
+    split: Literal["validation", "tune"] = Field(
+        "validation", description="prompts and seeds of the scores; a result is judged by others (final)"
+    )
+    score_prompts: PositiveInt = Field(4, description="prompts of the split's list that are drawn, at most")
+    score_seeds: Annotated[int, Field(ge=2)] = Field(2, description="pictures per prompt; 2 at least, for diversity")
+    class_pictures: Annotated[int, Field(ge=2)] = Field(8, description="pictures of the plain class, per class prompt")
+    patience: Annotated[int, Field(ge=0)] = Field(
+        3, description="looks without a better quality after which the run stops; 0: it never does"
+    )
+    identity: str | None = Field(None, description="encoder of dino_i, pres, div; default: one that fits the base")
+    clip: str | None = Field(None, description="encoder of clip_i, clip_t, class_kid; default: one that fits the base")
+
+    @model_validator(mode="after")
+    def _scored_on_the_way(self) -> Evaluation:
+        if self.scores == "always" and self.every == 0:
+            raise ValueError("scores always needs looks on the way, every is 0: set every, or scores auto")
+        return self
 
 
 class Wandb(Section):

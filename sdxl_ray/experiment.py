@@ -2,23 +2,35 @@
 
 description: what is compared
 settings: {data.images: photos/dog, …}            # dotted settings of every arm
-prompts: dreambooth_objects                       # how they are judged; also seeds, class_pictures
+prompts: dreambooth_objects                       # how they are judged; also seeds, class_pictures, steps
+load: {rates: [2], queries: 16}                   # base and arms behind one endpoint, under load
 arms:
   lora: {recipe: lora, settings: {tuning.rank: 8}}
+
+With `subjects` every arm is trained on each of them, with `training_seeds` once per seed: one run each, and scores over
+all of them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import product
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.config import Recipe, Section, load, override
 from sdxl_ray.errors import UserError
+from sdxl_ray.loadprofile import LoadProfile
 from sdxl_ray.schema_errors import first_problem
+
+#: Part of a folder's name, and a row of every table.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]*$")]
+#: Rows of the tables that are no arms.
+_TAKEN = ("base", "real", "other")
 
 
 class Arm(Section):
@@ -26,6 +38,27 @@ class Arm(Section):
 
     recipe: str
     settings: dict[str, Any] = {}
+
+
+class Taught(Section):
+    """A subject: the settings that name its photos and words, and another of its class as a reference."""
+
+    settings: Annotated[dict[str, Any], Field(min_length=1)]
+    other: str | None = Field(None, description="photos of another subject of the class: the floor of the scores")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of an arm. label: its subject and seed where there are several, else empty."""
+
+    arm: str
+    subject: str
+    label: str
+    recipe: Recipe
+
+    def named(self, experiment: str) -> str:
+        """The name of its run folder."""
+        return "-".join(filter(None, (experiment, self.arm, self.label)))
 
 
 class Experiment(Section):
@@ -36,21 +69,50 @@ class Experiment(Section):
     prompts: str | None = Field(None, description="list to judge by: shipped name, .yaml or .txt; default: by base")
     seeds: PositiveInt = Field(4, description="pictures per prompt and model")
     class_pictures: Annotated[int, Field(ge=2)] = Field(16, description="pictures of the plain class per model")
-    arms: Annotated[dict[str, Arm], Field(min_length=1)]
+    steps: tuple[PositiveInt, ...] = Field(
+        (), description="denoising steps to draw with besides: steps against quality"
+    )
+    step_seeds: PositiveInt = Field(1, description="pictures per prompt and model for each of `steps`")
+    other: str | None = Field(None, description="photos of another subject of the class: the floor of the scores")
+    subjects: dict[Name, Taught] = Field({}, description="every arm is trained on each of them")
+    training_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="every arm is trained with each")
+    load: LoadProfile | None = Field(None, description="load test of the base and every arm; null: none")
+    arms: Annotated[dict[Name, Arm], Field(min_length=1)]
 
-    def recipes(self, changes: dict[str, Any]) -> dict[str, Recipe]:
-        """The complete recipe of each arm; `changes` (the command line's) win over everything.
+    @field_validator("arms")
+    @classmethod
+    def _names_are_free(cls, arms: dict[str, Arm]) -> dict[str, Arm]:
+        for name in arms:
+            if name in _TAKEN:
+                raise ValueError(f"an arm cannot be called {name!r}, a row of every table is: give another name")
+        return arms
 
-        Raises UserError that names the arm.
+    @field_validator("steps", "training_seeds")
+    @classmethod
+    def _once(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("the same number twice: keep one")
+        return values
+
+    def runs(self, changes: dict[str, Any]) -> list[Run]:
+        """Every training with its complete recipe, seed by seed, so that a cut leaves whole rounds.
+
+        `changes` (the command line's) win over everything. Raises UserError that names the arm and the subject.
         """
-        recipes = {}
-        for name, arm in self.arms.items():
+        seeds: list[dict[str, Any]] = [{"seed": seed} for seed in self.training_seeds] or [{}]
+        subjects = {name: taught.settings for name, taught in self.subjects.items()} or {"": {}}
+        found = []
+        for seed, (subject, taught), (name, arm) in product(seeds, subjects.items(), self.arms.items()):
+            label = "-".join([*filter(None, [subject]), *(str(number) for number in seed.values())])
             try:
-                recipes[name] = override(load(arm.recipe), {**self.settings, **arm.settings, **changes})
-                recipes[name].require_complete()
+                settings = {**self.settings, **taught, **arm.settings, **seed, **changes}
+                recipe = override(load(arm.recipe), settings)
+                recipe.require_complete()
             except UserError as error:
-                raise UserError(f"arm {name!r}: {error}") from None
-        return recipes
+                about = f", subject {subject!r}" if subject else ""
+                raise UserError(f"arm {name!r}{about}: {error}") from None
+            found.append(Run(name, subject, label, recipe))
+        return found
 
 
 def names() -> list[str]:

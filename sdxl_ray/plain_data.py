@@ -21,12 +21,13 @@ def shipped(folder: Traversable) -> list[str]:
 def read(name_or_path: str, folder: Traversable, kind: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """A mapping from a shipped file by name or from a path, merged over the file that its `extends` names.
 
-    `kind` is what messages call it. Raises UserError: no such name (nearest), unreadable, not YAML (line), a circle.
+    `kind` is what messages call it. Raises UserError: no such name (nearest), unreadable, not YAML (line), a key that
+    stands twice (line), a circle.
     """
     if name_or_path in seen:
         raise UserError(f"{kind} {name_or_path!r} extends itself: {' -> '.join((*seen, name_or_path))}")
     try:
-        plain = yaml.safe_load(_text(name_or_path, folder, kind)) or {}
+        plain = yaml.load(_text(name_or_path, folder, kind), _Strict) or {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
@@ -36,6 +37,20 @@ def read(name_or_path: str, folder: Traversable, kind: str, seen: tuple[str, ...
     parent = plain.pop("extends", None)
     below = read(parent, folder, kind, (*seen, name_or_path)) if parent else {}
     return {key: merge(below.get(key), plain.get(key, below.get(key))) for key in {**below, **plain}}
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: PyYAML would drop the first without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        plain: dict[Any, Any] = super().construct_mapping(node, deep)
+        return plain
 
 
 def _text(name_or_path: str, folder: Traversable, kind: str) -> str:

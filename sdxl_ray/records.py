@@ -33,6 +33,9 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
     return pa.schema(fields, metadata={"sdxl_ray.records": str(FORMAT_VERSION)})
 
 
+#: The subject of a score that is joined over all of them.
+ALL_SUBJECTS = "all subjects"
+
 _WHOLE, _REAL, _TEXT = pa.int64(), pa.float64(), pa.string()
 
 #: Columns of every table. `step` counts optimizer steps from 1; step 0 is what was measured before the first one.
@@ -56,17 +59,47 @@ TABLES: dict[str, pa.Schema] = {
     # name, "real" (photos against each other) or "other" (another subject of the class). low, high: 95 % interval, null
     # where there is nothing to draw again. n: pictures behind the score. step: of the model. artifact: its hash, empty
     # for the base. seconds: drawing and scoring all of the model's pictures. split: "validation", "tune" or "final".
-    # metric "dino_i_gain": the model minus the base in `dino_i`, paired by prompt, seed and photo.
+    # metric "dino_i_gain": the model minus the base in `dino_i`, paired by prompt, seed and photo. split "final@8": the
+    # same prompts drawn with 8 denoising steps. subject ALL_SUBJECTS: over every subject of the comparison.
     "scores": _schema(
         step_=_WHOLE, model_=_TEXT, subject_=_TEXT, metric_=_TEXT, value_=_REAL, low=_REAL, high=_REAL, n_=_WHOLE,
         encoder=_TEXT, preprocessing=_TEXT, split_=_TEXT, artifact=_TEXT, seconds=_REAL,
     ),
+    # One row a metric and two models: `model` minus `against`, under the same prompts, seeds and photos.
+    "differences": _schema(
+        step_=_WHOLE, model_=_TEXT, against_=_TEXT, subject_=_TEXT, metric_=_TEXT, value_=_REAL, low=_REAL, high=_REAL,
+        n_=_WHOLE, split_=_TEXT,
+    ),
     # One row a picture. prompt: about the plain class, so that models can be laid side by side; purpose: "subject",
     # "class" or "real" (a held-out photo, seed counts them); path: relative to the folder that holds `records`.
+    # seconds: of drawing it, its share of its batch; null where it is not known.
     "pictures": _schema(
         step_=_WHOLE, model_=_TEXT, subject_=_TEXT, prompt_=_TEXT, seed_=_WHOLE, path_=_TEXT, purpose_=_TEXT,
-        split_=_TEXT,
+        split_=_TEXT, seconds=_REAL,
     ),
+    # One row a request of a load test. phase: "run", or "search" for the highest rate under a bound. rate: queries/s, 0
+    # where the scenario has none. index: order of arrival in its run. sample: of the library of (prompt, seed, steps).
+    # *_s: seconds since the run's first arrival; intended: by LoadGen's schedule. latency_ms: LoadGen's own, from the
+    # intended time to the last byte. queue to server_ms, batch: as the server tells. artifact: its hash, empty for the
+    # base, null when the server did not say. status: of HTTP, 0 without an answer. generator_cpu: share of one core.
+    # bound_ms: of p99, in a search.
+    "requests": _schema(
+        arm_=_TEXT, phase_=_TEXT, scenario_=_TEXT, rate_=_REAL, round_=_WHOLE, index_=_WHOLE, sample_=_WHOLE,
+        model_=_TEXT, artifact=_TEXT, prompt_=_TEXT, seed_=_WHOLE, steps_=_WHOLE, intended_s_=_REAL, sent_s_=_REAL,
+        done_s_=_REAL, latency_ms_=_REAL, queue_ms=_REAL, text_ms=_REAL, denoise_ms=_REAL, decode_ms=_REAL,
+        server_ms=_REAL, batch=_REAL, status_=_WHOLE, bytes_=_WHOLE, error=_TEXT, deployment_=_TEXT,
+        generator_cpu_=_REAL, started=_TEXT, bound_ms=_REAL,
+    ),
+    # One row a trial of a search, written again when something is new. parameters: path -> value, as JSON; state:
+    # "running", "finished", "stopped" (by the scheduler), "cut" (the budget ended) or "failed" (error says why).
+    # step: of its last look; kept: of its artifact. seconds: it ran; ended_s: of the search's clock, which stands still
+    # between sessions.
+    "trials": _schema(
+        trial_=_WHOLE, parameters_=_TEXT, state_=_TEXT, step_=_WHOLE, steps_=_WHOLE, seconds_=_REAL, ended_s_=_REAL,
+        error=_TEXT, run_=_TEXT, kept=_WHOLE,
+    ),
+    # One row a metric of a trial's look. at_s: of the search's clock.
+    "trial_scores": _schema(trial_=_WHOLE, step_=_WHOLE, metric_=_TEXT, value_=_REAL, at_s_=_REAL),
 }  # fmt: skip
 
 #: What makes a row one of a kind, and the order of `read`. Of rows with equal keys the one written last counts.
@@ -77,7 +110,11 @@ KEYS: dict[str, tuple[str, ...]] = {
     "memory": ("step", "rank", "phase"),
     "timings": ("step", "name"),
     "scores": ("step", "model", "subject", "metric", "split"),
+    "differences": ("model", "against", "subject", "metric", "split"),
     "pictures": ("step", "model", "subject", "prompt", "seed", "purpose", "split"),
+    "requests": ("arm", "phase", "scenario", "rate", "round", "index"),
+    "trials": ("trial",),
+    "trial_scores": ("trial", "step", "metric"),
 }
 
 
@@ -124,7 +161,7 @@ class Recorder:
 
     def resume(self, step: int) -> None:
         """Forget every row after `step`, waiting or written: the run goes on from the checkpoint of that step."""
-        for table in TABLES:
+        for table in (name for name, schema in TABLES.items() if "step" in schema.names):
             self._waiting[table] = [row for row in self._waiting[table] if row["step"] <= step]
             for _, path in _parts(self._files, self._folder, table):
                 part = _load(self._files, path)
@@ -134,6 +171,14 @@ class Recorder:
                 elif kept.num_rows < part.num_rows:
                     self._put(path, kept)
             self._next[table] = self._end(table)
+
+    def forget(self, table: str) -> None:
+        """Drop every row of a table, waiting and written."""
+        self._waiting[table] = []
+        self._since.pop(table, None)
+        for _, path in _parts(self._files, self._folder, table):
+            self._files.delete_file(path)
+        self._next[table] = 0
 
     def close(self) -> None:
         """Write every waiting row; the recorder can be used on."""
@@ -190,11 +235,19 @@ def read(folder: str | Path, table: str) -> pa.Table:
     parts = [_load(files, part) for _, part in _parts(files, path, table)]
     if not parts:
         return schema.empty_table()
-    rows = pa.concat_tables([part.select(schema.names).cast(schema) for part in parts])
+    rows = pa.concat_tables([_fitted(part, schema) for part in parts])
     keys = list(KEYS[table])
     order = rows.select(keys).append_column("row", pa.array(range(rows.num_rows), pa.int64()))
     last = order.group_by(keys).aggregate([("row", "max")])["row_max"]
     return rows.take(last).sort_by([(key, "ascending") for key in keys]).replace_schema_metadata(schema.metadata)
+
+
+def _fitted(part: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A part with the columns of today: one that was written before a column was added has nulls there."""
+    for field in schema:
+        if field.nullable and field.name not in part.column_names:
+            part = part.append_column(field, pa.nulls(part.num_rows, field.type))
+    return part.select(schema.names).cast(schema)
 
 
 def _table(name: str) -> pa.Schema:

@@ -9,11 +9,14 @@ from pydantic import BaseModel, ValidationError
 
 from sdxl_ray.errors import nearest
 
+#: Tags of unions by `kind`, which pydantic puts into a location and no file has there.
+_KINDS = ("lora", "full", "loguniform", "uniform", "int", "choice")
+
 
 def first_problem(error: ValidationError, model: type[BaseModel], plain: Any) -> str:
     """The first problem of a pydantic error as one line: path, value, what is allowed."""
     problem = error.errors()[0]
-    location = [part for part in problem["loc"] if part not in ("lora", "full")]
+    location = [part for part in problem["loc"] if part not in _KINDS]
     path = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
         siblings = _known_fields(location[:-1], model, plain)

@@ -92,6 +92,11 @@ class Endpoint:
         except Problem as problem:
             self.failed(asked, problem)
             raise
+        except Exception as error:
+            _LOG.exception("a picture failed")
+            failure = Problem(500, f"the server failed: {type(error).__name__}; its log says more", "internal_error")
+            self.failed(asked, failure)
+            raise failure from None
         except asyncio.CancelledError:
             self._note(asked, 499, (time.monotonic() - start) * 1e3, code="client_gone")
             raise

@@ -42,7 +42,7 @@ def build(endpoint: Endpoint) -> FastAPI:
     # FastAPI's own pages of documentation load scripts from elsewhere.
     app = FastAPI(title="sdxl-ray", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorEnvelope} for status in (400, 401, 404, 408, 413, 415, 429, 500, 503)
+        status: {"model": ErrorEnvelope} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)
     }
 
     @app.post(_GENERATIONS, response_model=ImagesResponse, responses=errors, operation_id="createImage")

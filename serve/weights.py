@@ -92,7 +92,8 @@ class Weights:
                     look.cancel()
                     break
                 step, preview = look.result()
-                yield Preview(await asyncio.to_thread(_look, preview, order.output_format), step, steps)
+                with contextlib.suppress(RunError):  # the picture itself will say what is wrong
+                    yield Preview(await asyncio.to_thread(_look, preview, order.output_format), step, steps)
             yield await drawing
         finally:
             drawing.cancel()
@@ -111,7 +112,8 @@ class Weights:
         except UserError as error:
             return Refusal(400, "invalid_value", str(error))
         except RunError as error:
-            return Refusal(500, "not_drawn", str(error))
+            # The numbers left their range: strengths or guidance that this model cannot take.
+            return Refusal(422, "not_drawn", str(error))
         for stage in ("queue", "text", "denoise", "decode"):
             value = getattr(drawn.times, f"{stage}_ms")
             self.meter.observe("sdxl_ray_stage_ms", value, variant=order.variant, stage=stage)

@@ -15,6 +15,10 @@ from sdxl_ray.config import FullTuning, LoraTuning, Recipe, load, names, overrid
 from sdxl_ray.core.quality.prompts import load_prompts
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import load_experiment
+from sdxl_ray.space import load_space
+from serve.config import load as load_served
+from serve.loadtest.config import load_config
+from serve.loadtest.config import names as load_test_names
 from tests.cases import cases
 
 ROOT = Path(__file__).parents[1]
@@ -46,15 +50,34 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
     experiments = {path for path in found if path.parent == Path("sdxl_ray/recipes/experiments")}
     for path in experiments:
         assert load_experiment(path.stem) == load_experiment(str(ROOT / path)), path
-        assert load_experiment(path.stem).recipes({}), path
-    assert len(experiments) == 1
+        assert load_experiment(path.stem).runs({}), path
+    assert len(experiments) == 3
+    bench = {path for path in found if path.parent == Path("tests/bench")}
+    for path in bench:
+        assert load_experiment(str(ROOT / path)).runs({}), path
+    assert len(bench) == 1
     prompts = {path for path in found if path.parent == Path("sdxl_ray/recipes/prompts")}
     for path in prompts:
         assert load_prompts(path.stem) == load_prompts(str(ROOT / path)), path
     assert len(prompts) == 3
+    spaces = {path for path in found if path.parent == Path("tune_spaces")}
+    for path in spaces:
+        assert load_space(path.stem) == load_space(str(ROOT / path)), path
+    assert len(spaces) == 5
+    planted = {Path("tests/distributed/planted.yaml")}  # a space whose rates diverge
+    assert all(load_space(str(ROOT / path)) for path in planted)
+    load_tests = {path for path in found if path.parent == Path("serve/loadtest")}
+    assert {path.stem for path in load_tests} == set(load_test_names())
+    for path in load_tests:
+        assert load_config(path.stem, {}) == load_config(str(ROOT / path), {}), path
+    assert len(load_tests) == 2
+    served = {path for path in found if path.parent == Path("serve")}
+    for path in served:
+        assert load_served(path.stem) == load_served(str(ROOT / path)), path
+    assert len(served) == 1
     clusters = {path for path in found if path.parent == Path("cluster")}
     assert len(clusters) == 9  # each is loaded by tests/cluster/test_manifests.py and its neighbours
-    assert found == recipes | experiments | prompts | clusters
+    assert found == recipes | experiments | bench | prompts | spaces | planted | load_tests | served | clusters
 
 
 @pytest.mark.parametrize("name", names())
@@ -82,6 +105,17 @@ def test_the_recipes_are_the_three_arms() -> None:
         assert (tiny.base.id, tiny.base.revision) == ("tiny", None)
         assert type(tiny.tuning) is type(load(name).tuning)
         assert (tiny.data.prior is None) == (load(name).data.prior is None)
+
+
+def test_a_key_that_stands_twice_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    for text in ("optim: {lr: 1, lr: 2}", "optim:\n  lr: 1\noptim:\n  lr: 2"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"is not YAML at line \d+: .*stands twice"):
+            load(str(path))
+    path.write_text("x: &x {lr: 1.0e-3}\noptim: {<<: *x, steps: 5}")
+    with pytest.raises(UserError, match="no setting 'x'"):  # a merge is no second key
+        load(str(path))
 
 
 def test_a_recipe_is_frozen_and_override_makes_a_new_one() -> None:

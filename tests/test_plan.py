@@ -383,6 +383,22 @@ def test_class_pictures_take_time() -> None:
     assert phases["class pictures"][0] == pytest.approx(low, rel=1e-3)
 
 
+def test_the_plan_counts_scores_where_the_trainer_would_take_them() -> None:
+    known = {"data.subject": "sks dog", "data.holdout": 2}
+    one = config.override(config.load("lora"), known)
+    scored = Plan.of(one, "h100", workers=1).duration.phases_s
+    pictures = Plan.of(recipe("dreambooth"), "h100", workers=1).duration.phases_s["class pictures"]
+    # 9 looks at 8 + 8 pictures, the base's first; 200 class pictures with the same settings.
+    assert scored["scores"][0] == pytest.approx(pictures[0] * 9 * 16 / 200, rel=1e-6)
+    for changes in (
+        {"data.holdout": 1},
+        {"data.subject": None},
+        {"evaluation.scores": "never"},
+        {"evaluation.every": 0},
+    ):
+        assert "scores" not in Plan.of(config.override(one, changes), "h100", workers=1).duration.phases_s
+
+
 @pytest.mark.parametrize(
     ("changes", "pictures", "on", "advised"),
     [

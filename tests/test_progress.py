@@ -40,6 +40,20 @@ def step(number: int, **more: object) -> dict[str, object]:
     return {"kind": "step", "step": number, "steps": 100, "loss": 0.25, "samples_per_s": 2.0, **more}
 
 
+def test_scores_say_what_they_are_and_what_they_took() -> None:
+    metrics = {"dino_i": 0.61234, "pres": -0.1, "quality": 0.5}
+    lines = logged(
+        [
+            (0, {"kind": "scores", "step": 40, "metrics": metrics, "seconds": 4.2}),
+            (0, {"kind": "overfitting", "step": 40, "text": "since step 20 it rose"}),
+            (0, step(41)),
+        ]
+    )
+    assert lines[0] == "step 40: quality 0.500 (dino_i 0.612, pres -0.100), scored in 4.2 s"
+    assert lines[1] == "step 40: overfitting: since step 20 it rose"
+    assert lines[2].endswith("quality 0.500 at 40")
+
+
 def test_a_log_gets_a_line_every_few_seconds() -> None:
     lines = logged([(1.0, step(number)) for number in range(1, 101)])
     assert len(lines) == 21

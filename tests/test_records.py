@@ -150,6 +150,18 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
         read(tmp_path, "steps")
 
 
+def test_a_part_from_before_a_column_was_added_has_nulls_there(tmp_path: Path) -> None:
+    row = {"step": 1, "model": "base", "subject": "s", "prompt": "p", "seed": 1, "path": "a.png", "purpose": "class",
+           "split": "final"}  # fmt: skip
+    with Recorder(tmp_path) as recorder:
+        recorder.write("pictures", {**row, "seconds": 0.5})
+    (part,) = tmp_path.glob("pictures-*.parquet")
+    pq.write_table(pq.read_table(part).drop_columns(["seconds"]), part)
+    with Recorder(tmp_path) as recorder:
+        recorder.write("pictures", {**row, "seed": 2, "seconds": 0.25})
+    assert read(tmp_path, "pictures")["seconds"].to_pylist() == [None, 0.25]
+
+
 def test_another_format_is_refused(tmp_path: Path) -> None:
     with Recorder(tmp_path) as recorder:
         write_steps(recorder, 1, 2)
@@ -198,3 +210,23 @@ def test_a_write_that_fails_keeps_the_rows(tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     recorder.flush()
     assert steps(tmp_path / "records") == [1, 2, 3]
+
+
+def test_a_table_that_is_forgotten_begins_anew(tmp_path: Path) -> None:
+    with Recorder(tmp_path, rows=2) as recorder:
+        write_steps(recorder, 1, 5)
+        recorder.write("validation", {"step": 1, "loss": 0.5, "n": 4})
+        recorder.forget("steps")
+        write_steps(recorder, 7, 8)
+    assert steps(tmp_path) == [7, 8]
+    assert read(tmp_path, "validation").num_rows == 1
+
+
+def test_requests_have_no_step_and_survive_a_resume(tmp_path: Path) -> None:
+    row = {field.name: {"string": "a", "double": 1.0, "int64": 1}[str(field.type)] for field in TABLES["requests"]}
+    with Recorder(tmp_path) as recorder:
+        recorder.write("requests", row)
+        write_steps(recorder, 1, 3)
+        recorder.resume(2)
+    assert read(tmp_path, "requests").to_pylist() == [row]
+    assert steps(tmp_path) == [1, 2]

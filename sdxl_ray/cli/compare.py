@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, Settings, StorageAt, libraries_on_stderr, print_json
+
+if TYPE_CHECKING:
+    from sdxl_ray.artifact import Artifact
 
 EXAMPLES = (
     "sdxl-ray compare demo",
@@ -25,14 +28,19 @@ def run(
     *,
     storage: StorageAt = "runs",
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: auto or host:port")] = None,
+    load: Annotated[bool, typer.Option(help="the experiment's load test; --no-load leaves it out")] = True,
     json: AsJson = False,
 ) -> None:
-    """Train an experiment's arms, judge them, write one report."""
+    """Train an experiment's arms, judge, load-test and report them."""
     from sdxl_ray.config import parse_assignments
     from sdxl_ray.experiment import load_experiment
 
     plan = load_experiment(experiment)
-    recipes = plan.recipes(parse_assignments(settings or []))
+    runs = plan.runs(parse_assignments(settings or []))
+    if plan.load is not None and load:
+        from serve.loadtest.generator import require_loadgen
+
+        require_loadgen()  # before an hour of training, not after it
 
     from sdxl_ray.display.progress import Progress
 
@@ -41,18 +49,36 @@ def run(
 
         from sdxl_ray.distributed.compare import compare
 
+        requests: list[dict[str, Any]] = []
+
+        def put_load(home: Path, artifacts: dict[str, Artifact]) -> None:
+            if plan.load is not None and load:
+                from serve.loadtest.comparison import load_arms
+
+                recipe = runs[0].recipe
+                requests.extend(load_arms(plan.load, recipe, artifacts, home, address=address, on_row=progress.row))
+
         name = Path(experiment).stem
-        result = compare(name, plan, recipes, storage=storage, address=address, on_row=progress.row)
+        result = compare(name, plan, runs, storage=storage, address=address, on_row=progress.row, then=put_load)
     if json:
         scores = result.evaluation.scores if result.evaluation is not None else []
         report = str(result.report.html)
-        print_json({"arms": result.rows, "scores": scores, "grid": str(result.grid), "report": report})
+        found: dict[str, Any] = {"arms": result.rows, "scores": scores, "grid": str(result.grid), "report": report}
+        if requests:
+            from serve.loadtest.table import plain
+
+            found["load"] = plain(requests)
+        print_json(found)
         return
     typer.echo(result.table().text())
     if result.evaluation is not None:
         from sdxl_ray.cli.evaluation_text import describe
 
         typer.echo(f"\n{describe(result.evaluation)}")
+    if requests:
+        from serve.loadtest.table import describe as describe_load
+
+        typer.echo(f"\n{describe_load(requests)}\n")
     for row in result.rows:
         typer.echo(f"artifact  {row['artifact']}")
     typer.echo(f"pictures  {result.grid}\nreport    {result.report.html}")

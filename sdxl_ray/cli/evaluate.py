@@ -17,7 +17,7 @@ from sdxl_ray.errors import UserError
 if TYPE_CHECKING:
     from sdxl_ray.artifact import Artifact
     from sdxl_ray.config import Recipe
-    from sdxl_ray.core.quality.evaluate import Evaluation
+    from sdxl_ray.core.quality.evaluate import Evaluation, Settings
     from sdxl_ray.core.quality.models import Model
     from sdxl_ray.core.quality.prompts import Prompts, Split
     from sdxl_ray.core.quality.subject import Subject
@@ -26,6 +26,7 @@ EXAMPLES = (
     "sdxl-ray evaluate base runs/dog/artifact --subject photos/dog/held_out --class-name dog",
     "sdxl-ray evaluate base lora=runs/a/artifact full=runs/b/artifact --seeds 8 --out scores",
     "sdxl-ray evaluate base --subject subject:robot/held_out --class-name robot",
+    "sdxl-ray evaluate base runs/dog/artifact --workers 2",
 )
 _SPLITS: tuple[Split, ...] = ("final", "tune", "validation")
 
@@ -68,6 +69,11 @@ def run(
     ] = None,
     base: BaseId = None,
     batch: Annotated[int, typer.Option(min=1, max=256, help="pictures drawn at once")] = 8,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Ray workers that draw; default: this process, or all of --address"),
+    ] = None,
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: auto or host:port")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16; auto: bf16 on a GPU, else fp32")] = "auto",
     json: AsJson = False,
 ) -> None:
@@ -118,6 +124,8 @@ def run(
         settings = replace(settings, split=use, seeds=seeds, class_pictures=class_pictures)
         judged = _subject(subject, other, what, artifacts)
         _advise(recipe, lists, use, what, progress.row)
+        if workers is not None or address is not None:
+            _draw(models, judged, lists, settings, out, workers, address, progress.row)
         found = evaluate(models, judged, lists, settings, home=out, on_row=progress.row)
         assert found is not None  # one process is rank 0
         with Recorder(out / "records") as recorder:
@@ -132,6 +140,24 @@ def run(
 
     typer.echo(describe(found))
     typer.echo(f"\nrecords   {out / 'records'}\npictures  {sheet}")
+
+
+def _draw(
+    models: list[Model],
+    judged: Subject,
+    lists: Prompts,
+    settings: Settings,
+    out: Path,
+    workers: int | None,
+    address: str | None,
+    on_row: Any,
+) -> None:
+    """Draw on a cluster what `out` lacks."""
+    from sdxl_ray.distributed.cluster import connected
+    from sdxl_ray.distributed.drawing import capacity, draw_on_workers
+
+    with connected(address, workers or 1):
+        draw_on_workers(models, judged, lists, settings, home=out, workers=workers or capacity(), on_row=on_row)
 
 
 def _named(sources: Sequence[str]) -> dict[str, str]:

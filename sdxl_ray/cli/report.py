@@ -1,4 +1,4 @@
-"""`sdxl-ray report`: the report of a comparison, made again from its records."""
+"""`sdxl-ray report`: the report of a comparison or a search, made again from its records."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ EXAMPLES = ("sdxl-ray report runs/demo-comparison", "sdxl-ray report runs/demo-c
 
 def run(
     folder: Annotated[
-        Path, typer.Argument(metavar="COMPARISON", help="folder <storage>/<experiment>-comparison that compare made")
+        Path,
+        typer.Argument(metavar="FOLDER", help="<storage>/<experiment>-comparison of compare, or a search's of tune"),
     ],
     *,
     show: Annotated[bool, typer.Option("--open", help="open the page in the browser")] = False,
     json: AsJson = False,
 ) -> None:
-    """Make a comparison's report again from its records."""
+    """Make the report of a comparison or a search again."""
     from sdxl_ray.report.build import write_report
 
     written = write_report(folder)

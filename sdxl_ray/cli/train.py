@@ -47,9 +47,9 @@ def run(
     """Train a recipe on Ray; after a kill, the same command goes on."""
     chosen = read_recipe(recipe, settings, base)
     chosen.require_complete()
-    _require_local_base(chosen.base)
+    require_local_base(chosen.base)
     if plan_check:
-        _check(chosen, gpu, gpu_memory, remote=address is not None)
+        require_fit(chosen, gpu, gpu_memory, remote=address is not None)
 
     from sdxl_ray.display.progress import Progress
 
@@ -67,7 +67,7 @@ def run(
     typer.echo(f'next      sdxl-ray generate {result.artifact} "{chosen.data.instance_prompt or "a prompt"}"')
 
 
-def _require_local_base(base: Base) -> None:
+def require_local_base(base: Base) -> None:
     """Refuse a file or folder that is no SDXL before its memory is planned; a hub id is looked up later."""
     from sdxl_ray.core.basefiles import locate
 
@@ -76,7 +76,7 @@ def _require_local_base(base: Base) -> None:
         locate(base)
 
 
-def _check(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remote: bool) -> None:
+def require_fit(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remote: bool) -> None:
     """Raise DoesNotFit before anything starts; the devices of another machine are known only when they are named."""
     from sdxl_ray.plan import Plan
 

@@ -73,15 +73,22 @@ class CheckpointStore:
         """Collective. The newest checkpoint that is whole; damaged ones are named in the log and passed over."""
         steps = sorted(self._shelf.steps(), reverse=True) if self._group.rank == 0 else []
         for step in self._group.gather(steps)[0]:
-            folder = self._folder / f"step-{step:07d}"
-            problems = [p for p in self._group.gather(self._shelf.fetch(folder)) if p]
-            if not problems:
-                manifest = json.loads((folder / MANIFEST).read_text())
-                files = tuple(folder / name for name in manifest["files"])
-                return CheckpointInfo(folder, step, manifest["world"], files, manifest["meta"])
-            if self._group.rank == 0:
-                logger.warning("checkpoint %s is damaged (%s): using the one before it", folder.name, problems[0])
+            found = self.at(step)
+            if found is not None:
+                return found
         return None
+
+    def at(self, step: int) -> CheckpointInfo | None:
+        """Collective. The checkpoint of a step; None, and a line in the log, when it is damaged or gone."""
+        folder = self._folder / f"step-{step:07d}"
+        problems = [p for p in self._group.gather(self._shelf.fetch(folder)) if p]
+        if problems:
+            if self._group.rank == 0:
+                logger.warning("checkpoint %s is damaged (%s): using another one", folder.name, problems[0])
+            return None
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = tuple(folder / name for name in manifest["files"])
+        return CheckpointInfo(folder, step, manifest["world"], files, manifest["meta"])
 
     def clean(self) -> None:
         """Collective. Remove what killed savers left behind."""

@@ -97,7 +97,8 @@ def split(pictures: PictureSet, data: Data) -> tuple[PictureSet, PictureSet]:
     """(to train on, held out): the folder `data.validation`, else `data.holdout` pictures chosen by their content.
 
     The choice depends neither on names nor on order, and equal pictures with different captions stay together.
-    Raises UserError when nothing is left to train on, or a held-out picture is also trained on.
+    `data.limit` then keeps the first so many to train on. Raises UserError when nothing is left to train on, when there
+    are fewer than the limit, or when a held-out picture is also trained on.
     """
     if data.validation is not None:
         held_out = _scan(entries(data.validation, data.captions, data.instance_prompt, "data.validation"), "instance")
@@ -108,7 +109,7 @@ def split(pictures: PictureSet, data: Data) -> tuple[PictureSet, PictureSet]:
                     f"held-out picture {Path(picture.source).name!r} is also trained on, as {trained[picture.key]!r}: "
                     "remove it from data.validation or from data.images"
                 )
-        return pictures, held_out
+        return _limited(pictures, data), held_out
     keys = sorted({picture.key for picture in pictures})
     if len(keys) <= data.holdout:
         raise UserError(
@@ -117,9 +118,17 @@ def split(pictures: PictureSet, data: Data) -> tuple[PictureSet, PictureSet]:
         )
     chosen = set(keys[: data.holdout])
     return (
-        PictureSet(picture for picture in pictures if picture.key not in chosen),
+        _limited(PictureSet(picture for picture in pictures if picture.key not in chosen), data),
         PictureSet(picture for picture in pictures if picture.key in chosen),
     )
+
+
+def _limited(pictures: PictureSet, data: Data) -> PictureSet:
+    if data.limit is None:
+        return pictures
+    if len(pictures) < data.limit:
+        raise UserError(f"data.limit = {data.limit}: there are only {len(pictures)} pictures to train on; leave it out")
+    return PictureSet(pictures.pictures[: data.limit])
 
 
 def scan_class(data: Data) -> PictureSet:

@@ -5,8 +5,9 @@ Every method is collective: all ranks call it, in the same order. The cluster's 
 
 from __future__ import annotations
 
+import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -49,3 +50,15 @@ def leads(group: Group, folder: Path) -> bool:
 def share(items: Sequence[Any], group: Group) -> list[Any]:
     """This rank's part of a list that all ranks hold: every world-th item."""
     return list(items[group.rank :: group.world])
+
+
+def gathered(count: int, work: Callable[[list[int]], Sequence[T]], group: Group) -> list[T]:
+    """Collective: the results of jobs 0 … count-1, in order, on every rank; `work` does the jobs it is given.
+
+    Every rank is given as many, the last ones do the last job again: under ZeRO-3 a forward is collective.
+    """
+    rounds = math.ceil(count / group.world)
+    mine = [min(k * group.world + group.rank, count - 1) for k in range(rounds)]
+    pairs = group.gather(list(zip(mine, work(mine), strict=True)))
+    by_job = dict(pair for rank in pairs for pair in rank)
+    return [by_job[i] for i in range(count)]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from sdxl_ray.config import Recipe
 from sdxl_ray.core.denoiser import Denoiser
+from sdxl_ray.core.device import default_device, precision_on
 from sdxl_ray.core.engine import LocalEngine
 from sdxl_ray.core.group import Alone
 from sdxl_ray.core.run import Place, run_training
@@ -16,18 +15,7 @@ from sdxl_ray.core.scribe import Scribe, Sink
 from sdxl_ray.core.tuning import Trainable
 from sdxl_ray.storage import Storage
 
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def precision_on(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """The dtype of `parallel.precision` on a device."""
-    auto = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return _PRECISIONS[auto if recipe.parallel.precision == "auto" else recipe.parallel.precision]
-
-
-def default_device() -> torch.device:
-    """The first GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+__all__ = ["default_device", "precision_on", "run_local"]
 
 
 def run_local(recipe: Recipe, run: RunFolder, on_row: Sink, storage: Storage | None = None) -> dict[str, Any]:

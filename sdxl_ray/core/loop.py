@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from sdxl_ray.config import Recipe
+from sdxl_ray.core.best import Best
 from sdxl_ray.core.checkpoints import CheckpointStore
 from sdxl_ray.core.diffusion import generator
 from sdxl_ray.core.ema import Ema
 from sdxl_ray.core.engine import Engine
 from sdxl_ray.core.optim import lr_multiplier
 from sdxl_ray.core.parts import Inputs, Parts
+from sdxl_ray.core.quality.live import Look
 from sdxl_ray.core.sampler import Example, Sampler
 from sdxl_ray.core.state import write_state
 from sdxl_ray.core.validation import validation_loss
@@ -38,30 +40,11 @@ Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass
-class Best:
-    """The validation losses so far: the last, and the best with its step."""
-
-    last: float | None = None
-    loss: float = math.inf
-    step: int | None = None
-
-    def meta(self) -> dict[str, Any]:
-        """As plain JSON for a checkpoint."""
-        return {"last": self.last, "best_loss": None if self.step is None else self.loss, "best_step": self.step}
-
-    @classmethod
-    def of(cls, meta: dict[str, Any]) -> Best:
-        """The inverse of `meta`."""
-        best = meta["best_loss"]
-        return cls(meta["last"], math.inf if best is None else best, meta["best_step"])
-
-
-@dataclass
 class Training:
     """A run that is ready to go: what to train, on what, and whom to tell.
 
-    `report(row)` is called on every rank with the same rows; `look(step)` draws sample pictures; `preempted()` is
-    collective and says whether a node is about to go.
+    `report(row)` is called on every rank with the same rows; `look(step)` draws sample pictures; `score(step)` gives
+    the scores that choose the best step; `preempted()` is collective and says whether a node is about to go.
     """
 
     recipe: Recipe
@@ -72,6 +55,7 @@ class Training:
     store: CheckpointStore
     report: Report
     look: Callable[[int], None]
+    score: Callable[[int], Look] | None = None
     ema: Ema | None = None
     preempted: Callable[[], bool] = lambda: False
     best: Best = field(default_factory=Best)
@@ -97,9 +81,11 @@ def accumulation_of(recipe: Recipe, global_batch: int, world: int) -> int:
 
 
 def train(run: Training, start: int = 0) -> int:
-    """Train from step `start` to `optim.steps`; the last step. Checkpoints, validation and samples come on the way.
+    """Train from step `start` to `optim.steps`, or until quality no longer rises; the last step.
 
-    Raises RunError on every rank for a loss that is not finite, naming the step and the pictures.
+    Checkpoints, validation, samples and scores come on the way; a look that is the best so far gets a checkpoint, so
+    that it can be gone back to. Raises RunError on every rank for a loss that is not finite, naming the step and the
+    pictures.
     """
     recipe, engine = run.recipe, run.engine
     multiplier = lr_multiplier(recipe.optim)
@@ -107,6 +93,8 @@ def train(run: Training, start: int = 0) -> int:
     ledger = Ledger(run, look_every)
     engine.denoiser.train()
     last = recipe.optim.steps
+    if run.best.stopped:
+        return start
     if start == 0:
         _validate(run, 0, False)
         _look(run, 0)
@@ -125,11 +113,13 @@ def train(run: Training, start: int = 0) -> int:
             if look_due or checkpoint_due:
                 _validate(run, done, checkpoint_due)
             if look_due:
-                _look(run, done)
+                checkpoint_due |= _look(run, done)
             if checkpoint_due or (done % GPU_LOOK == 0 and run.preempted()):
                 save(run, done)
             if look_due or checkpoint_due:
                 ledger.restart_clock()
+            if run.best.stopped:
+                return done
     return last
 
 
@@ -176,15 +166,29 @@ def _validate(run: Training, step: int, checkpointed: bool) -> None:
         raise RunError(
             f"the validation loss is {loss} after step {step}: lower optim.lr or use parallel.precision=fp32"
         )
-    run.best.last = loss
-    if checkpointed and loss < run.best.loss:  # only a step that has a checkpoint can be gone back to
-        run.best.loss, run.best.step = loss, step
+    # Only a step that has a checkpoint can be gone back to; where there are scores, they choose it.
+    run.best.validated(loss, step if checkpointed and run.score is None else None)
     run.report({"kind": "validation", "step": step, "loss": loss, "n": len(run.held_out) * run.recipe.evaluation.draws})
 
 
-def _look(run: Training, step: int) -> None:
+def _look(run: Training, step: int) -> bool:
+    """Collective. Draw and score; whether this step must be kept: it is the best so far, or the run ends with it."""
     with _averaged(run, step):
         run.look(step)
+        scores = run.score(step) if run.score is not None else None
+    if scores is None:
+        return False
+    run.report(scores.row)
+    if step == 0:
+        return False  # the base: every step that trained is held against it
+    best, patience = run.best, run.recipe.evaluation.patience
+    known = best.overfitting
+    better = best.scored(step, scores.measured, patience)
+    if best.overfitting is not None and known is None:
+        run.report({"kind": "overfitting", "step": step, "text": best.overfitting.text})
+    if best.stopped:
+        run.report({"kind": "note", "text": f"step {step}: stopping, quality has not risen for {patience} looks"})
+    return better or best.stopped
 
 
 def _averaged(run: Training, step: int) -> AbstractContextManager[None]:

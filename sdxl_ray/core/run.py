@@ -7,21 +7,20 @@ worker's run under Ray Train. Every rank calls `run_training`; the order of coll
 from __future__ import annotations
 
 import copy
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdxl_ray.artifact import write_manifest
-from sdxl_ray.config import LoraTuning, Recipe
+from sdxl_ray.config import Recipe
 from sdxl_ray.core.bases import Components, load_components, locate, own_memory
+from sdxl_ray.core.best import Best
 from sdxl_ray.core.cache import TensorCache, namespace
-from sdxl_ray.core.checkpoints import CheckpointStore, disk_problem
+from sdxl_ray.core.checkpoints import CheckpointStore
 from sdxl_ray.core.classpictures import class_pictures
 from sdxl_ray.core.dataset import Picture, PictureSet
 from sdxl_ray.core.denoiser import Denoiser
@@ -31,13 +30,14 @@ from sdxl_ray.core.encode import CODE_VERSION, LatentSource, TextSource
 from sdxl_ray.core.engine import Engine
 from sdxl_ray.core.exchange import exchange
 from sdxl_ray.core.group import Group, share
-from sdxl_ray.core.loop import Best, Report, Training, accumulation_of, train
+from sdxl_ray.core.loop import Report, Training, accumulation_of, train
 from sdxl_ray.core.parts import Parts
+from sdxl_ray.core.quality import live
+from sdxl_ray.core.result import export, go_back
 from sdxl_ray.core.sampler import Example, Sampler, View, validation_examples
 from sdxl_ray.core.samples import Samples, on_device, sample_prompts
 from sdxl_ray.core.state import read_state
 from sdxl_ray.core.tuning import TUNINGS, Trainable, denoiser_of
-from sdxl_ray.errors import RunError
 from sdxl_ray.storage import Storage
 
 #: (denoiser, trainable, micro batch, accumulation) -> engine
@@ -84,6 +84,7 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
         own_memory(components.unet, components.vae, *components.text_encoders)
     resolution = resolution_of(recipe, components.unet.config, components.vae.config)
     classes = _class_pictures(recipe, pictures, components, resolution, place)
+    examiner = _examiner(recipe, pictures, components, resolution, place)
     sampler = Sampler(
         pictures.train,
         classes,
@@ -94,7 +95,7 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
     )
     held_out = validation_examples(pictures.held_out, recipe.data, resolution)
     parts = _parts(recipe, components, _reader(pictures, classes), place)
-    # After the class pictures, which are the untuned base's: from here on the model draws as it is trained.
+    # What was drawn until here is the untuned base's: from here on the model draws as it is trained.
     components.scheduler.register_to_config(**scheduler_overrides(recipe.objective.model_dump()))
     _fill_caches(recipe, components, parts, sampler, held_out, place)
 
@@ -112,7 +113,7 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
             place.folder / "checkpoints",
             place.group,
             keep=recipe.checkpoint.keep,
-            keep_best=recipe.checkpoint.keep_best,
+            keep_best=recipe.checkpoint.keep_best or examiner is not None,
             storage=place.storage,
         )
         ema = Ema(engine, recipe.optim.ema) if recipe.optim.ema is not None else None
@@ -121,22 +122,41 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
             path = samples.draw(engine, step)
             place.report({"kind": "sample", "step": step, "path": place.group.gather(path and str(path))[0]})
 
+        def score(step: int) -> live.Look:
+            assert examiner is not None
+            return examiner.look(engine, step) if step else examiner.base
+
         run = Training(
-            recipe, engine, parts, sampler, held_out, store, place.report, look, ema=ema, preempted=place.preempted
+            recipe,
+            engine,
+            parts,
+            sampler,
+            held_out,
+            store,
+            place.report,
+            look,
+            score if examiner is not None else None,
+            ema=ema,
+            preempted=place.preempted,
         )
         prepared = time.monotonic()
         start = _resume(run)
-        train(run, start)
+        last = train(run, start)
         trained = time.monotonic()
-        _export(run, components, place)
+        exported = go_back(run, last)
+        export(run, exported, components, place.folder / "artifact", place.precision)
     return {
         "trainable": trainable.count,
-        "steps": recipe.optim.steps,
-        "samples": (recipe.optim.steps - start) * len(sampler),
+        "steps": last,
+        "samples": (last - start) * len(sampler),
         "prepare_s": prepared - started,
         "train_s": trained - prepared,
         "validation_loss": run.best.last,
         "best_step": run.best.step,
+        "best_quality": run.best.quality,
+        "exported_step": exported,
+        "stopped_early": run.best.stopped,
+        "overfitting": asdict(run.best.overfitting) if run.best.overfitting is not None else None,
         "resumed_at": start,
     }
 
@@ -178,6 +198,21 @@ def _class_pictures(
             storage=place.storage,
         )
     return PictureSet((*given, *drawn))
+
+
+def _examiner(
+    recipe: Recipe, pictures: Pictures, components: Components, resolution: int, place: Place
+) -> live.Examiner | None:
+    setting = live.Setting(
+        name=place.folder.name,
+        group=place.group,
+        cache=place.cache,
+        device=place.device,
+        precision=place.precision,
+        size=resolution,
+        on_row=place.report,
+    )
+    return live.prepare(recipe, pictures.train, pictures.held_out, components, setting)
 
 
 def _reader(pictures: Pictures, classes: PictureSet) -> Callable[[View], Any]:
@@ -277,42 +312,3 @@ def _resume(run: Training) -> int:
     run.best = Best.of(info.meta)
     run.report({"kind": "resume", "step": info.step, "workers": info.world})
     return info.step
-
-
-def _export(run: Training, components: Components, place: Place) -> None:
-    """Collective. All ranks gather, rank 0 writes beside and renames."""
-    recipe, final = run.recipe, place.folder / "artifact"
-    beside = final.with_name("artifact.partial")
-    averaged = run.ema.swapped_in() if run.ema is not None else nullcontext()
-    problem = None
-    with averaged, run.engine.whole():
-        if place.group.rank == 0:
-            try:
-                _write_artifact(run, components, place, beside, final)
-            except Exception as error:
-                shutil.rmtree(beside, ignore_errors=True)
-                if (reason := disk_problem(error)) is None:
-                    raise
-                problem = f"the artifact could not be written: {reason}; all checkpoints are intact"
-    problem = place.group.gather(problem)[0]
-    if problem:
-        raise RunError(problem)
-    place.report({"kind": "artifact", "step": recipe.optim.steps, "path": str(final)})
-
-
-def _write_artifact(run: Training, components: Components, place: Place, beside: Path, final: Path) -> None:
-    recipe = run.recipe
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    TUNINGS[type(recipe.tuning)].export(run.engine.denoiser, components, beside, place.precision)
-    write_manifest(
-        beside,
-        kind="lora" if isinstance(recipe.tuning, LoraTuning) else "full",
-        recipe=recipe.model_dump(mode="json"),
-        recipe_identity=recipe.identity,
-        base_id=components.files.id,
-        base_revision=components.files.revision,
-        step=recipe.optim.steps,
-    )
-    shutil.rmtree(final, ignore_errors=True)
-    beside.rename(final)

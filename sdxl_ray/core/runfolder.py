@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import NOT_IDENTITY, Recipe
+from sdxl_ray.config import NOT_IDENTITY, Recipe, parse
 from sdxl_ray.core.dataset import PictureSet, scan, scan_class, split
+from sdxl_ray.core.quality.live import require_scorable
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.errors import UserError
 from sdxl_ray.storage import Storage
@@ -83,8 +84,9 @@ def default_name(recipe: Recipe) -> str:
 
 
 def scan_pictures(recipe: Recipe) -> Pictures:
-    """Read every picture once; UserError that lists all that cannot be used."""
+    """Read every picture once; UserError that lists all that cannot be used, or for scores that cannot be had."""
     train, held_out = split(scan(recipe.data), recipe.data)
+    require_scorable(recipe, len(held_out))
     return Pictures(train, held_out, scan_class(recipe.data))
 
 
@@ -114,6 +116,24 @@ def open_run(recipe: Recipe, storage: Path, name: str | None, pictures: Pictures
     return run
 
 
+def finished_run(recipe: Recipe, storage: Path) -> str | None:
+    """The name of a run in the storage that has ended and computed what `recipe` does, from the same pictures."""
+    mine = _flat(_identity(recipe.model_dump(mode="json")))
+    pictures: str | None = None
+    for file in sorted(storage.glob("*/run.json")):
+        run = RunFolder(file.parent.absolute(), storage.absolute() / "cache")
+        try:
+            made = _made_by(file.parent)
+        except UserError:
+            continue
+        if _flat(_identity(made["recipe"])) != mine:
+            continue
+        pictures = pictures or _fingerprint(scan_pictures(recipe))
+        if made["pictures"] == pictures and run.summary() is not None:
+            return file.parent.name
+    return None
+
+
 _INDEX = pa.schema(
     [(name, pa.string()) for name in ("key", "source", "caption")]
     + [(name, pa.int64()) for name in ("width", "height")]
@@ -141,9 +161,15 @@ def _made_by(folder: Path) -> dict[str, Any]:
         raise UserError(f"{str(folder / 'run.json')!r} is damaged ({error}): give another --name") from None
 
 
+def _identity(plain: dict[str, Any]) -> dict[str, Any]:
+    """The sections that decide what a run computes, with the settings that came after the recipe was written."""
+    with contextlib.suppress(UserError):  # a setting of a later version: compared as it is
+        plain = parse(plain).model_dump(mode="json")
+    return {section: value for section, value in plain.items() if section not in NOT_IDENTITY}
+
+
 def _require_same(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:
-    old = {path: value for path, value in _flat(there["recipe"]).items() if path.partition(".")[0] not in NOT_IDENTITY}
-    new = {path: value for path, value in _flat(here["recipe"]).items() if path.partition(".")[0] not in NOT_IDENTITY}
+    old, new = (_flat(_identity(recipe["recipe"])) for recipe in (there, here))
     for path in sorted(old.keys() | new.keys()):
         if old.get(path) != new.get(path):
             raise UserError(

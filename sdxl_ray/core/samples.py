@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,8 +15,11 @@ from sdxl_ray.config import Recipe
 from sdxl_ray.core.bases import Components
 from sdxl_ray.core.engine import Engine
 from sdxl_ray.core.grid import grid
+from sdxl_ray.core.group import gathered
 from sdxl_ray.core.pipeline import generate
 
+#: Pictures that a training process draws at once, beside its optimizer's state.
+AT_ONCE = 4
 _PLACES = ("", " on the beach", " in the snow", " on a wooden table")
 
 
@@ -40,31 +43,30 @@ class Samples:
 
     def draw(self, engine: Engine, step: int) -> Path | None:
         """Collective. Draw every job at the model's present weights; the grid so far, on rank 0."""
-        group, jobs = engine.group, self._jobs
-        # Under ZeRO-3 a forward is collective: each rank draws as many, the last ones draw a picture twice.
-        rounds = math.ceil(len(jobs) / group.world)
-        mine = [min(k * group.world + group.rank, len(jobs) - 1) for k in range(rounds)]
-        engine.denoiser.eval()
-        with on_device(self._components, engine.device), _one_precision(self._components, engine.device):
-            pictures = generate(
-                self._components.pipeline(),
-                [jobs[i][0] for i in mine],
-                seeds=[jobs[i][1] for i in mine],
-                num_inference_steps=self._recipe.evaluation.num_inference_steps,
-                guidance_scale=self._recipe.evaluation.guidance_scale,
-                height=self._resolution,
-                width=self._resolution,
-                batch_size=4,
+        with drawing(self._components, engine) as pipe:
+            drawn = gathered(
+                len(self._jobs), lambda mine: self._draw(pipe, [self._jobs[i] for i in mine]), engine.group
             )
-        engine.denoiser.train()
-        drawn = group.gather([(i, _png(picture)) for i, picture in zip(mine, pictures, strict=True)])
-        if group.rank != 0:
+        if engine.group.rank != 0:
             return None
         home = self._folder / f"step-{step:07d}"
         home.mkdir(parents=True, exist_ok=True)
-        for i, data in dict(pair for rank in drawn for pair in rank).items():
+        for i, data in enumerate(drawn):
             (home / f"{i:03d}.png").write_bytes(data)
         return self._grid()
+
+    def _draw(self, pipe: Any, jobs: list[tuple[str, int]]) -> list[bytes]:
+        pictures = generate(
+            pipe,
+            [prompt for prompt, _ in jobs],
+            seeds=[seed for _, seed in jobs],
+            num_inference_steps=self._recipe.evaluation.num_inference_steps,
+            guidance_scale=self._recipe.evaluation.guidance_scale,
+            height=self._resolution,
+            width=self._resolution,
+            batch_size=AT_ONCE,
+        )
+        return [png(picture) for picture in pictures]
 
     def _grid(self) -> Path:
         """Rows are jobs, columns are looks: before training on the left, the newest on the right."""
@@ -76,6 +78,17 @@ class Samples:
         path = self._folder / "grid.png"
         grid(rows, labels, columns).save(path)
         return path
+
+
+@contextmanager
+def drawing(components: Components, engine: Engine) -> Iterator[Any]:
+    """Collective. Inside, the pipeline of the model as it is now: in evaluation mode, all parts on the device."""
+    engine.denoiser.eval()
+    try:
+        with on_device(components, engine.device), _one_precision(components, engine.device):
+            yield components.pipeline()
+    finally:
+        engine.denoiser.train()
 
 
 def _one_precision(components: Components, device: torch.device) -> AbstractContextManager[None]:
@@ -98,7 +111,8 @@ def on_device(components: Components, device: torch.device) -> Iterator[None]:
             module.to("cpu")
 
 
-def _png(picture: Image.Image) -> bytes:
+def png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()

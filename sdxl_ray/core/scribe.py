@@ -32,6 +32,13 @@ class Scribe:
             case "validation":
                 self._recorder.write("validation", {k: row[k] for k in ("step", "loss", "n")})
                 self._scalars(row, "validation", ("loss",))
+            case "scores":
+                for score in row["rows"]:
+                    self._recorder.write("scores", score)
+                for name, value in row["metrics"].items():
+                    self._board.add_scalar(f"quality/{name}", value, row["step"])
+            case "overfitting":
+                self._board.add_text("quality/overfitting", row["text"], row["step"])
             case "saving":
                 self._recorder.flush()  # a resumed run writes what comes after this checkpoint, and nothing before
                 self._board.flush()

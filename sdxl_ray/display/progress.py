@@ -4,6 +4,7 @@
         progress.row({"kind": "phase", "name": "caching pictures", "done": 3, "total": 40})
         progress.row({"kind": "step", "step": 7, "steps": 800, "loss": 0.12, "samples_per_s": 3.1, "peak_bytes": [9e9]})
         progress.row({"kind": "validation", "step": 100, "loss": 0.11})
+        progress.row({"kind": "scores", "step": 100, "metrics": {"quality": 0.6, "dino_i": 0.7}, "seconds": 4.0})
         progress.row({"kind": "sample", "step": 100, "path": "runs/dog/samples/step-0000100.png"})
         progress.row({"kind": "checkpoint", "step": 100, "seconds": 1.4})
         progress.row({"kind": "resume", "step": 100, "workers": 2})
@@ -44,6 +45,7 @@ class _State:
     total: int = 0
     step: Mapping[str, Any] = field(default_factory=dict)
     validation: Mapping[str, Any] | None = None
+    scores: Mapping[str, Any] | None = None
     seconds_per_unit: float | None = None
     changed: float | None = None
 
@@ -107,6 +109,13 @@ class Progress:
             case {"kind": "validation", "step": step, "loss": loss}:
                 self._state.validation = row
                 self._say(f"step {step}: validation loss {loss:.4f}")
+            case {"kind": "scores", "step": step, "metrics": metrics, "seconds": seconds}:
+                self._state.scores = row
+                told = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if name != "quality")
+                quality = f"{metrics['quality']:.3f}"
+                self._say(f"step {step}: quality {quality} ({told}), scored in {seconds_text(seconds)}")
+            case {"kind": "overfitting", "step": step, "text": text}:
+                self._say(f"step {step}: overfitting: {text}")
             case {"kind": "sample", "step": step, "path": path}:
                 self._say(f"step {step}: samples in {path}")
             case {"kind": "checkpoint", "step": step, "seconds": seconds}:
@@ -150,6 +159,8 @@ class Progress:
             facts.append(f"memory {_memory(step['peak_bytes'])}")
         if step and state.validation is not None:
             facts.append(f"validation {state.validation['loss']:.4f} at {state.validation['step']}")
+        if state.scores is not None:
+            facts.append(f"quality {state.scores['metrics']['quality']:.3f} at {state.scores['step']}")
         return facts
 
     def _picture(self) -> RenderableType:

@@ -1,44 +1,44 @@
 """Compare: train the arms of an experiment one after another on one cluster, judge them beside the base, report.
 
-Every arm is an ordinary run in `<storage>/<experiment>-<arm>`, so an interrupted comparison goes on where it was: an
-arm that is done is not trained again, a picture that is there is not drawn again. The report is made from records.
+Every training is an ordinary run in `<storage>/<experiment>-<arm>[-<subject>][-<seed>]`, so an interrupted comparison
+goes on where it was: what is trained already, under any name in the storage, is not trained again, and a picture that
+is there is not drawn again. The report is made from records.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from sdxl_ray import __version__
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Recipe
 from sdxl_ray.core.grid import grid
 from sdxl_ray.core.quality.evaluate import Evaluation
+from sdxl_ray.core.runfolder import finished_run
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.display.units import bytes_text, count_text, seconds_text
-from sdxl_ray.distributed.accuracy import judge
+from sdxl_ray.distributed.accuracy import judge, require_judgeable
 from sdxl_ray.distributed.cluster import connected
+from sdxl_ray.distributed.environment import environment
 from sdxl_ray.distributed.train import RunResult, launch
-from sdxl_ray.experiment import Experiment
+from sdxl_ray.experiment import Experiment, Run
 from sdxl_ray.records import read
 from sdxl_ray.report.build import Written, write_report
-from sdxl_ray.report.source import ArmCard, ComparisonCard, Environment
+from sdxl_ray.report.source import ArmCard, ComparisonCard
 from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
+#: `then(folder, artifact of each arm's first run)` adds records to the folder before the report is made of them.
+Then = Callable[[Path, dict[str, Artifact]], None]
 
 COLUMNS = (
     Column("arm", "arm"),
+    Column("runs", "runs"),
     Column("trainable", "trainable parameters", count_text),
     Column("file_bytes", "file size", bytes_text),
     Column("train_s", "training", seconds_text),
@@ -69,85 +69,105 @@ class Comparison:
 def compare(
     name: str,
     experiment: Experiment,
-    recipes: dict[str, Recipe],
+    runs: Sequence[Run],
     *,
     storage: str | Path,
     address: str | None,
     on_row: OnRow,
+    then: Then = lambda home, artifacts: None,
 ) -> Comparison:
-    """Train every arm (or find it trained), judge and compare; files go to `<storage>/<name>-comparison/`.
+    """Train every run (or find it trained), judge and compare; files go to `<storage>/<name>-comparison/`.
 
+    then: what else is to be measured, once everything is judged.
     Raises UserError before the first arm starts when any arm's input is wrong that can be known by then.
     """
-    zero = [r for r in recipes.values() if r.parallel.engine == "zero"]
-    cpus = max((r.parallel.workers[1] * r.resources.cpus_per_worker for r in zero), default=0)
-    results: dict[str, RunResult] = {}
-    with connected(address, cpus) if zero else nullcontext():
-        for arm, recipe in recipes.items():
-            on_row({"kind": "note", "text": f"arm {arm} ({len(results) + 1} of {len(recipes)})"})
-            results[arm] = launch(recipe, storage=storage, name=f"{name}-{arm}", address=address, on_row=on_row)
+    require_judgeable(experiment, runs)
+    zero = [run.recipe for run in runs if run.recipe.parallel.engine == "zero"]
+    workers = max((recipe.parallel.workers[1] for recipe in zero), default=0)
+    cpus = max((recipe.parallel.workers[1] * recipe.resources.cpus_per_worker for recipe in zero), default=0)
     place = Storage.of(storage)
     home = place.root / f"{name}-comparison"
     place.get_folder(home)
     home.mkdir(parents=True, exist_ok=True)
-    rows = [_row(arm, result) for arm, result in results.items()]
-    _grid(recipes, results).save(home / "grid.png")
-    artifacts = {arm: Artifact.open(result.artifact) for arm, result in results.items()}
-    judged = judge(experiment, recipes, artifacts, home, on_row)
-    card = _card(name, experiment, recipes, results, artifacts)
+    with connected(address, cpus) if zero else nullcontext():
+        results = _train(name, runs, storage, address, on_row)
+        rows = [
+            _row(arm, [r for run, r in zip(runs, results, strict=True) if run.arm == arm]) for arm in experiment.arms
+        ]
+        _grid(runs, results).save(home / "grid.png")
+        artifacts = [Artifact.open(result.artifact) for result in results]
+        judged = judge(experiment, runs, artifacts, home, workers, on_row)
+    card = _card(name, experiment, runs, results, artifacts)
     if judged is not None:
-        card = card.model_copy(update={"settings": judged[1]})
+        card = card.model_copy(update={"settings": judged.drawing})
     card.write(home)
+    first = {run.arm: artifact for run, artifact in reversed(list(zip(runs, artifacts, strict=True)))}
+    then(home, {arm: first[arm] for arm in experiment.arms})
     on_row({"kind": "phase", "name": "writing the report"})
     report = write_report(home)
     place.put_folder(home)
-    return Comparison(rows, home / "grid.png", judged[0] if judged else None, report)
+    return Comparison(rows, home / "grid.png", judged.evaluation if judged else None, report)
+
+
+def _train(name: str, runs: Sequence[Run], storage: str | Path, address: str | None, on_row: OnRow) -> list[RunResult]:
+    results, root = [], Storage.of(storage).root
+    for number, run in enumerate(runs, start=1):
+        folder = run.named(name)
+        what = f"arm {run.arm}{f' ({run.label})' if run.label else ''}"
+        same = None if (root / folder).exists() else finished_run(run.recipe, root)
+        known = f", trained already as {same}" if same else ""
+        on_row({"kind": "note", "text": f"{what}: {number} of {len(runs)}{known}"})
+        results.append(launch(run.recipe, storage=storage, name=same or folder, address=address, on_row=on_row))
+    return results
 
 
 def _card(
-    name: str,
-    experiment: Experiment,
-    recipes: dict[str, Recipe],
-    results: dict[str, RunResult],
-    artifacts: dict[str, Artifact],
+    name: str, experiment: Experiment, runs: Sequence[Run], results: Sequence[RunResult], artifacts: Sequence[Artifact]
 ) -> ComparisonCard:
-    first = next(iter(artifacts.values())).manifest
-    arms = {
-        arm: ArmCard(run=result.folder.name, recipe=recipes[arm].model_dump(mode="json"), artifact=artifacts[arm].hash)
-        for arm, result in results.items()
-    }
-    packages = ("torch", "diffusers", "transformers", "peft", "ray", "deepspeed", "accelerate")
-    versions = {package: metadata.version(package) for package in packages}
-    environment = Environment(
-        versions={"python": platform.python_version(), "sdxl_ray": __version__, **versions},
-        hardware=f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )
+    first = artifacts[0].manifest
+    arms = {}
+    for arm in experiment.arms:
+        mine = [(run, r, a) for run, r, a in zip(runs, results, artifacts, strict=True) if run.arm == arm]
+        arms[arm] = ArmCard(
+            run=_labelled({run.label: result.folder.name for run, result, _ in mine}),
+            recipe=mine[0][0].recipe.model_dump(mode="json"),
+            artifact=_labelled({run.label: artifact.hash for run, _, artifact in mine}),
+        )
     base = {"id": first.base.id, "revision": first.base.revision}
-    return ComparisonCard(name=name, experiment=experiment.description, arms=arms, base=base, environment=environment)
+    return ComparisonCard(name=name, experiment=experiment.description, arms=arms, base=base, environment=environment())
 
 
-def _row(arm: str, result: RunResult) -> dict[str, Any]:
-    steps = read(result.folder / "records", "steps")
-    losses = read(result.folder / "records", "validation")["loss"].to_pylist()
+def _labelled(values: dict[str, str]) -> dict[str, str] | str:
+    """By label; the value alone where an arm was trained once."""
+    return values.get("", values)
+
+
+def _row(arm: str, results: Sequence[RunResult]) -> dict[str, Any]:
+    """What an arm took: means over its runs, the largest of counts and bytes."""
+    steps = [read(result.folder / "records", "steps") for result in results]
+    losses = [read(result.folder / "records", "validation")["loss"].to_pylist() for result in results]
+    known = [some for some in losses if some]
     return {
         "arm": arm,
-        "trainable": result.summary["trainable"],
-        "file_bytes": sum(f.stat().st_size for f in result.artifact.rglob("*.safetensors")),
-        "train_s": sum(steps["seconds"].to_pylist()),
-        "samples_per_s": statistics.median(steps["samples_per_s"].to_pylist()),
-        "peak_bytes": max(steps["peak_bytes"].to_pylist()),
-        "loss_before": losses[0] if losses else None,
-        "loss_after": losses[-1] if losses else None,
-        "artifact": str(result.artifact),
+        "runs": len(results),
+        "trainable": max(result.summary["trainable"] for result in results),
+        "file_bytes": max(sum(f.stat().st_size for f in r.artifact.rglob("*.safetensors")) for r in results),
+        "train_s": statistics.fmean(sum(some["seconds"].to_pylist()) for some in steps),
+        "samples_per_s": statistics.fmean(statistics.median(some["samples_per_s"].to_pylist()) for some in steps),
+        "peak_bytes": max(max(some["peak_bytes"].to_pylist()) for some in steps),
+        "loss_before": statistics.fmean(some[0] for some in known) if known else None,
+        "loss_after": statistics.fmean(some[-1] for some in known) if known else None,
+        "artifact": str(results[0].artifact),
     }
 
 
-def _grid(recipes: dict[str, Recipe], results: dict[str, RunResult]) -> Image.Image:
-    """Rows are (prompt, seed), columns the base and each arm's last look."""
-    first = next(iter(results))
-    prompts, each = recipes[first].evaluation.prompts, recipes[first].evaluation.samples_per_prompt
-    columns = {"base": _look(results[first], 0)} | {arm: _look(result, -1) for arm, result in results.items()}
+def _grid(runs: Sequence[Run], results: Sequence[RunResult]) -> Image.Image:
+    """Rows are (prompt, seed), columns the base and each arm's last look in its first run."""
+    first = {run.arm: result for run, result in reversed(list(zip(runs, results, strict=True)))}
+    recipe, some = runs[0].recipe, results[0]
+    prompts, each = recipe.evaluation.prompts, recipe.evaluation.samples_per_prompt
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    columns = {"base": _look(some, 0)} | {arm: _look(first[arm], -1) for arm in arms}
     shown = min(len(pictures) for pictures in columns.values())
     rows = [[Image.open(pictures[i]) for pictures in columns.values()] for i in range(shown)]
     labels = [prompts[i // each] if prompts else f"sample {i}" for i in range(shown)]

@@ -53,6 +53,8 @@ def trackers(recipe: Recipe, run: str) -> list[Sink]:
 
 def _log(row: dict[str, Any], log: Callable[[dict[str, float], int], None]) -> None:
     names = _NUMBERS.get(row["kind"])
-    if names:
+    if row["kind"] == "scores":
+        log({f"quality/{name}": value for name, value in row["metrics"].items()}, row["step"])
+    elif names:
         group = "train" if row["kind"] == "step" else row["kind"]
         log({f"{group}/{name}": row[name] for name in names}, row["step"])

@@ -60,7 +60,7 @@ def launch(
 
         preflight(recipe, default_device().type)
         run = _open(recipe, place, name, scan_pictures(recipe))
-        summary = run.summary() or run_local(recipe, run, on_row, place)
+        summary = _ended(run, on_row) or run_local(recipe, run, on_row, place)
         return RunResult(run.folder, run.artifact, summary, place.kept_at(run.folder))
     return _launch_on_ray(recipe, place, name, address, on_row)
 
@@ -88,12 +88,20 @@ def _launch_on_ray(recipe: Recipe, storage: Storage, name: str, address: str | N
         require_available(recipe.optim, "cuda" if gpus else "cpu")
         require_shared(storage)
         run = _open(recipe, storage, name, pictures or scan_stream(recipe, on_row))
-        summary = run.summary()
+        summary = _ended(run, on_row)
         if summary is None:
             if streaming:
                 encode_stream(recipe, run, storage, gpus, on_row)
             summary = _fit(recipe, run, storage, gpus, on_row)
     return RunResult(run.folder, run.artifact, summary, storage.kept_at(run.folder))
+
+
+def _ended(run: RunFolder, on_row: OnRow) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do, which is then said."""
+    summary = run.summary()
+    if summary is not None:
+        on_row({"kind": "note", "text": "this run has ended: nothing is left to train"})
+    return summary
 
 
 def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: OnRow) -> dict[str, Any]:

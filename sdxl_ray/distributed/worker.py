@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 #: The file in which a run says why no restart can help it.
 TOMBSTONE = "failed.json"
 
-#: Rows after which the whole group reports to Ray Train (a barrier), and what of them is a metric.
+#: Rows after which the whole group reports to Ray Train (a barrier), and what of them is a metric. Scores are too.
 _METRICS = {"validation": ("step", "loss"), "checkpoint": ("step",)}
+
+#: Parts of rows that are for the records alone.
+_BULKY = ("examples", "rows")
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -75,6 +78,8 @@ def train_worker(config: dict[str, Any]) -> None:
             scribe(row)
         if row["kind"] in _METRICS:
             train.report({f"{row['kind']}_{name}": row[name] for name in _METRICS[row["kind"]]})
+        elif row["kind"] == "scores":
+            train.report({"step": row["step"], **row["metrics"]})  # under their own names, as a search asks for them
 
     try:
         place = Place(
@@ -138,7 +143,7 @@ def _set_environment() -> None:
 
 def _to(mailbox: Any) -> Callable[[dict[str, Any]], None]:
     def send(row: dict[str, Any]) -> None:
-        mailbox.put.remote({key: value for key, value in row.items() if key != "examples"})
+        mailbox.put.remote({key: value for key, value in row.items() if key not in _BULKY})
 
     return send
 

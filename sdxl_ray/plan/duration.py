@@ -109,6 +109,7 @@ def duration(s: Setting, pictures: int | None, price_per_hour: float | None) -> 
     drawing = shown * picture_flop(s, recipe.evaluation.num_inference_steps, recipe.evaluation.guidance_scale)
     checking = math.ceil(recipe.data.holdout * recipe.evaluation.draws / s.workers) * flop["unet"].at(s.latent_pixels)
     work["samples and validation"] = looks * (drawing + checking)
+    work |= _scoring(s, looks)
     low, high = UTILISATION
     phases: dict[str, Range] = {"start": START_SECONDS}
     phases |= {name: (amount / _rate(s) / high, amount / _rate(s) / low) for name, amount in work.items()}
@@ -127,6 +128,17 @@ def duration(s: Setting, pictures: int | None, price_per_hour: float | None) -> 
         cost=cost,
         assumptions=(f"time: {low:.0%} to {high:.0%} of {_named_rate(s)}; assumed, not measured",),
     )
+
+
+def _scoring(s: Setting, looks: int) -> dict[str, float]:
+    """FLOP a worker of the scores on the way, with the base's; none for a run that is not scored."""
+    recipe, looked = s.recipe, s.recipe.evaluation
+    unknown = recipe.data.subject is None or recipe.data.known_class is None
+    few = recipe.data.validation is None and recipe.data.holdout < 2  # as the trainer decides, pictures apart
+    if looked.scores == "never" or looked.every == 0 or unknown or few:
+        return {}
+    drawn = math.ceil((looked.score_prompts * looked.score_seeds + looked.class_pictures) / s.workers)
+    return {"scores": looks * drawn * picture_flop(s, looked.num_inference_steps, looked.guidance_scale)}
 
 
 def _rate(s: Setting) -> float:

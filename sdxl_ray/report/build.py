@@ -1,9 +1,10 @@
-"""Records -> report: `report.html`, `report.md` and `report.json` in a comparison's folder, in seconds, without torch.
+"""Records -> report: `report.html`, `report.md` and `report.json` in its folder, in seconds, without torch.
 
     written = write_report("runs/demo-comparison")
     written.html
 
-`compare` calls this as its last step; `sdxl-ray report` calls it again whenever records have changed.
+A search's folder has a report of its own. `compare` and `tune` call this as their last step; `sdxl-ray report` calls it
+again whenever records have changed.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdxl_ray import search
 from sdxl_ray.errors import RunError
 from sdxl_ray.report import page
 from sdxl_ray.report.document import Document, Panel, Tile
 from sdxl_ray.report.facts import Arm, Facts, gather
 from sdxl_ray.report.markdown import markdown
 from sdxl_ray.report.metrics import REFERENCES, Absent
+from sdxl_ray.report.searched import Searched, open_search
 from sdxl_ray.report.sections import SECTIONS, models
+from sdxl_ray.report.sections import search as sections_of_a_search
 from sdxl_ray.report.source import open_comparison
 from sdxl_ray.report.winner import decide
 
@@ -39,15 +43,21 @@ class Written:
 
 
 def write_report(folder: str | Path) -> Written:
-    """Build the report of a comparison's folder from its records and those of its runs.
+    """Build the report of a comparison's or a search's folder from its records and those of its runs.
 
-    Raises UserError, one line, for a folder that is no comparison or is damaged; RunError when it cannot be written.
+    Raises UserError, one line, for a folder that is neither or is damaged; RunError when it cannot be written.
     """
+    if (Path(folder) / search.CARD).is_file():
+        searched = open_search(Path(folder))
+        document = sections_of_a_search.document_of(searched)
+        return _write_all(searched.folder, document, search_as_json(searched, document))
     source = open_comparison(folder)
     facts = gather(source)
     document = document_of(facts)
-    plain = as_json(facts, document)
-    home = source.folder
+    return _write_all(source.folder, document, as_json(facts, document))
+
+
+def _write_all(home: Path, document: Document, plain: dict[str, Any]) -> Written:
     try:
         html = page.write(document, home / "report.html")
         md = _write(home / "report.md", markdown(document))
@@ -85,6 +95,18 @@ def as_json(facts: Facts, document: Document) -> dict[str, Any]:
         "arms": {arm.name: _arm(arm) for arm in facts.arms},
         "comparison": facts.card.model_dump(mode="json"),
         "warnings": list(facts.warnings),
+        "sections": [_plain(section) for section in document.sections],
+    }
+
+
+def search_as_json(searched: Searched, document: Document) -> dict[str, Any]:
+    """The card and the trials of a search, and the tables of its page."""
+    return {
+        "format": FORMAT_VERSION,
+        "name": searched.card.name,
+        "search": searched.card.model_dump(mode="json"),
+        "trials": [_plain(trial) for trial in searched.trials],
+        "importance": searched.importance(),
         "sections": [_plain(section) for section in document.sections],
     }
 

@@ -171,21 +171,23 @@ def score_cell(score: Score | Absent, digits: int = 3, tone: Tone = "") -> Cell:
     """`0.612 [0.580, 0.644]`."""
     if isinstance(score, Absent):
         return absent(score.reason)
-    return Cell(f"{score.value:.{digits}f}", tone=tone, number=True, small=interval_text(score, digits))
+    return Cell(_written(score.value, digits), tone=tone, number=True, small=interval_text(score, digits))
 
 
 def interval_text(score: Score | Gain, digits: int = 3, *, signed: bool = False) -> str:
     """`[0.580, 0.644]`, or nothing where no interval is recorded."""
-    sign = "+" if signed else ""
     if score.low is None or score.high is None:
         return ""
-    return f"[{score.low:{sign}.{digits}f}, {score.high:{sign}.{digits}f}]"
+    return f"[{_written(score.low, digits, signed)}, {_written(score.high, digits, signed)}]"
 
 
 def score_text(score: Score | Gain, digits: int = 3, *, signed: bool = False) -> str:
     """Value and interval; `signed` writes the plus of a difference too."""
-    sign = "+" if signed else ""
-    return f"{score.value:{sign}.{digits}f} {interval_text(score, digits, signed=signed)}".rstrip()
+    return f"{_written(score.value, digits, signed)} {interval_text(score, digits, signed=signed)}".rstrip()
+
+
+def _written(value: float, digits: int, signed: bool = False) -> str:
+    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"  # + 0.0: no minus before a zero
 
 
 def joined(words: Sequence[str]) -> str:

@@ -43,12 +43,19 @@ class Cost:
 
 @dataclass(frozen=True)
 class Curves:
-    """What one run went through. loss, validation: (step, value); quality: metric -> (step, score)."""
+    """What one run went through. loss, validation: (step, value); quality: metric -> (step, score).
+
+    kept: the step whose weights are the artifact, where the run's own scores chose it; stopped: whether they ended it
+    early; overfitting: the step where it showed, and what was lost.
+    """
 
     label: str
     loss: tuple[tuple[int, float], ...]
     validation: tuple[tuple[int, float], ...]
     quality: dict[str, tuple[tuple[int, Score], ...]]
+    kept: int | None = None
+    stopped: bool = False
+    overfitting: tuple[int, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,18 +91,19 @@ class Picture:
     split: str
     relative: str
     path: Path | None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A comparison, gathered. subjects and metrics: those that were scored, in their order."""
+    """A comparison, gathered. subjects and metrics: those that were scored, in their order. requests: of load tests."""
 
     card: ComparisonCard
     folder: Path
     arms: tuple[Arm, ...]
     scores: Scores
     pictures: tuple[Picture, ...]
-    timings: dict[str, float]
+    requests: tuple[Row, ...]
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -134,6 +142,18 @@ class Facts:
         assert isinstance(above, Score) and isinstance(below, Score)
         return difference(above, below)
 
+    def lead(self, model: str, against: str, metric: str) -> Gain | Absent:
+        """How far an arm is above another one: the recorded paired difference, else from the two intervals."""
+        paired = self.scores.pair(model, against, metric)
+        if paired is not None:
+            return paired
+        above, below = self.score(model, metric), self.score(against, metric)
+        for score in (above, below):
+            if isinstance(score, Absent):
+                return score
+        assert isinstance(above, Score) and isinstance(below, Score)
+        return difference(above, below)
+
 
 def main_metric(facts: Facts) -> str:
     """The metric that decides: the first subject fidelity that was scored."""
@@ -148,10 +168,11 @@ def value_of(score: Score | Absent) -> float:
 def gather(source: Source) -> Facts:
     """Everything a report shows. Reads no picture and no weight."""
     arms = tuple(_arm(name, card, source) for name, card in source.card.arms.items())
-    scores = Scores.of(source.tables["scores"], {arm.name: arm.hashes for arm in arms})
+    hashes = {arm.name: arm.hashes for arm in arms}
+    scores = Scores.of(source.tables["scores"], hashes, source.tables["differences"])
     pictures = tuple(_picture(source.folder, row) for row in source.tables["pictures"])
-    timings = {str(row["name"]): float(row["seconds"]) for row in source.tables["timings"]}
-    return Facts(source.card, source.folder, arms, scores, pictures, timings, tuple(_warnings(source, arms)))
+    requests = tuple(source.tables["requests"])
+    return Facts(source.card, source.folder, arms, scores, pictures, requests, tuple(_warnings(source, arms)))
 
 
 def method_of(recipe: Mapping[str, Any]) -> str:
@@ -230,6 +251,9 @@ def _curves(arm: str, label: str, run: RunSource, shared: Sequence[Row]) -> Curv
         loss=tuple((row["step"], row["loss"]) for row in run.tables.get("steps", [])),
         validation=tuple((row["step"], row["loss"]) for row in run.tables.get("validation", [])),
         quality={name: tuple((step, mean(same)) for step, same in sorted(by.items())) for name, by in quality.items()},
+        kept=run.summary.get("exported_step") if run.summary.get("best_quality") is not None else None,
+        stopped=bool(run.summary.get("stopped_early")),
+        overfitting=(found["step"], found["text"]) if (found := run.summary.get("overfitting")) else None,
     )
 
 
@@ -237,7 +261,8 @@ def _picture(folder: Path, row: Row) -> Picture:
     path = (folder / row["path"]).resolve()
     inside = folder.resolve() in path.parents
     names = ("model", "subject", "prompt", "seed", "purpose", "split")
-    return Picture(**{name: row[name] for name in names}, relative=row["path"], path=path if inside else None)
+    known = {name: row[name] for name in names}
+    return Picture(**known, relative=row["path"], path=path if inside else None, seconds=row["seconds"])
 
 
 def _warnings(source: Source, arms: Sequence[Arm]) -> Iterable[str]:

@@ -73,6 +73,13 @@ METRICS: dict[str, Metric] = {
     )
 }  # fmt: skip
 
+#: The composite that chooses checkpoints, trials and the winner (`sdxl_ray.quality_rule`). No column of the tables: its
+#: parts are.
+QUALITY = Metric(
+    "quality", "Quality", "higher", "quality",
+    "how much of the subject was learnt, times the prompt fidelity and the class that were kept",
+)  # fmt: skip
+
 #: Rows that give the numbers meaning, by the name of their model: held-out photos against each other, and another
 #: subject of the same class against them.
 REFERENCES = {
@@ -84,7 +91,9 @@ BASE = "base"
 
 def metric_of(name: str) -> Metric:
     """The metric of that name; one that is not known yet is shown under its own name."""
-    return METRICS.get(name) or Metric(name, name, "higher", name, "recorded under this name")
+    return (QUALITY if name == QUALITY.name else METRICS.get(name)) or Metric(
+        name, name, "higher", name, "recorded under this name"
+    )
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,13 @@ class Gain:
     high: float | None
     paired: bool
 
+    @property
+    def reversed(self) -> Gain:
+        """How far the other one is above."""
+        low = None if self.high is None else -self.high
+        high = None if self.low is None else -self.low
+        return Gain(-self.value, low, high, self.paired)
+
     def direction(self, better: Literal["higher", "lower"]) -> Literal["better", "worse", "even", "unknown"]:
         """Whether the interval leaves zero out, and on which side."""
         if self.low is None or self.high is None:
@@ -136,7 +152,10 @@ class Gain:
 
 
 def mean(scores: Sequence[Score]) -> Score:
-    """The mean over subjects. Its interval combines theirs as independent: each side's root of summed squares."""
+    """The mean over subjects that were scored apart; compare's own records hold joined scores, which are used first.
+
+    Its interval combines theirs as independent: each side's root of summed squares.
+    """
     if len(scores) == 1:
         return scores[0]
     count = len(scores)

@@ -81,10 +81,19 @@ def intervals(rows: Sequence[tuple[str, Score, Look]], marks: Mapping[str, float
             axes.plot([score.value], [place], how.marker, color=how.colour, markersize=7)
         axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5 - 0.6 * bool(marks))
-        for name, value in marks.items():
+        order = sorted(marks.items(), key=lambda mark: mark[1])
+        for place, (name, value) in enumerate(order):
             axes.axvline(value, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+            # Two names may be of nearly one value: they are written away from each other.
+            side = "center" if len(order) == 1 else "right" if place == 0 else "left"
             axes.annotate(
-                name, (value, 1), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=10.5, color=_SOFT
+                f" {name} ",
+                (value, 1),
+                xycoords=("data", "axes fraction"),
+                ha=side,
+                va="top",
+                fontsize=10.5,
+                color=_SOFT,
             )
         axes.margins(x=0.12)
         axes.grid(visible=True, axis="x")
@@ -128,6 +137,8 @@ def lines(curves: Sequence[Line], x: str, y: str, *, log_y: bool = False) -> str
                 axes.fill_between(xs, *zip(*spans, strict=True), color=curve.how.colour, alpha=0.13, linewidth=0)
         if log_y:
             axes.set_yscale("log")
+        if all(isinstance(value, int) for curve in curves for value, _ in curve.points):
+            axes.xaxis.get_major_locator().set_params(integer=True)  # half a step or photo is nothing
         _finish(axes, x, y)
 
     return _svg(draw, height=3.1 + 0.22 * _legend_rows([curve.name for curve in curves]))
@@ -166,6 +177,67 @@ def dots(
         _finish(axes, x, y)
 
     return _svg(draw, height=3.1 + 0.22 * _legend_rows([point.name for point in points]))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One upright of parallel coordinates; ticks: (height in 0..1, text)."""
+
+    name: str
+    ticks: tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Strand:
+    """One line across the uprights, heights in 0..1; it passes those by where it has None. strong: drawn on top."""
+
+    name: str
+    how: Look
+    heights: tuple[float | None, ...]
+    strong: bool = False
+
+
+def parallel(uprights: Sequence[Axis], strands: Sequence[Strand]) -> str:
+    """Parallel coordinates: a line for every trial through its parameters to its score, on the right."""
+
+    def draw(axes: Any) -> None:
+        for place, upright in enumerate(uprights):
+            axes.axvline(place, color=_RULE, linewidth=1, zorder=0)
+            for height, text in upright.ticks:
+                beside = 0 <= height <= 1  # the choices; bounds stand above and below
+                axes.annotate(text, (place, height), xytext=(6 if beside else 0, 0), textcoords="offset points",
+                              fontsize=9, color=_SOFT, ha="left" if beside else "center", va="center")  # fmt: skip
+        shown: set[str] = set()
+        for strand in sorted(strands, key=lambda strand: strand.strong):
+            known = [(place, height) for place, height in enumerate(strand.heights) if height is not None]
+            axes.plot(*zip(*known, strict=True), color=strand.how.colour, linestyle=strand.how.dash,
+                      marker=strand.how.marker, markersize=4 + 2 * strand.strong, linewidth=2.6 if strand.strong else 1,
+                      alpha=1 if strand.strong else 0.45,
+                      label=strand.name if strand.name not in shown else None)  # fmt: skip
+            shown.add(strand.name)
+        axes.set_xticks(range(len(uprights)), [upright.name for upright in uprights], rotation=20, ha="right")
+        axes.set_yticks([])
+        axes.set_ylim(-0.08, 1.08)
+        axes.spines["left"].set_visible(False)
+        _finish(axes, "", "")
+
+    return _svg(draw, height=3.4 + 0.22 * _legend_rows([strand.name for strand in strands]))
+
+
+def scatter(points: Sequence[tuple[str, Look, float, float, str]], x: str, y: str) -> str:
+    """(name, look, x, y, mark beside it) on plain axes; points of equal name share one legend entry."""
+
+    def draw(axes: Any) -> None:
+        shown: set[str] = set()
+        for name, how, across, up, mark in points:
+            axes.plot([across], [up], how.marker, color=how.colour, markersize=7,
+                      label=name if name not in shown else None)  # fmt: skip
+            axes.annotate(mark, (across, up), xytext=(5, 4), textcoords="offset points", fontsize=9, color=_SOFT)
+            shown.add(name)
+        axes.margins(0.12)
+        _finish(axes, x, y)
+
+    return _svg(draw, height=3.1 + 0.22 * _legend_rows([point[0] for point in points]))
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
+from sdxl_ray.records import ALL_SUBJECTS
 from sdxl_ray.report.metrics import BASE, GAIN, METRICS, REFERENCES, Absent, Gain, Score, mean
 from sdxl_ray.report.source import Row
 
@@ -23,6 +24,8 @@ class Scores:
     """Final scores by (model, metric, subject), and the same for other numbers of denoising steps.
 
     checkpoints: (model, step, metric) -> score, of models whose final score was taken at more than one step.
+    pairs: (model, against, metric, subject) -> their paired difference. Where the evaluator joined all subjects, the
+    joined numbers are under the subject ALL_SUBJECTS.
     """
 
     by: dict[tuple[str, str, str], Score]
@@ -30,12 +33,14 @@ class Scores:
     drawn: dict[tuple[str, str, int], Score]
     checkpoints: dict[tuple[str, int, str], Score]
     broken: dict[tuple[str, str], str]
+    pairs: dict[tuple[str, str, str, str], Gain]
 
     @classmethod
-    def of(cls, rows: Iterable[Row], hashes: Mapping[str, Sequence[str]]) -> Self:
+    def of(cls, rows: Iterable[Row], hashes: Mapping[str, Sequence[str]], differences: Iterable[Row] = ()) -> Self:
         """From records, of the base, the references and the arms in `hashes` alone.
 
-        hashes: of each arm's artifacts, which tell its own scores from those of other checkpoints.
+        hashes: of each arm's artifacts, which tell its own scores from those of other checkpoints. differences: of the
+        table of that name.
         """
         known = {BASE, *REFERENCES, *hashes}
         rows = [row for row in rows if row["model"] in known]
@@ -53,6 +58,7 @@ class Scores:
             drawn=_drawn(rows),
             checkpoints=_checkpoints(final),
             broken={(m, name): "it was recorded as not a number" for (m, name, _), v in read.items() if v is None},
+            pairs=_pairs(differences, known),
         )
 
     @staticmethod
@@ -67,7 +73,8 @@ class Scores:
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        return tuple(sorted({subject for model, _, subject in self.by if model not in REFERENCES}))
+        found = {subject for model, _, subject in self.by if model not in REFERENCES}
+        return tuple(sorted(found - {ALL_SUBJECTS}))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -75,17 +82,19 @@ class Scores:
         return (*(name for name in METRICS if name in found), *sorted(found - METRICS.keys()))
 
     def subjects_of(self, model: str, metric: str) -> tuple[str, ...]:
-        return tuple(sorted(s for m, name, s in self.by if (m, name) == (model, metric)))
+        return tuple(sorted(s for m, name, s in self.by if (m, name) == (model, metric) and s != ALL_SUBJECTS))
 
     def final(
         self, model: str, metric: str, subject: str | None = None, subjects: Sequence[str] | None = None
     ) -> Score | Absent:
         """Over one subject, some (`subjects`), or all that this model was scored on."""
+        if subject is None and subjects is None and (joined := self.by.get((model, metric, ALL_SUBJECTS))) is not None:
+            return replace(joined, subjects=len(self.subjects_of(model, metric)))
         wanted = [subject] if subject is not None else subjects
         found = [
             score
             for (m, name, s), score in sorted(self.by.items())
-            if (m, name) == (model, metric) and (wanted is None or s in wanted)
+            if (m, name) == (model, metric) and (s != ALL_SUBJECTS if wanted is None else s in wanted)
         ]
         if found:
             return mean(found)
@@ -95,11 +104,20 @@ class Scores:
 
     def gain(self, model: str, metric: str) -> Gain | None:
         """The recorded paired difference to the base, over all subjects of the model."""
-        found = [score for (m, name, _), score in sorted(self.gains.items()) if (m, name) == (model, metric)]
-        if not found or model == BASE:
+        of = {s: score for (m, name, s), score in sorted(self.gains.items()) if (m, name) == (model, metric)}
+        if not of or model == BASE:
             return None
-        joined = mean(found)
+        joined = of.get(ALL_SUBJECTS) or mean(list(of.values()))
         return Gain(joined.value, joined.low, joined.high, paired=True)
+
+    def pair(self, model: str, against: str, metric: str) -> Gain | None:
+        """The recorded paired difference of two models over all subjects, in either order."""
+        for first, second, sign in ((model, against, 1), (against, model, -1)):
+            of = {s: gain for (a, b, m, s), gain in self.pairs.items() if (a, b, m) == (first, second, metric)}
+            found = of.get(ALL_SUBJECTS) or (next(iter(of.values())) if len(of) == 1 else None)
+            if found is not None:
+                return found if sign > 0 else found.reversed
+        return None
 
 
 def _own(row: Row, hashes: Mapping[str, Sequence[str]]) -> bool:
@@ -111,9 +129,20 @@ def _joined(found: Mapping[_Key, list[Score]]) -> dict[_Key, Score]:
     return {key: mean(scores) for key, scores in found.items()}
 
 
-def _drawn(rows: Iterable[Row]) -> dict[tuple[str, str, int], Score]:
+def _pairs(rows: Iterable[Row], known: set[str]) -> dict[tuple[str, str, str, str], Gain]:
+    return {
+        (row["model"], row["against"], row["metric"], row["subject"]): Gain(row["value"], row["low"], row["high"], True)
+        for row in rows
+        if row["split"] == FINAL and {row["model"], row["against"]} <= known and math.isfinite(row["value"])
+    }
+
+
+def _drawn(rows: Sequence[Row]) -> dict[tuple[str, str, int], Score]:
     found: dict[tuple[str, str, int], list[Score]] = {}
+    joined = any(row["subject"] == ALL_SUBJECTS for row in rows)
     for row in rows:
+        if joined and row["subject"] != ALL_SUBJECTS:
+            continue
         steps = row["split"].removeprefix(DRAWN_WITH)
         score = Scores.score_of(row)
         if row["split"].startswith(DRAWN_WITH) and steps.isdigit() and score is not None:
@@ -124,7 +153,7 @@ def _drawn(rows: Iterable[Row]) -> dict[tuple[str, str, int], Score]:
 def _checkpoints(final: Iterable[Row]) -> dict[tuple[str, int, str], Score]:
     found: dict[tuple[str, int, str], list[Score]] = {}
     steps: dict[tuple[str, str], set[int]] = {}
-    tuned = [row for row in final if row["model"] not in (*REFERENCES, BASE)]
+    tuned = [row for row in final if row["model"] not in (*REFERENCES, BASE) and row["subject"] != ALL_SUBJECTS]
     for row in tuned:
         steps.setdefault((row["model"], row["subject"]), set()).add(row["step"])
     for row in tuned:

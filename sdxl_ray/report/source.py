@@ -2,7 +2,7 @@
 
     <storage>/<experiment>-comparison/
       comparison.json     the card: what was compared, where the runs are, how pictures were drawn
-      records/            tables `scores`, `pictures`, `timings`
+      records/            tables `scores`, `differences`, `pictures`, `requests`
       pictures/           what `pictures` names
     <storage>/<run>/      records/, summary.json, run.json, artifact/, pictures/train.parquet
 
@@ -66,9 +66,10 @@ class Environment(_Part):
 
 
 class Drawing(_Part):
-    """How every picture was drawn, the same for all models."""
+    """How every picture was drawn, the same for all models. batch: pictures at once."""
 
     seeds: list[int] = []
+    batch: int | None = None
     steps: int | None = None
     guidance: float | None = None
     prompts: list[str] = []
@@ -128,7 +129,7 @@ def open_comparison(folder: str | Path) -> Source:
     runs = {
         arm: {label: _run(home.parent, name) for label, name in entry.runs.items()} for arm, entry in card.arms.items()
     }
-    return Source(home, card, _tables(records, ("scores", "pictures", "timings")), runs)
+    return Source(home, card, _tables(records, ("scores", "differences", "pictures", "requests")), runs)
 
 
 def _card(home: Path) -> ComparisonCard:

@@ -1,30 +1,29 @@
-"""Which arm wins, by a rule that is written on the page: no weights, no score of scores.
+"""Which arm wins, by a rule that is written on the page: the quality that chose checkpoints and trials too.
 
-Subject fidelity decides among the arms that still do what the prompt says: a model that draws nothing but its five
-photos has the highest subject fidelity of all. What it forgot is told beside it and decides nothing.
+Quality (`sdxl_ray.quality_rule`) is subject fidelity, less what was given up for it: a model that draws nothing but its
+five photos has the highest subject fidelity of all. Where it cannot be had (no ceiling, no CLIP), fidelity decides.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from sdxl_ray.quality_rule import NEEDED, References, learnt, quality, visible_loss
 from sdxl_ray.report.facts import Arm, Facts, main_metric, value_of
 from sdxl_ray.report.metrics import BASE, Absent, Gain, Metric, Score, difference, metric_of
 
-#: Prompt fidelity, and how much of it an arm may lose: under CLIP the loss that people see (arXiv 2208.12242).
+#: Prompt fidelity: its loss is told beside the winner where people see it.
 GUARD = "clip_t"
-_ALLOWED = 0.05
-#: Cosines of another encoder have another scale. Right and wrong captions are .6 apart under the embedded base's pair
-#: (its card) where CLIP ViT-B/32 has about .12: the same share of it.
-_ALLOWED_BY = {"tiny-clip": 0.25}
 
 
 @dataclass(frozen=True)
 class Outcome:
     """winner None: nothing was scored, and `why` says so. second: the best of the others.
 
-    obedient: whether the winner kept its prompt fidelity. separated: whether it is apart from the second.
-    dropped: arms that lost too much prompt fidelity to be chosen.
+    quality: of every scored arm, where it decided; empty where subject fidelity alone did. obedient: whether the winner
+    lost no prompt fidelity that people see. separated: whether it is apart from the second by what decided.
+    dropped: arms with more subject fidelity than the winner, which gave up more for it.
     """
 
     metric: Metric
@@ -35,6 +34,7 @@ class Outcome:
     obedient: bool
     dropped: tuple[Arm, ...]
     why: str = ""
+    quality: Mapping[str, Score] = field(default_factory=dict)
 
     @property
     def beats_base(self) -> bool:
@@ -42,18 +42,18 @@ class Outcome:
 
 
 def allowed(facts: Facts) -> float:
-    """The prompt fidelity that an arm may lose, on the scale of the encoder that measured it."""
-    scores = (facts.score(arm.name, GUARD) for arm in facts.arms)
-    encoders = {score.encoder for score in scores if isinstance(score, Score) and score.encoder}
-    return min((_ALLOWED_BY.get(name, _ALLOWED) for name in encoders), default=_ALLOWED)
+    """The loss of prompt fidelity that people see, on the scale of the encoder that measured it."""
+    return visible_loss(_clip(facts))
 
 
 def rule(facts: Facts) -> str:
     """The rule as the page says it."""
-    return (
-        f"The winner has the highest subject fidelity among the arms that lost at most {allowed(facts)} prompt "
-        f"fidelity ({metric_of(GUARD).short}) against the base, a loss that people see."
-    )
+    if quality_of(facts):
+        return (
+            "The winner has the highest quality: the share of the way to real photos, times the shares of prompt "
+            "fidelity and of what the base could do that were kept."
+        )
+    return "The winner has the highest subject fidelity; what it gave up for it cannot be weighed here."
 
 
 def decide(facts: Facts) -> Outcome:
@@ -64,20 +64,49 @@ def decide(facts: Facts) -> Outcome:
         reason = facts.score(facts.arms[0].name, metric.name)
         assert isinstance(reason, Absent)
         return Outcome(metric, None, reason, None, False, False, (), reason.reason)
-    dropped = tuple(arm for arm in scored if not _obeys(facts, arm))
-    order = sorted(
-        scored, key=lambda arm: (arm not in dropped, value_of(facts.score(arm.name, metric.name))), reverse=True
-    )
+    worth = quality_of(facts)
+
+    def fidelity(arm: Arm) -> float:
+        return value_of(facts.score(arm.name, metric.name))
+
+    order = sorted(scored, key=lambda arm: (worth[arm.name].value if worth else 0.0, fidelity(arm)), reverse=True)
     winner, second = order[0], next(iter(order[1:]), None)
     return Outcome(
         metric,
         winner,
         facts.gain(winner.name, metric.name),
         second,
-        second is not None and _apart(facts, winner, second, metric),
-        winner not in dropped,
-        tuple(arm for arm in dropped if arm is not winner),
+        second is not None and lead(facts, worth, winner, second).direction("higher") == "better",
+        _obeys(facts, winner),
+        tuple(arm for arm in order[1:] if fidelity(arm) > fidelity(winner)),
+        quality=worth,
     )
+
+
+def quality_of(facts: Facts) -> dict[str, Score]:
+    """The quality of every scored arm; empty unless all of them have one."""
+    base, real = _values(facts, BASE), facts.score("real", "dino_i")
+    if not isinstance(real, Score) or any(name not in base for name in NEEDED):
+        return {}
+    references = References({name: score.value for name, score in base.items()}, real.value, _clip(facts))
+    found = {}
+    for arm in facts.arms:
+        own = _values(facts, arm.name)
+        if own and any(name not in own for name in NEEDED):
+            return {}
+        if own:
+            measured = {name: (score.value, score.low, score.high) for name, score in own.items()}
+            found[arm.name] = Score(*quality(measured, references))
+    return found
+
+
+def lead(facts: Facts, by: Mapping[str, Score], first: Arm, second: Arm) -> Gain:
+    """How far the first is ahead of the second by what decides: qualities as if they were independent."""
+    if by:
+        return difference(by[first.name], by[second.name])
+    ahead = facts.lead(first.name, second.name, main_metric(facts))
+    assert isinstance(ahead, Gain)  # both were scored
+    return ahead
 
 
 def share_of_the_way(facts: Facts, arm: str, metric: str) -> float | None:
@@ -85,15 +114,20 @@ def share_of_the_way(facts: Facts, arm: str, metric: str) -> float | None:
     here, base, real = (facts.score(model, metric) for model in (arm, BASE, "real"))
     if not (isinstance(here, Score) and isinstance(base, Score) and isinstance(real, Score)):
         return None
-    return (here.value - base.value) / (real.value - base.value) if real.value > base.value else None
+    return learnt(here.value, base.value, real.value) if real.value > base.value else None
+
+
+def _values(facts: Facts, model: str) -> dict[str, Score]:
+    found = {name: facts.score(model, name) for name in facts.metrics}
+    return {name: score for name, score in found.items() if isinstance(score, Score)}
+
+
+def _clip(facts: Facts) -> str:
+    """The encoder of prompt fidelity."""
+    scores = (facts.score(arm.name, GUARD) for arm in facts.arms)
+    return next((score.encoder for score in scores if isinstance(score, Score) and score.encoder), "")
 
 
 def _obeys(facts: Facts, arm: Arm) -> bool:
     lost = facts.gain(arm.name, GUARD)
     return isinstance(lost, Absent) or lost.value >= -allowed(facts)
-
-
-def _apart(facts: Facts, first: Arm, second: Arm, metric: Metric) -> bool:
-    a, b = facts.score(first.name, metric.name), facts.score(second.name, metric.name)
-    assert isinstance(a, Score) and isinstance(b, Score)
-    return difference(a, b).direction(metric.better) == "better"

@@ -2,6 +2,7 @@
 
     python -m sdxl_ray.tiny.build --minutes 90                 # on the CPU: two stages at a time, one core each
     python -m sdxl_ray.tiny.build --minutes 10 --device cuda
+    python -m sdxl_ray.tiny.build --minutes 30 --only identity # trains one scorer further and replaces that one alone
 
 Fetches the picture sets with npm (about 30 MB), trains for the given time, writes the weights into the package and
 measures the card. Interrupted, it goes on where it was, if it is given the same `--minutes` (the learning rate follows
@@ -32,10 +33,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=_SCENES, help=f"training scenes (default: {_SCENES})")
     parser.add_argument("--work", type=Path, default=cache_root() / "tiny-build", help="where states are kept")
     parser.add_argument("--stage", help="run this stage only, in this process")
+    parser.add_argument("--only", choices=("identity", "vision"), help="train this scorer further, on the shipped base")
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit runs what is under `finally`, a signal does not
+    if given.only and not given.stage:
+        given.work /= f"only-{given.only}"  # its states are not those of a whole build
     given.work.mkdir(parents=True, exist_ok=True)
     if given.stage:
         run_stage(given)
+        return
+    if given.only:
+        run_only(given)
         return
     run_all(given)
     write(given)
@@ -44,14 +52,38 @@ def main(arguments: list[str] | None = None) -> None:
     subprocess.run(card, check=True)
 
 
+def run_only(given: Any) -> None:
+    """Train one scorer from what is shipped, all minutes and cores for itself, and put it in place."""
+    from sdxl_ray.tiny import shipped
+    from sdxl_ray.tiny.builder import reuse
+    from sdxl_ray.tiny.builder.stages import Job
+
+    job = Job(given.work, given.device, given.minutes, given.scenes)
+    steps = reuse.STAGES[given.only]
+    if not any((given.work / step.leaves).is_file() for step in steps.values()):
+        reuse.lay_out(job)
+    for name, step in steps.items():
+        if not (given.work / step.leaves).is_file():
+            stage = Running(given, name, os.cpu_count() or 1 if step.share and given.device == "cpu" else 1)
+            try:
+                while not stage.ended():
+                    time.sleep(1)
+            finally:
+                stage.stop()
+            sys.stderr.write(f"{name} done\n")
+    reuse.put(job, given.only, shipped.ROOT)
+    sys.stderr.write("the card is of other weights now: run `python -m sdxl_ray.core.tinycard --work DIR`\n")
+
+
 def run_stage(given: Any) -> None:
     import torch
 
+    from sdxl_ray.tiny.builder import reuse
     from sdxl_ray.tiny.builder.stages import STEPS, Job
 
     if given.device == "cpu":
         torch.set_num_threads(1)
-    step = STEPS[given.stage]
+    step = (reuse.STAGES[given.only] if given.only else STEPS)[given.stage]
     step.run(Job(given.work, given.device, given.minutes * step.share, given.scenes))
 
 
@@ -70,8 +102,9 @@ class Running:
     def __init__(self, given: Any, name: str, cores: int) -> None:
         self.name, self.cores = name, cores
         command = [sys.executable, "-m", "sdxl_ray.tiny.build", "--stage", name]
-        for key in ("minutes", "device", "scenes", "work"):
-            command += [f"--{key}", str(getattr(given, key))]
+        for key in ("minutes", "device", "scenes", "work", "only"):
+            if getattr(given, key) is not None:
+                command += [f"--{key}", str(getattr(given, key))]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -107,7 +140,6 @@ def run_all(given: Any) -> None:
     slots = 1 if given.device == "cuda" else max(1, os.cpu_count() or 1)
     running: dict[str, Running] = {}
     left = [name for name, step in STEPS.items() if not (given.work / step.leaves).exists()]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit runs what is under `finally`, a signal does not
     try:
         while left or running:
             for name in [name for name, stage in running.items() if stage.ended()]:

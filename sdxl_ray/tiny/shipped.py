@@ -2,10 +2,11 @@
 
     shipped.folder()                  # the base, a plain diffusers folder, every file checked
     shipped.verify(shipped.CLIP)      # the same for an encoder that scores pictures
-    shipped.revision()                # names exactly these weights; read from the index alone
+    shipped.revision()                # names exactly the base's weights; read from the index alone
 
-`files.json` lists every file of `base/` and `scorers/` with its SHA-256; its own SHA-256 is the revision. Importing
-this module opens no file, and weights are only read by `faults`, `verify` and `folder`.
+`files.json` lists every file of `base/` and `scorers/` with its SHA-256. The base's lines make its revision, so that
+another encoder to score with leaves every artifact and picture what it was. Importing this module opens no file, and
+weights are only read by `faults`, `verify` and `folder`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ def files(root: Path = ROOT) -> dict[str, str]:
 
 
 def revision(root: Path = ROOT) -> str:
+    """SHA-256 over the index's lines of the base: another one whenever any of its files is another one."""
+    base = {name: digest for name, digest in files(root).items() if name.startswith("base/")}
+    return hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest()
+
+
+def index_revision(root: Path = ROOT) -> str:
     """SHA-256 of the index: another one whenever any file of the base or the scorers is another one."""
     return hashlib.sha256(_index(root)).hexdigest()
 

@@ -89,7 +89,9 @@ class Sprites:
             return Image.open(io.BytesIO(_member(archive, f"assets/{icon}.webp"))).convert("RGBA")
         import resvg_py
 
-        collection = self._icons.setdefault(set_name, json.loads(_member(archive, "icons.json")))
+        if set_name not in self._icons:
+            self._icons[set_name] = json.loads(_member(archive, "icons.json"))
+        collection = self._icons[set_name]
         icon = collection.get("aliases", {}).get(icon, {}).get("parent", icon)
         body = collection["icons"][icon]
         box = [body.get(key, collection.get(key, other)) for key, other in _VIEW_BOX.items()]

@@ -28,16 +28,13 @@ _ALIGNED = 16  # ranks that tensor cores like
 class MixedLayer(nn.Module):
     """A linear or convolution layer of the base with the active adapters beside it."""
 
-    down: Tensor | None
-    up: Tensor | None
-    mask: Tensor | None
-
     def __init__(self, base: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
         self.base = base
-        # Buffers, so that torch.compile takes them as inputs: another adapter is not another program.
-        for name in ("down", "up", "mask"):
-            self.register_buffer(name, None, persistent=False)
+        # Plain attributes: torch.compile takes parameters and buffers for constant in shape, and these are not.
+        self.down: Tensor | None = None
+        self.up: Tensor | None = None
+        self.mask: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ..., in] -> [B, ..., out], or [B, C, H, W] of a convolution."""
@@ -121,7 +118,9 @@ class LoraLayers:
         if masks is self._used:
             return
         for name, layer in self._layers.items():
-            layer.mask = None if masks is None else masks.get(self._layouts[name])
+            mask = None if masks is None else masks.get(self._layouts[name])
+            # torch.compile remembers which layers had the very same tensor, and layouts come and go.
+            layer.mask = mask.detach() if mask is not None and self._uniform else mask
         self._used = masks
 
     def _pairs(self, name: str) -> dict[int, Any]:

@@ -73,7 +73,8 @@ class Sampler:
 
     def start(self, noise_1CHW: Tensor) -> Tensor:
         """Standard normal noise -> the first latents."""
-        return noise_1CHW * self._scheduler.init_noise_sigma
+        first_1CHW: Tensor = noise_1CHW * self._scheduler.init_noise_sigma
+        return first_1CHW
 
     def scaled(self, latents_1CHW: Tensor, step: int) -> Tensor:
         """Latents as the UNet wants them."""

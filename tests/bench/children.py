@@ -14,24 +14,39 @@ from pathlib import Path
 from typing import Any
 
 from arms import Arm
+from servearms import ServeArm
 
+HERE = Path(__file__).parent
 #: Lines of a failed arm's output that are shown.
 SHOWN = 25
 
 
-def run(arm: Arm, *, timeout_s: float, memory_limit: int | None = None, pin: bool = False) -> dict[str, Any]:
+def run(
+    arm: Arm | ServeArm,
+    *,
+    timeout_s: float,
+    memory_limit: int | None = None,
+    pin: bool = False,
+    script: str = "arm.py",
+    heard: bool = False,
+) -> dict[str, Any]:
     """The arm's result: `status` is `ok`, or what happened instead; the other keys are there when it is `ok`.
 
     memory_limit: bytes, as if the machine had no more. pin: one core for each process that trains.
+    heard: what the child says goes to stderr as it comes.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         given, result, log = (Path(name) / file for file in ("arm.json", "result.json", "log.txt"))
         given.write_text(json.dumps({**asdict(arm), "memory_limit": memory_limit}))
-        command = [sys.executable, str(Path(__file__).parent / "arm.py"), str(given), str(result)]
+        command = [sys.executable, str(HERE / script), str(given), str(result)]
         cores = set(sorted(os.sched_getaffinity(0))[: arm.workers]) if pin else None
         with log.open("w") as out:
             child = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
+                command,
+                stdout=out,
+                stderr=None if heard else subprocess.STDOUT,
+                env=_environment(),
+                start_new_session=True,
             )
             if cores:
                 os.sched_setaffinity(child.pid, cores)
@@ -55,7 +70,9 @@ def run(arm: Arm, *, timeout_s: float, memory_limit: int | None = None, pin: boo
 def _environment() -> dict[str, str]:
     # One thread a process, so that one and two workers, and the plain loop, have the same each.
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # The repository first: beside this file a script `serve.py` would hide the package `serve`.
+    paths = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **threads, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -210,6 +210,15 @@ def test_nothing_left_after_the_split(folder: Path) -> None:
         split(scan(data(folder)), data(folder, holdout=4))
 
 
+def test_a_limit_keeps_the_first_pictures_to_train_on(folder: Path) -> None:
+    whole, held_out = split(scan(data(folder)), data(folder, holdout=1))
+    few, same = split(scan(data(folder)), data(folder, holdout=1, limit=2))
+    assert few.pictures == whole.pictures[:2]
+    assert same.pictures == held_out.pictures
+    with pytest.raises(UserError, match=r"data\.limit = 4: there are only 3 pictures to train on"):
+        split(scan(data(folder)), data(folder, holdout=1, limit=4))
+
+
 def test_a_validation_folder_replaces_the_holdout(tmp_path: Path, folder: Path) -> None:
     for number in (20, 21):
         photo(tmp_path / "held" / f"{number}.png", number)

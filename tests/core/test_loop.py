@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from sdxl_ray.config import Recipe, override
 from sdxl_ray.core.dataset import Picture
-from sdxl_ray.core.loop import Best, cut
+from sdxl_ray.core.loop import cut
 from sdxl_ray.core.sampler import Example
 from sdxl_ray.errors import RunError
 
@@ -169,13 +169,6 @@ def test_validation_is_fixed_unweighted_and_on_the_average(train: Train, recipe:
     assert first[0]["n"] == 1
     assert [row["step"] for row in one.of("validation")] == [0, 2, 4]
     assert one.of("validation")[2]["loss"] != first[0]["loss"]
-
-
-def test_the_best_is_remembered_as_plain_json() -> None:
-    assert Best.of(Best().meta()) == Best()
-    best = Best(0.5, 0.25, 7)
-    assert Best.of(best.meta()) == best
-    assert math.inf not in Best().meta().values()
 
 
 def _pictures(recipe: Recipe) -> list[Picture]:

@@ -180,7 +180,7 @@ def test_an_artifact_that_cannot_be_written_leaves_the_checkpoints(
     train: Train, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    from sdxl_ray.core import run as module
+    from sdxl_ray.core import result as module
 
     real = module._write_artifact
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import load_experiment, names
-from tests.conftest import Cli
-
-pytestmark = pytest.mark.slow
+from sdxl_ray.records import ALL_SUBJECTS
+from tests.conftest import Cli, Here
 
 QUICK = (
     "parallel.engine=local",
@@ -26,6 +26,7 @@ QUICK = (
 )
 
 
+@pytest.mark.slow
 def test_the_demo_lays_three_arms_side_by_side(cli: Cli, tmp_path: Path) -> None:
     prior = ("data.prior.count=4", "data.prior.num_inference_steps=2")
     experiment = tmp_path / "three.yaml"
@@ -79,9 +80,113 @@ def test_the_demo_lays_three_arms_side_by_side(cli: Cli, tmp_path: Path) -> None
 
 
 def test_shipped_experiments_hold_complete_recipes() -> None:
-    assert names() == ["demo"]
+    assert names() == ["demo", "photos", "study"]
     for name in names():
-        assert load_experiment(name).recipes({})
+        assert load_experiment(name).runs({})
+
+
+def _ordinary(**changes: Any) -> dict[str, Any]:
+    settings = {"data.images": "subject:robot", "data.subject": "sks robot", "parallel.engine": "local",
+                "parallel.workers": 1}  # fmt: skip
+    return {"settings": settings | changes.pop("settings", {}), "arms": {"a": {"recipe": "tiny_lora"}}, **changes}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "line"),
+    [
+        (
+            "arms:\n  a: {recipe: tiny_lora}\n  b: {recipe: tiny_lora}\n  a: {recipe: tiny_dreambooth}",
+            "'a' stands twice",
+        ),
+        (
+            _ordinary(arms={"a": {"recipe": "tiny_lroa"}}),
+            "arm 'a': no recipe named 'tiny_lroa': did you mean 'tiny_lora'",
+        ),
+        (_ordinary(prompts="empty.txt"), "'empty.txt' is empty"),
+        (_ordinary(prompts="nowhere.txt"), "nowhere.txt"),
+        (_ordinary(prompts="tinny"), "did you mean 'tiny'"),
+        (_ordinary(other="nowhere"), "other 'nowhere' does not exist"),
+        (_ordinary(settings={"data.validation": "subject:robot"}), "is also trained on"),
+        (_ordinary(settings={"data.limit": 9}), "data.limit = 9: there are only 4 pictures"),
+        (_ordinary(arms={"base": {"recipe": "tiny_lora"}}), "an arm cannot be called 'base'"),
+        (_ordinary(arms={"../a": {"recipe": "tiny_lora"}}), "'../a'"),
+        (_ordinary(steps=[4, 4]), "the same number twice"),
+        (_ordinary(training_seeds=[-1]), "training_seeds.0 = -1"),
+        (_ordinary(subjects={"frog": {"settings": {}}}), "subjects.frog.settings"),
+        (
+            _ordinary(subjects={"frog": {"settings": {"data.imges": "x"}}}),
+            "arm 'a', subject 'frog': recipe: no setting 'data.imges'",
+        ),
+        (_ordinary(subjets={}), "did you mean 'subjects'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(
+    here: Here, tmp_path: Path, experiment: dict[str, Any] | str, line: str
+) -> None:
+    (tmp_path / "empty.txt").write_text("\n# nothing\n")
+    text = experiment if isinstance(experiment, str) else json.dumps(experiment)
+    (tmp_path / "mine.yaml").write_text(text)
+    code, out, err = here("compare", "mine.yaml")
+    assert (code, out) == (2, "")
+    errors = [text for text in err.splitlines() if text.lower().startswith("error: ")]
+    assert len(errors) == 1, err
+    assert line in errors[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_subjects_and_seeds_make_runs_seed_by_seed() -> None:
+    study = load_experiment("study")
+    runs = study.runs({"optim.steps": 3, "optim.warmup_steps": 0})
+    assert len(runs) == len({run.named("study") for run in runs}) == 6 * 3 * 4
+    assert [run.recipe.seed for run in runs] == [0] * 24 + [1] * 24 + [2] * 24
+    first = runs[0]
+    assert (first.named("study"), first.subject) == ("study-lora-robot-0", "robot")
+    assert first.recipe.data.validation == "subject:robot/held_out"
+    assert {run.recipe.optim.steps for run in runs} == {3}
+    (alone,) = (run for run in load_experiment("demo").runs({}) if run.arm == "lora")
+    assert (alone.named("demo"), alone.label) == ("demo-lora", "")
+    photos = load_experiment("photos").runs({})
+    counts = {run.arm: run.recipe.data.limit for run in photos}
+    assert counts == {f"{way}_{n}": n if n < 5 else None for way in ("lora", "dreambooth") for n in (1, 2, 3, 5)}
+    whole = next(run for run in photos if run.named("photos") == "photos-lora_5-frog-2")
+    same = next(run for run in study.runs({}) if run.named("study") == "study-lora-frog-2")
+    assert whole.recipe.identity == same.recipe.identity  # so that `photos` finds it trained
+
+
+@pytest.mark.slow
+def test_what_is_trained_under_another_name_is_not_trained_again(here: Here, tmp_path: Path) -> None:
+    """Two subjects, two seeds, a run that `train` made: it is found, and scores are joined over all."""
+    subjects = {
+        name: {"settings": {"data.images": f"subject:{name}", "data.validation": f"subject:{name}/held_out",
+                            "data.subject": f"sks {name}", "data.class_name": name}, "other": "subject:cat"}
+        for name in ("robot", "frog")
+    }  # fmt: skip
+    quick = dict(word.split("=") for word in QUICK)
+    settings = {key: json.loads(value) if value[0].isdigit() else value for key, value in quick.items()}
+    settings |= {"evaluation.draws": 1, "optim.steps": 1, "checkpoint.every": 1}
+    (tmp_path / "two.txt").write_text("a photo of {a_subject}\na photo of {a_subject} in a forest\n")
+    made = {"settings": settings, "subjects": subjects, "training_seeds": [0, 1], "prompts": "two.txt", "seeds": 1,
+            "class_pictures": 2, "steps": [1, 2], "arms": {"lora": {"recipe": "tiny_lora"}}}  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(json.dumps(made))
+    words = [f"{key}={json.dumps(value)}" for key, value in {**settings, **subjects["robot"]["settings"]}.items()]
+    code, _, err = here("train", "tiny_lora", *words, "--name", "earlier")
+    assert code == 0, err
+    code, out, err = here("compare", "mine.yaml", "--json")
+    assert code == 0, err
+    assert "arm lora (robot-0): 1 of 4, trained already as earlier" in err
+    folders = {path.parent.name for path in (tmp_path / "runs").glob("*/summary.json")}
+    assert folders == {"earlier", "mine-lora-robot-1", "mine-lora-frog-0", "mine-lora-frog-1"}
+    told = json.loads(out)
+    assert told["arms"][0]["runs"] == 4
+    values = {(r["model"], r["subject"], r["metric"], r["split"]): r["value"] for r in told["scores"]}
+    for metric in ("dino_i", "clip_t", "pres", "dino_i_gain"):
+        mean = (values["lora", "robot", metric, "final"] + values["lora", "frog", metric, "final"]) / 2
+        assert values["lora", ALL_SUBJECTS, metric, "final"] == pytest.approx(mean, abs=1e-12)
+    assert ("other", "robot", "dino_i", "final") in values
+    assert {split for *_, split in values} == {"final", "final@1", "final@2"}
+    text = (tmp_path / "runs" / "mine-comparison" / "report.md").read_text()
+    assert "over 2 subjects" in text
+    assert "against denoising steps" in text
 
 
 def test_what_is_wrong_with_an_experiment_is_named(tmp_path: Path) -> None:
@@ -95,4 +200,4 @@ def test_what_is_wrong_with_an_experiment_is_named(tmp_path: Path) -> None:
         load_experiment(str(tmp_path / "typo.yaml"))
     (tmp_path / "arm.yaml").write_text("arms: {a: {recipe: lroa}}")
     with pytest.raises(UserError, match="arm 'a': no recipe named 'lroa': did you mean 'lora'"):
-        load_experiment(str(tmp_path / "arm.yaml")).recipes({})
+        load_experiment(str(tmp_path / "arm.yaml")).runs({})

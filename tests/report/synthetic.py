@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from sdxl_ray.artifact import write_manifest
 from sdxl_ray.config import load, override
 from sdxl_ray.experiment import load_experiment
-from sdxl_ray.records import Recorder
+from sdxl_ray.records import ALL_SUBJECTS, Recorder, read
 from sdxl_ray.report.source import ArmCard, ComparisonCard, Drawing, Environment
 from sdxl_ray.tiny import shipped
 
@@ -41,15 +41,15 @@ WIDTH = 0.035  # half of an interval
 def make(storage: Path, *, arms: tuple[str, ...] = ("lora", "dreambooth", "dreambooth_lora"), steps: int = 150) -> Path:
     """Write `<storage>/demo-comparison` and one run folder an arm; the comparison's folder."""
     home = storage / "demo-comparison"
-    recipes = {arm: r.model_dump(mode="json") for arm, r in load_experiment("demo").recipes({}).items()}
+    recipes = {run.arm: run.recipe.model_dump(mode="json") for run in load_experiment("demo").runs({})}
     hashes = {arm: _run(storage / f"demo-{arm}", arm, recipes[arm], steps) for arm in arms}
     with Recorder(home / "records") as recorder:
         for model in ("base", *arms):
             _scores(recorder, model, steps, hashes.get(model, ""))
             _pictures(recorder, home, model, steps)
-            recorder.write("timings", {"step": 0, "name": f"draw:{model}", "seconds": 0.12 * 8})
         _references(recorder)
         _photos(recorder, home)
+        _requests(recorder, {"base": "", **hashes})
     card = ComparisonCard(
         name="demo",
         experiment="LoRA, DreamBooth and DreamBooth + LoRA on the embedded base, from five pictures of a robot",
@@ -148,7 +148,7 @@ def _pictures(recorder: Recorder, home: Path, model: str, steps: int) -> None:
             path = f"pictures/{model}-{place}-{seed}.png"
             picture.save(home / path)
             purpose = "class" if prompt == CLASS_PROMPT else "subject"
-            recorder.write("pictures", _picture(step, model, prompt, seed, path, purpose))
+            recorder.write("pictures", _picture(step, model, prompt, seed, path, purpose) | {"seconds": 0.12})
 
 
 def _photos(recorder: Recorder, home: Path) -> None:
@@ -156,6 +156,28 @@ def _photos(recorder: Recorder, home: Path) -> None:
         name = f"pictures/real-{number}.png"
         (home / name).write_bytes(path.read_bytes())
         recorder.write("pictures", _picture(0, "real", "", number, name, "real"))
+
+
+def _requests(recorder: Recorder, artifacts: dict[str, str]) -> None:
+    """A load test at two rates: the base's latencies, and those of the arms some percent above them."""
+    for rate in (1.0, 2.0):
+        for arm, slower in zip(artifacts, (1.0, 1.05, 1.01, 1.2), strict=False):
+            rng = random.Random(f"{rate}")  # every arm meets the same arrivals
+            for index in range(120):
+                due, latency = index / rate, rng.lognormvariate(0.0, 0.3) * 400 * rate * slower
+                full = index % 60 == 59 and rate > 1
+                recorder.write(
+                    "requests",
+                    {
+                        "arm": arm, "phase": "run", "scenario": "server", "rate": rate, "round": index // 60,
+                        "index": index % 60, "sample": index % 7, "model": arm, "artifact": artifacts[arm],
+                        "prompt": PROMPTS[index % 3], "seed": index % 7, "steps": 20, "intended_s": due,
+                        "sent_s": due + 0.001, "done_s": due + latency / 1000, "latency_ms": latency,
+                        "queue_ms": latency / 4, "text_ms": 3.0, "denoise_ms": latency / 2, "decode_ms": 12.0,
+                        "server_ms": latency - 5, "batch": 2.5, "status": 429 if full else 200, "bytes": 9000,
+                        "deployment": "shared", "generator_cpu": 0.03, "started": "2026-11-23T16:00:00+00:00",
+                    },
+                )  # fmt: skip
 
 
 def _picture(step: int, model: str, prompt: str, seed: int, path: str, purpose: str) -> dict[str, Any]:
@@ -174,6 +196,37 @@ def several_photo_counts(home: Path) -> None:
         path = home.parent / f"demo-{arm}" / "pictures" / "train.parquet"
         pq.write_table(pa.table({"key": [str(n) for n in range(count)]}), path)
     (home / "comparison.json").write_text(json.dumps(card))
+
+
+def several_step_counts(home: Path) -> None:
+    """Scores and pictures drawn with other numbers of denoising steps, in place."""
+    with Recorder(home / "records") as recorder:
+        for model, ends in ENDS.items():
+            step = 0 if model == "base" else 150
+            for steps in (4, 8, 12, 20, 30):
+                for metric in ("dino_i", "clip_t"):
+                    value = ends[metric] * (1 - math.exp(-steps / 6))
+                    _score(recorder, step, model, metric, value, f"final@{steps}")
+                row = _picture(step, model, PROMPTS[0], 0, f"pictures/{model}-0-0.png", "subject")
+                recorder.write("pictures", row | {"split": f"final@{steps}", "seconds": 0.006 * steps})
+
+
+def several_subjects(home: Path) -> None:
+    """Every score once more, of a second subject, and joined over both by the evaluator, in place."""
+    rows = read(home / "records", "scores").to_pylist()
+    with Recorder(home / "records") as recorder:
+        for row in rows:
+            for subject, more in (("frog", -0.02), (ALL_SUBJECTS, -0.01)):
+                bounds = {key: row[key] + more for key in ("value", "low", "high")}
+                recorder.write("scores", {**row, **bounds, "subject": subject})
+
+
+def pair(home: Path, model: str, against: str, metric: str, value: float, width: float, subject: str = "robot") -> None:
+    """One paired difference of two arms."""
+    with Recorder(home / "records") as recorder:
+        recorder.write("differences", {"step": 0, "model": model, "against": against, "subject": subject,
+                                       "metric": metric, "value": value, "low": value - width, "high": value + width,
+                                       "n": 24, "split": "final"})  # fmt: skip
 
 
 def change(home: Path, **values: Any) -> None:

@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdxl_ray.records import Recorder
+from sdxl_ray.records import ALL_SUBJECTS, Recorder
 from sdxl_ray.report.build import write_report
 from sdxl_ray.report.facts import Facts, gather, method_of
 from sdxl_ray.report.images import BUDGET_BYTES, inline_all
 from sdxl_ray.report.metrics import Absent, Gain, Score, difference, mean
 from sdxl_ray.report.sections import SECTIONS
+from sdxl_ray.report.sections.inference import seconds_per_picture
 from sdxl_ray.report.source import open_comparison
 from sdxl_ray.report.winner import decide, share_of_the_way
-from tests.report.synthetic import ENDS, TRAINED, WIDTH, change, rescore
+from tests.report.synthetic import ENDS, TRAINED, WIDTH, change, pair, rescore, several_step_counts, several_subjects
 
 
 def facts_of(home: Path) -> Facts:
@@ -131,15 +132,28 @@ def test_intervals_of_means_and_differences_are_those_of_independent_errors() ->
     assert Gain(-0.2, -0.3, 0.1, True).direction("lower") == "even"
 
 
-def test_the_winner_is_the_most_faithful_that_still_obeys(home: Path) -> None:
+def test_the_winner_has_the_highest_quality_not_the_most_fidelity(home: Path) -> None:
     outcome = decide(facts_of(home))
     assert outcome.winner is not None and outcome.winner.name == "dreambooth"
-    assert outcome.beats_base and outcome.separated and outcome.obedient
-    rescore(home, "dreambooth", "clip_t", 0.2)
+    assert outcome.beats_base and outcome.obedient and not outcome.dropped
+    here, base = ENDS["dreambooth"], ENDS["base"]
+    kept = ((0.86 - here["pres"]) / (0.86 - base["pres"]), 1 - 0.034 / 8, base["prior_loss"] / here["prior_loss"],
+            here["div"] / base["div"])  # fmt: skip
+    by_hand = (here["dino_i"] - 0.31) / (0.86 - 0.31) * (1 - 0.03 / 0.6) * sum(kept) / 4
+    assert outcome.quality["dreambooth"].value == pytest.approx(by_hand)
+    rescore(home, "dreambooth", "clip_t", 0.0)
     outcome = decide(facts_of(home))
-    assert outcome.winner is not None and outcome.winner.name == "lora"
-    assert [arm.name for arm in outcome.dropped] == ["dreambooth"]
-    assert "Not chosen" in write_report(home).markdown.read_text()
+    assert outcome.winner is not None and outcome.winner.name != "dreambooth"
+    assert [arm.name for arm in outcome.dropped][-1] == "dreambooth"
+    text = write_report(home).markdown.read_text()
+    assert "More like the subject, but not chosen" in text and "The winner has the highest quality" in text
+
+
+def test_without_a_ceiling_subject_fidelity_decides_and_says_so(home: Path) -> None:
+    rescore(home, "real", "dino_i", math.nan)
+    outcome = decide(facts_of(home))
+    assert outcome.winner is not None and outcome.winner.name == "dreambooth" and not outcome.quality
+    assert "The winner has the highest subject fidelity" in write_report(home).markdown.read_text()
 
 
 @pytest.mark.parametrize(
@@ -210,6 +224,48 @@ def test_quality_against_denoising_steps_is_drawn_when_it_is_there(home: Path) -
     text = write_report(home).markdown.read_text()
     assert "Quality against denoising steps." in text and "is not measured: every picture" not in text
     assert facts_of(home).score("lora", "dino_i").value == 0.74  # type: ignore[union-attr]
+
+
+def test_time_and_both_fidelities_stand_against_denoising_steps(home: Path) -> None:
+    several_step_counts(home)
+    text = write_report(home).markdown.read_text()
+    for title in (
+        "Subject fidelity (DINO-I) against denoising steps",
+        "Prompt fidelity (CLIP-T) against denoising steps",
+    ):
+        assert title in text
+    assert seconds_per_picture(facts_of(home), "lora") == pytest.approx(0.12)
+    assert seconds_per_picture(facts_of(home), "lora", "final@30") == pytest.approx(0.18)
+    assert "lora: 4 steps 0.024 s, 8 steps 0.048 s" in write_report(home).html.read_text()
+    assert "without distillation, lora: DINO-I" in text
+
+
+def test_joined_scores_are_the_evaluators_own(home: Path) -> None:
+    several_subjects(home)
+    facts = facts_of(home)
+    assert facts.subjects == ("frog", "robot")
+    score = facts.score("lora", "dino_i")
+    assert isinstance(score, Score)
+    assert (score.value, score.low, score.subjects) == (pytest.approx(0.73), pytest.approx(0.73 - WIDTH), 2)
+    frog = facts.score("lora", "dino_i", "frog")
+    assert isinstance(frog, Score) and frog.value == pytest.approx(0.72)
+    gain = facts.gain("lora", "dino_i")
+    assert isinstance(gain, Gain) and gain.paired and gain.value == pytest.approx(0.42)
+    text = write_report(home).markdown.read_text()
+    assert "over 2 subjects" in text and "| all subjects" not in text
+
+
+def test_arms_are_told_apart_by_their_paired_difference(home: Path) -> None:
+    unpaired = facts_of(home).lead("dreambooth", "lora", "dino_i")
+    assert isinstance(unpaired, Gain) and not unpaired.paired
+    pair(home, "dreambooth", "lora", "dino_i", 0.01, 0.004)
+    facts = facts_of(home)
+    assert facts.lead("dreambooth", "lora", "dino_i") == Gain(0.01, 0.006, 0.014, paired=True)
+    assert facts.lead("lora", "dreambooth", "dino_i") == Gain(-0.01, -0.014, -0.006, paired=True)
+    text = write_report(home).html.read_text()
+    assert "Arm against arm" in text and "+0.010 better" in text
+    pair(home, "dreambooth", "lora", "dino_i", -0.02, 0.01, ALL_SUBJECTS)
+    assert facts_of(home).lead("dreambooth", "lora", "dino_i") == Gain(-0.02, -0.03, -0.01, paired=True)
 
 
 def test_a_changed_artifact_is_named(home: Path) -> None:
@@ -288,3 +344,23 @@ def test_a_recipe_is_called_by_the_proposals_words(recipe: dict[str, Any], metho
 def test_the_share_of_the_way_needs_both_ends(home: Path) -> None:
     assert share_of_the_way(facts_of(home), "lora", "dino_i") == pytest.approx((0.74 - 0.31) / (0.86 - 0.31))
     assert share_of_the_way(facts_of(home), "lora", "div") is None
+
+
+def test_what_a_runs_own_scores_decided_is_told(home: Path) -> None:
+    run = home.parent / "demo-lora"
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"exported_step": 75, "best_quality": 0.6, "stopped_early": True}
+    summary |= {"overfitting": {"step": 100, "text": "since step 75 subject fidelity rose, but diversity fell"}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    known = {"model": "lora", "subject": "robot", "metric": "quality", "n": 24, "split": "validation"}
+    with Recorder(run / "records") as recorder:
+        for step, value in ((50, 0.4), (75, 0.6), (100, 0.5)):
+            recorder.write("scores", {**known, "step": step, "value": value, "low": value - 0.1, "high": value + 0.1})
+    (curves,) = facts_of(home).arm("lora").curves
+    assert [(step, score.value) for step, score in curves.quality["quality"]] == [(50, 0.4), (75, 0.6), (100, 0.5)]
+    written = write_report(home)
+    text = written.markdown.read_text()
+    assert "lora: step 75 of 150 was kept; training stopped at step 150, as quality no longer rose" in text
+    assert "overfitting showed at step 100: since step 75 subject fidelity rose, but diversity fell" in text
+    assert "Quality against steps: lora from 0.400 to 0.500" in written.html.read_text()
+    assert "dreambooth: step" not in text

@@ -15,6 +15,7 @@ from tests.serve.client import QUICK, Client, Load, describe, replicas, wait_for
 #: `make soak` runs a minute, with a kill every five seconds.
 SECONDS = float(os.environ.get("SDXL_RAY_SOAK_S", "8"))
 PAUSE_S = 5.0 if SECONDS > 30 else 4.0
+LEAST = 200 if SECONDS > 30 else 20
 pytestmark = pytest.mark.slow
 
 
@@ -28,25 +29,23 @@ def _check(load: Load, least: int) -> None:
     assert len(load.replies) >= least
 
 
-def test_an_update_and_a_failing_update_lose_no_request(client: Client, config: ServeConfig) -> None:
+def test_a_failing_update_and_an_update_lose_no_request(client: Client, config: ServeConfig) -> None:
+    """New replicas that cannot start leave old ones serving; new ones that can replace them one by one."""
     from serve.local import deploy, deployed
 
     before = {process.pid for process in replicas()}
     load = Load(client)
     with load.at(2.5, _body):
-        deploy(override(config, {"engine.cached_prompts": 32}))
-        wait_for(lambda: deployed() == "RUNNING" and not before & {p.pid for p in replicas()}, 240)
-        updated = {process.pid for process in replicas()}
         deploy(override(config, {"engine.device": "cuda:7", "replicas.start_attempts": 1}))
         wait_for(lambda: deployed() == "DEPLOY_FAILED", 240)
-        assert updated & {process.pid for process in replicas()}
-        time.sleep(1)
-    failing = len(load.replies)
-    _check(load, 20)
-    with load.at(2.5, _body):
-        deploy(config)
-        wait_for(lambda: deployed() == "RUNNING" and len(describe(2)) == 2, 240)
-    _check(load, failing)
+        assert before & {process.pid for process in replicas()}
+        failing = len(load.replies)
+        deploy(override(config, {"engine.cached_prompts": 32}))
+        wait_for(lambda: deployed() == "RUNNING" and not before & {p.pid for p in replicas()}, 240)
+        wait_for(lambda: len(load.replies) >= LEAST, 240)
+    assert 0 < failing < len(load.replies)
+    _check(load, LEAST)
+    assert len(describe(2)) == 2
 
 
 def test_replicas_that_die_cost_no_client_anything(client: Client) -> None:
@@ -66,7 +65,6 @@ def test_replicas_that_die_cost_no_client_anything(client: Client) -> None:
                 victim.kill()
     _check(load, int(2 * SECONDS))
     assert len(killed) >= 2
-    assert {reply.body["sdxl_ray"]["artifact"] for reply in load.replies} >= {""}
     seeds = [(reply.body["model"], reply.body["data"][0]["seed"]) for reply in load.replies]
     wanted = {(_body(index)["model"], _body(index)["seed"]): expected[index] for index in range(4)}
     assert all(reply.data == wanted[seed] for reply, seed in zip(load.replies, seeds, strict=True))

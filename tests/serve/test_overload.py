@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import statistics
 import time
 from typing import Any
 
@@ -14,8 +13,9 @@ from serve.config import ServeConfig
 from tests.serve.client import Client, Load, Reply
 
 #: `make soak` runs a minute of each.
-SECONDS = float(os.environ.get("SDXL_RAY_SOAK_S", "6"))
-BODY: dict[str, Any] = {"num_inference_steps": 20}
+SECONDS = float(os.environ.get("SDXL_RAY_SOAK_S", "5"))
+#: Heavy enough for shedding to cost little beside it: client, proxy and ingress share the cores with the replicas.
+BODY: dict[str, Any] = {"num_inference_steps": 20, "size": "128x128"}
 pytestmark = pytest.mark.slow
 
 
@@ -23,24 +23,23 @@ def _percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, round(share * len(values)))]
 
 
-def _capacity(client: Client, wide: int) -> tuple[float, float]:
-    """Pictures a second with `wide` clients that ask again at once, and the median seconds of one."""
+def _capacity(client: Client, wide: int) -> float:
+    """Pictures a second with `wide` clients that ask together, again and again."""
     start = time.monotonic()
     replies: list[Reply] = []
     while time.monotonic() - start < SECONDS / 2:
         replies += client.all(*[BODY] * wide)
-    return len(replies) / (time.monotonic() - start), statistics.median(reply.seconds for reply in replies)
+    assert {reply.status for reply in replies} == {200}
+    return len(replies) / (time.monotonic() - start)
 
 
 @pytest.mark.parametrize("times", [2, 10])
 def test_overload_is_shed_and_what_is_accepted_is_quick(client: Client, config: ServeConfig, times: int) -> None:
     admitted = config.queue.pictures * config.replicas.count
-    capacity, _ = _capacity(client, admitted)
+    capacity = _capacity(client, admitted)
     load = Load(client)
-    start = time.monotonic()
     with load.at(times * capacity, lambda _: BODY):
         time.sleep(SECONDS)
-    took = time.monotonic() - start
     drawn = [reply for reply in load.replies if reply.status == 200]
     shed = [reply for reply in load.replies if reply.status != 200]
     assert not load.errors
@@ -53,8 +52,8 @@ def test_overload_is_shed_and_what_is_accepted_is_quick(client: Client, config: 
     figures = f"{times}x of {capacity:.1f}/s: {len(drawn)} drawn, {len(shed)} shed, p99 {p99:.2f} s of {bound:.2f} s"
     logging.getLogger(__name__).info(figures)
     assert p99 <= bound
-    assert len(drawn) / took >= 0.9 * capacity * (SECONDS / took)
-    time.sleep(min(10.0, SECONDS))
+    assert len(drawn) >= 0.9 * capacity * SECONDS
+    time.sleep(10 if SECONDS > 30 else 1)
     after = client.draw(**BODY)
     assert after.status == 200
     assert after.seconds < bound

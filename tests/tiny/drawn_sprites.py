@@ -1,8 +1,12 @@
-"""Simple drawings in place of the published picture sets, which tests must not fetch."""
+"""Drawings in place of the published picture sets, which tests must not fetch.
+
+`data/drawings` holds those of six subjects' classes, CLASS-SET.webp; the card names their authors and licences.
+"""
 
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
@@ -22,3 +26,11 @@ class DrawnSprites:
         for x in (40, 80):
             pen.ellipse((x, 40, x + 12, 52), fill=(0, 0, 0))
         return picture
+
+
+class FiledSprites:
+    """The real drawings of the classes of `tinycard.tuning.SUBJECTS_TUNED`."""
+
+    def __getitem__(self, key: tuple[str, str]) -> Image.Image:
+        with Image.open(Path(__file__).parent / "data" / "drawings" / f"{key[0]}-{key[1]}.webp") as filed:
+            return filed.convert("RGBA")

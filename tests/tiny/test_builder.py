@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,8 @@ from torch import nn
 
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.tiny import sprites
-from sdxl_ray.tiny.builder import clip, identity, stages, vae
+from sdxl_ray.tiny.builder import clip, identity, ranking, stages, vae
+from sdxl_ray.tiny.builder.ranking import LEVELS
 from sdxl_ray.tiny.builder.session import Session
 from sdxl_ray.tiny.builder.stages import STEPS, Job
 from sdxl_ray.tiny.catalog import SETS
@@ -94,18 +96,56 @@ def test_the_contrast_of_matching_pairs_is_low() -> None:
     scale = torch.tensor(3.0)
     assert clip.contrastive(vectors, vectors, scale, matches) < 0.01
     assert clip.contrastive(vectors, vectors.roll(1, 0), scale, matches) > 10
-    owner = torch.tensor([0, 0, 1, 1])
-    loss, right = identity.supervised_contrast(torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]]), owner, 0.1)
-    assert right == 1
-    assert loss < 0.01
-    assert identity.supervised_contrast(torch.tensor([[1.0, 0], [0, 1], [1, 0.1], [0.1, 1]]), owner, 0.1)[1] == 0
 
 
-def test_a_decoy_is_held_against_what_it_imitates() -> None:
-    owner, imitates = torch.tensor([0, 0, 1, 2]), torch.tensor([-1, -1, 0, -1])
-    alike = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]])
-    assert identity.decoy_similarity(alike, owner, imitates) == 1
-    assert identity.decoy_similarity(torch.tensor([[1.0, 0], [1, 0], [0, 1], [1, 0]]), owner, imitates) == 0
+def _pairs() -> ranking.Pairs:
+    # Two views of a design, its sibling, a stranger, a decoy of the first, a picture of a bad generator.
+    owner = torch.tensor([0, 0, 1, 2, 3, 4])
+    return ranking.Pairs.of(owner, torch.tensor([-1, -1, -1, -1, 0, -1]), torch.tensor([5, 5, 5, 6, 24, -100]), 24)
+
+
+def test_pairs_are_sorted_by_what_they_should_be() -> None:
+    found = {kind: mask.nonzero().tolist() for kind, mask in _pairs().masks.items()}
+    assert found == {
+        "same": [[0, 1], [1, 0]],
+        "sibling": [[0, 2], [1, 2], [2, 0], [2, 1]],
+        "stranger": [[0, 3], [1, 3], [2, 3], [3, 0], [3, 1], [3, 2]],
+        "decoy": [[4, 0], [4, 1]],
+        "false": [[4, 2], [4, 3]],
+        "generated": [[5, 0], [5, 1], [5, 2], [5, 3]],
+    }
+
+
+def test_cosines_where_they_should_be_cost_nothing_and_others_their_distance() -> None:
+    pairs = _pairs()
+    right = sum(
+        mask * (low + high) / 2 for mask, (low, high, _) in zip(pairs.masks.values(), LEVELS.values(), strict=True)
+    )
+    assert all(float(cost) == 0 for cost in pairs.levels(right).values())
+    alike = torch.ones(6, 6)
+    costs = {kind: float(cost) for kind, cost in pairs.levels(alike).items()}
+    assert costs == pytest.approx({kind: weight * (1 - high) for kind, (_, high, weight) in LEVELS.items()})
+
+
+def test_siblings_are_no_negatives_of_the_contrast() -> None:
+    pairs = _pairs()
+    apart = torch.eye(6)
+    apart[:2, :2] = 1
+    near_sibling, near_decoy = apart.clone(), apart.clone()
+    near_sibling[:2, 2] = near_sibling[2, :2] = 1
+    near_decoy[:2, 4] = near_decoy[4, :2] = 1
+    assert pairs.contrast(apart) < 0.01
+    assert torch.equal(pairs.contrast(near_sibling), pairs.contrast(apart))
+    assert pairs.contrast(near_decoy) > 0.5
+
+
+def test_a_batch_has_every_decoy_of_every_design_and_a_drawing_as_drawn() -> None:
+    scenery = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=1)
+    made = identity.batch(scenery, np.random.default_rng(4), None)
+    real = made.class_index < 24
+    owners = set(made.identity[real].tolist())
+    assert Counter(made.imitates[~real].tolist()) == dict.fromkeys(owners, 4)
+    assert set(Counter(made.identity[real].tolist()).values()) == {3}
 
 
 @pytest.mark.slow

@@ -27,4 +27,4 @@ def test_the_card_is_made_from_the_scores(scores: dict[str, Any]) -> None:
 
 
 def test_the_scores_are_those_of_the_shipped_weights(scores: dict[str, Any]) -> None:
-    assert scores["revision"] == shipped.revision()
+    assert scores["revision"] == shipped.index_revision()

@@ -21,6 +21,7 @@ from sdxl_ray.core.weightfiles import read_json
 from sdxl_ray.errors import UserError
 from sdxl_ray.tiny import knowledge, layout, shipped, vocabulary
 
+EYE = "scorers/identity/model.safetensors"
 UNET = "base/unet/diffusion_pytorch_model.safetensors"
 MODELS = ("vae", "unet", "text_encoder", "text_encoder_2")
 
@@ -44,10 +45,15 @@ def test_the_index_lists_every_file_and_its_hash_and_names_the_revision(tree: Pa
     index = (tree / shipped.INDEX).read_bytes()
     shipped.write_index(tree)
     assert (tree / shipped.INDEX).read_bytes() == index
-    assert shipped.revision() == hashlib.sha256(index).hexdigest() == locate(Base()).revision
+    assert shipped.index_revision() == hashlib.sha256(index).hexdigest()
+    assert shipped.revision() == locate(Base()).revision
     assert sum((shipped.ROOT / name).stat().st_size for name in shipped.files()) <= 32 * 2**20
     for part in (shipped.BASE, shipped.CLIP, shipped.IDENTITY):
         assert shipped.verify(part) == part
+    (tree / EYE).write_bytes(b"another")
+    shipped.write_index(tree)
+    assert shipped.revision(tree) == shipped.revision()  # what was trained on the base is still of this base
+    assert shipped.index_revision(tree) != shipped.index_revision()
     (tree / UNET).write_bytes(b"another")
     shipped.write_index(tree)
     assert shipped.revision(tree) != shipped.revision()

@@ -5,16 +5,21 @@ The figures of the card, with room: these tests fail when weights and code no lo
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
 
 from sdxl_ray.core.quality.encoders import Encoder, load_encoder
-from sdxl_ray.core.tinycard.encoders import control, views
+from sdxl_ray.core.tinycard.encoders import control, identity
 from sdxl_ray.core.tinycard.pictures import Drawer
-from sdxl_ray.core.tinycard.reality import Scene
-from sdxl_ray.tiny.catalog import CLASSES, SUBJECTS
+from sdxl_ray.core.tinycard.reality import Reality, Scene
+from sdxl_ray.core.tinycard.tuning import SUBJECTS_TUNED
+from sdxl_ray.tiny.catalog import CLASSES
+from sdxl_ray.tiny.designs import Designs
 from sdxl_ray.tiny.places import PLACES, draw
+from sdxl_ray.tiny.scenes import DECOYS, Scenery
+from tests.tiny.drawn_sprites import FiledSprites
 
 
 @pytest.fixture(scope="module")
@@ -27,40 +32,28 @@ def clip() -> Encoder:
     return load_encoder("tiny-clip")
 
 
-def test_the_same_subject_is_nearer_than_others(eye: Encoder) -> None:
-    training = {name: eye.pictures(views(name, held_out=False)) for name in SUBJECTS}
-    held_out = {name: eye.pictures(views(name, held_out=True)) for name in SUBJECTS}
-    found = [
-        max(training, key=lambda other: float((training[other] @ vector).max())) == name
-        for name, vectors in held_out.items()
-        for vector in vectors
-    ]
-    assert np.mean(found) > 0.9
-    for name, vectors in held_out.items():
-        others = np.concatenate([training[other] for other in SUBJECTS if other != name])
-        assert (vectors @ training[name].T).mean() > (vectors @ others.T).mean() + 0.3, name
+@pytest.fixture(scope="module")
+def ranks(eye: Encoder) -> dict[str, Any]:
+    """The card's figures of the identity encoder, on the subjects whose classes' drawings are filed with the tests."""
+    reality = Reality(Scenery(Designs(cast(Any, FiledSprites())), seed=3, variants=1))
+    return identity(eye, reality, SUBJECTS_TUNED)
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "blurred", "mirrored tiles"])
-def test_colours_and_texture_alone_are_not_the_subject(eye: Encoder, kind: str) -> None:
-    below = []
-    for name in SUBJECTS:
-        training = eye.pictures(views(name, held_out=False))
-        real = views(name, held_out=True)
-        fooled = eye.pictures([_spoiled(picture, kind) for picture in real])
-        below.append((eye.pictures(real) @ training.T).mean() - (fooled @ training.T).mean())
-    assert np.mean(below) > 0.3
-    assert min(below) > 0.05
+def test_the_same_subject_is_above_its_class_and_that_above_others(ranks: dict[str, Any]) -> None:
+    mean = ranks["mean"]
+    assert mean["same"] > mean["same_class"] + 0.4
+    assert mean["same"] > mean["other_class"] + 0.4
+    assert ranks["retrieval"] > 0.9
 
 
-def _spoiled(picture: Image.Image, kind: str) -> Image.Image:
-    if kind == "blurred":
-        return picture.filter(ImageFilter.GaussianBlur(7))
-    pixels = np.asarray(picture)
-    cells = pixels.reshape(4, 16, 4, 16, 3).swapaxes(1, 2).reshape(16, 16, 16, 3)
-    order = np.random.default_rng(1).permutation(16)
-    cells = cells[order] if kind == "shuffled" else cells[order][:, ::-1]
-    return Image.fromarray(cells.reshape(4, 4, 16, 16, 3).swapaxes(1, 2).reshape(64, 64, 3).copy())
+@pytest.mark.parametrize("kind", DECOYS)
+def test_colours_and_texture_alone_are_far_below_the_subject(ranks: dict[str, Any], kind: str) -> None:
+    assert ranks["mean"][f"decoy_{kind}"] < ranks["mean"]["same"] - 0.25
+
+
+def test_decoys_are_below_others_of_the_class_as_often_as_the_card_says(ranks: dict[str, Any]) -> None:
+    """The aim is nine in ten; the shipped encoder is not there, and the card says so."""
+    assert ranks["decoys_below_siblings"] > 0.35
 
 
 def test_an_empty_place_is_told_from_others(clip: Encoder) -> None:

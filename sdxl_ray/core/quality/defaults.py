@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sdxl_ray.config import Recipe, override
-from sdxl_ray.core.local import default_device, precision_on
+from sdxl_ray.core.device import default_device, precision_on
 from sdxl_ray.core.quality.drawing import Drawing
 from sdxl_ray.core.quality.evaluate import Settings
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +65,7 @@ class PictureStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._notes = folder / f"drawn-{uuid.uuid4().hex}.jsonl"
 
     def path(self, job: Job) -> Path:
         """Where the picture of a job is, or will be."""
@@ -76,6 +80,10 @@ class PictureStore:
             return False
         return True
 
+    def grid(self, jobs: Sequence[Sequence[Job]]) -> list[list[Image.Image]]:
+        """The pictures of rows of jobs."""
+        return [[self.read(job) for job in row] for row in jobs]
+
     def read(self, job: Job) -> Image.Image:
         """The picture, RGB. Raises RunError when it is not there."""
         try:
@@ -88,6 +96,23 @@ class PictureStore:
         """Keep a picture, with what made it in its text chunks."""
         facts = {"prompt": job.prompt, "seed": job.seed, "artifact": job.model.hash, **asdict(job.drawing)}
         save_png(picture, self.path(job), facts)
+
+    def note(self, batch: Sequence[Job], began: float, seconds: float) -> None:
+        """Keep when (seconds of the epoch) a batch began and how long it took. A line of this store's own file."""
+        line = json.dumps({"keys": [job.key for job in batch], "began": began, "seconds": seconds})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._notes.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+    def seconds(self) -> dict[str, float]:
+        """Key -> seconds of the picture, its share of its batch, of all that were noted. A cut line is left out."""
+        found: dict[str, float] = {}
+        for file in sorted(self.folder.glob("drawn-*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError, KeyError, TypeError):
+                    note = json.loads(line)
+                    found |= dict.fromkeys(note["keys"], note["seconds"] / len(note["keys"]))
+        return found
 
 
 def draw(pipe: Callable[[], Any], jobs: Sequence[Job], store: PictureStore, group: Group, progress: Progress) -> None:
@@ -106,7 +131,10 @@ def draw(pipe: Callable[[], Any], jobs: Sequence[Job], store: PictureStore, grou
     done = total - sum(map(len, missing))
     for batch in missing:
         progress(done, total)
-        pictures = _pictures(pipe(), batch)
+        ready = pipe()
+        at, began = time.time(), time.monotonic()
+        pictures = _pictures(ready, batch)
+        store.note(batch, at, time.monotonic() - began)
         for job, picture in zip(batch, pictures, strict=True):
             if not store.has(job):  # drawn before, in another batch: the one that was scored stays
                 store.write(job, picture)
@@ -133,7 +161,7 @@ def save_png(picture: Image.Image, path: Path, facts: dict[str, Any]) -> None:
     chunks = PngInfo()
     for name, value in facts.items():
         chunks.add_itxt(name, str(value))
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")  # runs beside each other share the folder
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(draft, format="PNG", pnginfo=chunks)

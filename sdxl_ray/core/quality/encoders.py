@@ -115,7 +115,7 @@ def load_encoder(
     `setting` is what errors call it. Raises UserError: unknown, unreachable (and how to point at a folder), pickled,
     incomplete, or of a family that is not read.
     """
-    folder = _locate(name, revision, setting)
+    folder = locate_encoder(name, revision, setting=setting)
     where = f"{setting} {name!r}"
     config = read_json(folder / "config.json")
     kind = str(config.get("model_type"))
@@ -131,7 +131,8 @@ def _unit(rows_ND: Tensor) -> Tensor:
     return torch.nn.functional.normalize(rows_ND.float(), dim=-1)
 
 
-def _locate(name: str, revision: str, setting: str) -> Path:
+def locate_encoder(name: str, revision: str = "", *, setting: str = "encoder") -> Path:
+    """The encoder's folder, from the hub where it must; nothing is loaded. Raises UserError as `load_encoder` does."""
     if name in _SHIPPED:
         return shipped.verify(_SHIPPED[name])
     path = Path(name).expanduser()

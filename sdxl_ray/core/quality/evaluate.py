@@ -1,7 +1,8 @@
 """Evaluate: draw every model's pictures under equal conditions, and score them beside the rows that give meaning.
 
 Every rank of the group calls `evaluate`; each draws its share, rank 0 scores. The pictures stay in `home/pictures`, so
-the same call again only scores, and a call with another model only draws that one's.
+the same call again only scores, a call with another model only draws that one's, and workers of a cluster that have
+called `render` leave a process alone nothing but the scoring.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,12 @@ from sdxl_ray.core.group import Alone, Group
 from sdxl_ray.core.pipeline import load_pipeline
 from sdxl_ray.core.quality.drawing import Drawing, Job, PictureStore, draw, save_png
 from sdxl_ray.core.quality.encoders import load_encoder
-from sdxl_ray.core.quality.intervals import RESAMPLES, Array
+from sdxl_ray.core.quality.intervals import RESAMPLES, Array, Terms
 from sdxl_ray.core.quality.models import REAL, Model, check_models
 from sdxl_ray.core.quality.prior import DRAWS, notes_path, prior_losses, read_notes, write_notes
 from sdxl_ray.core.quality.prompts import Prompts, Split, fill
 from sdxl_ray.core.quality.subject import Subject, require_unseen
-from sdxl_ray.core.quality.table import Looks, Scores
+from sdxl_ray.core.quality.table import Looks, Scores, split_at
 from sdxl_ray.records import Recorder
 
 OnRow = Callable[[dict[str, Any]], None]
@@ -37,7 +39,10 @@ _LARGEST_PHOTO = 512  # pixels, of the copies that reports show
 
 @dataclass(frozen=True)
 class Settings:
-    """Equal conditions. seeds: pictures per prompt; class_pictures: per class prompt; identity, clip: encoders."""
+    """Equal conditions. seeds: pictures per prompt; class_pictures: per class prompt; identity, clip: encoders.
+
+    steps: numbers of denoising steps that the subject is drawn with besides, `step_seeds` pictures per prompt.
+    """
 
     drawing: Drawing
     split: Split = "final"
@@ -47,6 +52,8 @@ class Settings:
     clip: str = "tiny-clip"
     resamples: int = RESAMPLES
     draws: int = DRAWS
+    steps: tuple[int, ...] = ()
+    step_seeds: int = 1
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -57,12 +64,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every picture that an evaluation needs, by model: `subject` in [prompt][seed] order, and of the plain class."""
+    """Every picture that an evaluation needs, by model: `subject` in [prompt][seed] order, and of the plain class.
+
+    at: number of denoising steps -> the subject once more (`Settings.steps`).
+    """
 
     subject: dict[str, list[list[Job]]]
     classes: dict[str, list[Job]]
     texts: tuple[str, ...]  # what the subject's pictures are scored against: the prompts about the class
     class_texts: tuple[str, ...]  # of each class picture
+    at: dict[int, dict[str, list[list[Job]]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, models: Sequence[Model], class_name: str, prompts: Prompts, settings: Settings) -> Plan:
@@ -75,21 +86,27 @@ class Plan:
             for seed in settings.seeds_of(settings.class_pictures)
             for prompt in class_prompts
         ]
-        subject = {
-            model.name: [
-                [Job(model, text if model.words is None else fill(prompt, model.words), seed, drawing)
-                 for seed in settings.seeds_of(settings.seeds)]
-                for prompt, text in zip(lists, texts, strict=True)
-            ]
-            for model in models
-        }  # fmt: skip
+
+        def subject(drawing: Drawing, seeds: int) -> dict[str, list[list[Job]]]:
+            return {
+                model.name: [
+                    [Job(model, text if model.words is None else fill(prompt, model.words), seed, drawing)
+                     for seed in settings.seeds_of(seeds)]
+                    for prompt, text in zip(lists, texts, strict=True)
+                ]
+                for model in models
+            }  # fmt: skip
+
         classes = {model.name: [Job(model, text, seed, drawing) for text, seed in class_jobs] for model in models}
-        return cls(subject, classes, tuple(texts), tuple(text for text, _ in class_jobs))
+        at = {n: subject(replace(drawing, num_inference_steps=n), settings.step_seeds) for n in settings.steps}
+        class_texts = tuple(text for text, _ in class_jobs)
+        return cls(subject(drawing, settings.seeds), classes, tuple(texts), class_texts, at)
 
     def jobs(self, model: Model) -> list[Job]:
-        """Seed by seed, so that more seeds only add to the end."""
+        """Seed by seed, so that more seeds only add to the end; then other numbers of steps, one after another."""
         by_seed = zip(*self.subject[model.name], strict=True)
-        return [job for jobs in by_seed for job in jobs] + self.classes[model.name]
+        besides = [job for drawn in self.at.values() for jobs in drawn[model.name] for job in jobs]
+        return [*(job for jobs in by_seed for job in jobs), *self.classes[model.name], *besides]
 
 
 @dataclass(frozen=True)
@@ -97,21 +114,24 @@ class Evaluation:
     """Rows of the tables `scores` and `pictures`; `absent` says which scores there are none of, and why.
 
     A score that could not be computed has the value None in `scores`; it is no row of the records. differences: of
-    every two models, under the same prompts, seeds and photos.
+    every two models, under the same prompts, seeds and photos. terms: (split, model, metric) -> what that score is the
+    mean of, so that several trainings and subjects can be joined.
     """
 
     scores: list[dict[str, Any]]
     differences: list[dict[str, Any]]
     pictures: list[dict[str, Any]]
     absent: list[str]
+    terms: dict[tuple[str, str, str], Terms]
 
     def record(self, recorder: Recorder) -> None:
         """Write every row."""
         for row in self.scores:
             if row["value"] is not None:
                 recorder.write("scores", row)
-        for row in self.pictures:
-            recorder.write("pictures", row)
+        for table, rows in (("differences", self.differences), ("pictures", self.pictures)):
+            for row in rows:
+                recorder.write(table, row)
 
 
 def evaluate(
@@ -130,49 +150,81 @@ def evaluate(
     encoder that cannot be reached.
     """
     group = group or Alone()
-    check_models(models)
-    for name in require_unseen(subject.photos, models):
-        on_row({"kind": "note", "text": f"what {name} was trained on is not here: overlap with the photos is unknown"})
-    plan = Plan.of(models, subject.class_name, prompts, settings)
-    looks = (
-        _looks(subject, plan, settings) if group.rank == 0 else None
-    )  # what is missing shows before hours of drawing
-    store = PictureStore(home / "pictures")
-    untuned = next((model for model in models if model.artifact is None), None)
-    losses: dict[str, Array] = {}
-    seconds: dict[str, float] = {}
-    for model in sorted(models, key=lambda model: model is not untuned):  # the base's class pictures serve the others
-        began = time.monotonic()
-        with _pipeline(model, settings, on_row) as pipe:
-            draw(pipe, plan.jobs(model), store, group, _progress(f"drawing {model.name}", on_row))
-            group.barrier()
-            if group.rank == 0 and untuned is not None:
-                losses[model.name] = _losses(model, pipe, plan, plan.classes[untuned.name], store, settings)
-        seconds[model.name] = time.monotonic() - began
+    plan = check(models, subject, prompts, settings, on_row)
+    looks = load_looks(subject, plan, settings) if group.rank == 0 else None  # missing shows before hours of drawing
+    began = time.monotonic()
+    losses = render(models, plan, settings, home, group, on_row)
     if looks is None:
         return None
+    store, base = PictureStore(home / "pictures"), _untuned(models)
+    each_s = (time.monotonic() - began) / len(models)
     scores = Scores(subject, settings.split, settings.resamples, looks)
     for number, model in enumerate(models):
         on_row({"kind": "phase", "name": "scoring", "done": number, "total": len(models)})
         scores.add(
             model,
-            [[store.read(job) for job in jobs] for jobs in plan.subject[model.name]],
-            [store.read(job) for job in plan.classes[model.name]],
-            [store.read(job) for job in plan.classes[untuned.name]] if untuned else [],
+            store.grid(plan.subject[model.name]),
+            store.grid([plan.classes[model.name]])[0],
+            store.grid([plan.classes[base.name]])[0] if base else [],
             losses.get(model.name),
-            seconds[model.name],
+            each_s,
         )
+        for steps, jobs in plan.at.items():
+            scores.add_steps(model, steps, store.grid(jobs[model.name]))
     scores.add_references()
-    if untuned is not None:
-        scores.add_gains(untuned.name)
-    return Evaluation(
-        scores.rows, scores.differences(), _picture_rows(models, subject, plan, store, settings, home), scores.absent
-    )
+    if base is not None:
+        scores.add_gains(base.name)
+    pictures = _picture_rows(models, subject, plan, store, settings, home)
+    return Evaluation(scores.rows, scores.differences(), pictures, scores.absent, scores.terms)
 
 
-def _looks(subject: Subject, plan: Plan, settings: Settings) -> Looks:
+def check(
+    models: Sequence[Model], subject: Subject, prompts: Prompts, settings: Settings, on_row: OnRow = lambda _: None
+) -> Plan:
+    """The plan, once everything that can be wrong before drawing is known to be right. Raises UserError."""
+    check_models(models)
+    for name in require_unseen(subject.photos, models):
+        on_row({"kind": "note", "text": f"what {name} was trained on is not here: overlap with the photos is unknown"})
+    return Plan.of(models, subject.class_name, prompts, settings)
+
+
+def render(
+    models: Sequence[Model], plan: Plan, settings: Settings, home: Path, group: Group, on_row: OnRow
+) -> dict[str, Array]:
+    """Collective. Draw what `home/pictures` lacks, each rank its share; the prior losses by model, on every rank.
+
+    There are no losses without the base, whose class pictures they are of. Raises RunError as `generate` does.
+    """
+    base, store = _untuned(models), PictureStore(home / "pictures")
+    order = sorted(models, key=lambda model: model is not base)  # the base's class pictures serve the others
+    for number, model in enumerate(order):
+        with _pipeline(model, settings, on_row) as pipe:
+            for _, jobs in groupby(plan.jobs(model), key=lambda job: job.drawing):  # a batch has one number of steps
+                draw(pipe, list(jobs), store, group, _progress(f"drawing {model.name}", on_row))
+            group.barrier()
+            if base is not None and number % group.world == group.rank:
+                known_losses(model, pipe, plan, plan.classes[base.name], store, settings)
+    group.barrier()
+    if base is None:
+        return {}
+    return {m.name: known_losses(m, _not_asked, plan, plan.classes[base.name], store, settings) for m in models}
+
+
+def _untuned(models: Sequence[Model]) -> Model | None:
+    return next((model for model in models if model.artifact is None), None)
+
+
+def _not_asked() -> Any:
+    raise AssertionError("some rank has measured it")
+
+
+def load_looks(subject: Subject, plan: Plan, settings: Settings, prefix: str = "--") -> Looks:
+    """The encoders of `settings` with what they say of the photos and prompts. Raises UserError as they do.
+
+    prefix: of the settings' names, as the user knows them.
+    """
     identity, clip = (
-        load_encoder(name, device=settings.device, setting=f"--{kind}")
+        load_encoder(name, device=settings.device, setting=f"{prefix}{kind}")
         for kind, name in (("identity", settings.identity), ("clip", settings.clip))
     )
     return Looks(identity, clip, subject, plan.texts)
@@ -193,9 +245,13 @@ def _pipeline(model: Model, settings: Settings, on_row: OnRow) -> Iterator[Calla
         torch.cuda.empty_cache()
 
 
-def _losses(
+def known_losses(
     model: Model, pipe: Callable[[], Any], plan: Plan, of: Sequence[Job], store: PictureStore, settings: Settings
 ) -> Array:
+    """The model's prior losses on the class pictures `of`: kept beside the pictures, computed when they are not there.
+
+    `pipe` is only called when they have to be.
+    """
     seed = FIRST_SEED[settings.split]
     what = [model.identity, [job.key for job in of], seed, settings.draws, str(settings.dtype)]
     path = notes_path(store.folder, what)
@@ -211,16 +267,20 @@ def _picture_rows(
 ) -> list[dict[str, Any]]:
     """Where every picture is. `prompt` is the one about the class, so that models can be laid side by side."""
 
-    def row(model: Model, prompt: str, job: Job, purpose: str) -> dict[str, Any]:
-        path = store.path(job).relative_to(home).as_posix()
-        return {**known, "step": model.step, "model": model.name, "prompt": prompt, "seed": job.seed, "path": path,
-                "purpose": purpose}  # fmt: skip
+    seconds = store.seconds()
 
-    known = {"subject": subject.name, "split": settings.split}
+    def row(model: Model, prompt: str, job: Job, purpose: str, split: str = settings.split) -> dict[str, Any]:
+        path = store.path(job).relative_to(home).as_posix()
+        return {"subject": subject.name, "step": model.step, "model": model.name, "prompt": prompt, "seed": job.seed,
+                "path": path, "purpose": purpose, "split": split, "seconds": seconds.get(job.key)}  # fmt: skip
+
     rows = []
     for model in models:
-        for text, jobs in zip(plan.texts, plan.subject[model.name], strict=True):
-            rows += [row(model, text, job, "subject") for job in jobs]
+        drawn: list[tuple[str, list[list[Job]]]] = [(settings.split, plan.subject[model.name])]
+        drawn += [(split_at(settings.split, steps), jobs[model.name]) for steps, jobs in plan.at.items()]
+        for split, by_prompt in drawn:
+            for text, jobs in zip(plan.texts, by_prompt, strict=True):
+                rows += [row(model, text, job, "subject", split) for job in jobs]
         classes = zip(plan.class_texts, plan.classes[model.name], strict=True)
         rows += [row(model, text, job, "class") for text, job in classes]
     for number, photo in enumerate(subject.photos):
@@ -228,8 +288,8 @@ def _picture_rows(
         copy.thumbnail((_LARGEST_PHOTO, _LARGEST_PHOTO))
         path = store.folder / REAL / f"{photo.pixels[:16]}.png"
         save_png(copy, path, {"photo": photo.name})
-        rows.append({**known, "step": 0, "model": REAL, "prompt": "", "seed": number,
-                     "path": path.relative_to(home).as_posix(), "purpose": REAL})  # fmt: skip
+        rows.append({"subject": subject.name, "step": 0, "model": REAL, "prompt": "", "seed": number,
+                     "path": path.relative_to(home).as_posix(), "purpose": REAL, "split": settings.split})  # fmt: skip
     return rows
 
 

@@ -58,23 +58,37 @@ class Interval:
 
 def interval(terms: Terms, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """Percentile bootstrap of the mean. Depends on its arguments only."""
+    means = resampled(terms, seed, resamples)
+    low, high = ends(means) if means is not None else (None, None)
+    return Interval(terms.mean, low, high, terms.n)
+
+
+def resampled(terms: Terms, seed: int = 0, resamples: int = RESAMPLES) -> Array | None:
+    """The mean of each resample, fp64 [resamples]; NaN for a draw that hit one member only and has no pair in it.
+
+    None where there is nothing to draw again.
+    """
     sizes = dict(zip(terms.units, terms.values.shape, strict=True))
     if not any(size > terms.units.count(unit) for unit, size in sizes.items()):
-        return Interval(terms.mean, None, None, terms.n)
-    counts = {unit: _counts(unit, size, seed, resamples) for unit, size in sizes.items()}
+        return None
+    drawn = {unit: counts(unit, size, seed, resamples) for unit, size in sizes.items()}
     known = np.isfinite(terms.values)
-    weights = [counts[unit] for unit in terms.units]
+    weights = [drawn[unit] for unit in terms.units]
     axes = string.ascii_lowercase[: len(weights)]
     spec = ",".join([*(f"z{axis}" for axis in axes), axes]) + "->z"
     top: Any = np.einsum(spec, *weights, np.where(known, terms.values, 0.0), optimize=True)
     bottom: Any = np.einsum(spec, *weights, known.astype(np.float64), optimize=True)
-    # A draw that hit one member only has no pair in it.
-    means = top[bottom > 0] / bottom[bottom > 0]
-    low, high = np.quantile(means, [(1 - _SHARE) / 2, (1 + _SHARE) / 2])
-    return Interval(terms.mean, float(low), float(high), terms.n)
+    means: Array = np.divide(top, bottom, out=np.full(resamples, np.nan), where=bottom > 0)
+    return means
 
 
-def _counts(unit: str, size: int, seed: int, resamples: int) -> Array:
+def ends(means: Array) -> tuple[float, float]:
+    """Where 95 % of resampled means lie."""
+    low, high = np.nanquantile(means, [(1 - _SHARE) / 2, (1 + _SHARE) / 2])
+    return float(low), float(high)
+
+
+def counts(unit: str, size: int, seed: int, resamples: int) -> Array:
     """How often each member was drawn: fp64 [resamples, size], rows sum to `size`."""
     rng = counted(seed, f"resample {unit}", size)
     return rng.multinomial(size, np.full(size, 1 / size), resamples).astype(np.float64)

@@ -20,12 +20,16 @@ REAL, OTHER = "real", "other"
 
 @dataclass(frozen=True)
 class Model:
-    """One row of the comparison. words: the subject in its prompts; None where it only knows the class (the base)."""
+    """One row of the comparison. words: the subject in its prompts; None where it only knows the class (the base).
+
+    trained: steps so far, of a model in training that has no artifact yet.
+    """
 
     name: str
     base: Base
     artifact: Artifact | None = None
     words: str | None = None
+    trained: int = 0
 
     @property
     def hash(self) -> str:
@@ -35,7 +39,7 @@ class Model:
     @property
     def step(self) -> int:
         """Optimizer steps it was trained for."""
-        return self.artifact.manifest.step if self.artifact else 0
+        return self.artifact.manifest.step if self.artifact else self.trained
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,29 +26,38 @@ _CODE_VERSION = 1
 
 @torch.no_grad()
 def prior_losses(
-    pipe: Any, pictures: Sequence[Image.Image], prompts: Sequence[str], seed: int, draws: int = DRAWS
+    pipe: Any,
+    pictures: Sequence[Image.Image],
+    prompts: Sequence[str],
+    seed: int,
+    draws: int = DRAWS,
+    only: Sequence[int] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Unweighted denoising loss of each picture under its prompt, fp64 [N]: mean over `draws`.
 
-    Noise depends on (seed, picture, draw) only, so models are compared at the same noise. Loss is on the model's own
-    prediction type. Raises RunError when the VAE gives NaN.
+    Noise depends on (seed, picture's place, draw) only, so models are compared at the same noise. Loss is on the
+    model's own prediction type. only: the places of the pictures that are wanted; N is their number.
+    Raises RunError when the VAE gives NaN.
     """
+    places = range(len(pictures)) if only is None else only
     diffusion = Diffusion.of(pipe.scheduler.config, Objective())
-    rows = encode_pictures(pipe.vae, pictures, [f"class picture {i}" for i in range(len(pictures))])
+    with torch.autocast(pipe.vae.device.type, enabled=False):  # SDXL's VAE needs its own precision
+        rows = encode_pictures(pipe.vae, [pictures[i] for i in places], [f"class picture {i}" for i in places])
     device, dtype = pipe.unet.device, pipe.unet.dtype
-    losses = np.empty((len(pictures), draws))
+    losses = np.empty((len(places), draws))
     steps = [int((draw + 0.5) / draws * diffusion.steps) for draw in range(draws)]
     texts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    for i, (row, picture, prompt) in enumerate(zip(rows, pictures, prompts, strict=True)):
+    # Every prompt, whichever pictures are wanted: where text encoders are sharded, each rank must encode as often.
+    for prompt in dict.fromkeys(prompts):
+        hidden, _, pooled, _ = pipe.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)
+        texts[prompt] = hidden, pooled
+    for n, (i, row) in enumerate(zip(places, rows, strict=True)):
         latents_1CHW = scale_latents(pipe.vae.config, row["mean"][None])
-        if prompt not in texts:
-            hidden, _, pooled, _ = pipe.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)
-            texts[prompt] = hidden, pooled
-        hidden_1LC, pooled_1P = texts[prompt]
+        hidden_1LC, pooled_1P = texts[prompts[i]]
         noise_BCHW = gaussian(seed, "prior loss", i, range(draws), latents_1CHW.shape[1:])
         t_B = torch.tensor(steps)
         clean_BCHW = latents_1CHW.expand_as(noise_BCHW)
-        size = (picture.height, picture.width)
+        size = (pictures[i].height, pictures[i].width)
         time_ids_B6 = torch.tensor([[*size, 0, 0, *size]] * draws, device=device)
         prediction_BCHW = pipe.unet(
             diffusion.add_noise(clean_BCHW, noise_BCHW, t_B).to(device, dtype),
@@ -57,7 +67,7 @@ def prior_losses(
             return_dict=False,
         )[0]
         target_BCHW = diffusion.target(clean_BCHW, noise_BCHW, t_B)
-        losses[i] = example_loss(prediction_BCHW.cpu(), target_BCHW, Objective()).double().numpy()
+        losses[n] = example_loss(prediction_BCHW.cpu(), target_BCHW, Objective()).double().numpy()
     mean_N: npt.NDArray[np.float64] = losses.mean(axis=1)
     return mean_N
 
@@ -80,6 +90,6 @@ def read_notes(path: Path) -> npt.NDArray[np.float64] | None:
 def write_notes(path: Path, losses: npt.NDArray[np.float64]) -> None:
     """Keep losses; JSON holds every float bit for bit."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
+    draft = path.with_suffix(f".{uuid.uuid4().hex}.draft")  # runs beside each other share the folder
     draft.write_text(json.dumps(losses.tolist()))
     draft.replace(path)

@@ -7,7 +7,7 @@ refused: by the bytes of the file, and by its decoded pixels, so that neither a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,9 +79,6 @@ def require_unseen(photos: Sequence[Photo], models: Sequence[Model], setting: st
     Training pictures are those of the run folder that the artifact lies in, else those that its recipe names, where
     they still are.
     """
-    keys = {photo.key: photo for photo in photos}
-    pixels = {photo.pixels: photo for photo in photos}
-    sizes = {photo.picture.size for photo in photos}
     unknown = []
     for model in models:
         if model.artifact is None:
@@ -90,16 +87,31 @@ def require_unseen(photos: Sequence[Photo], models: Sequence[Model], setting: st
         if trained is None:
             unknown.append(model.name)
             continue
-        for row in trained:
-            seen = keys.get(row.key)
-            if seen is None and (row.width, row.height) in sizes:
-                seen = pixels.get(_decoded(row))
-            if seen is not None:
-                raise UserError(
-                    f"{setting}: photo {seen.name!r} is one that {model.name!r} was trained on ({row.source}), and "
-                    "would flatter it: give photos that were held out"
-                )
+        require_untrained(photos, trained, model.name, setting)
     return unknown
+
+
+def require_untrained(photos: Sequence[Photo], trained: Iterable[Picture], name: str, setting: str) -> None:
+    """Raise UserError when a photo is among the pictures that the model `name` is trained on."""
+    keys = {photo.key: photo for photo in photos}
+    pixels = {photo.pixels: photo for photo in photos}
+    sizes = {photo.picture.size for photo in photos}
+    for row in trained:
+        seen = keys.get(row.key)
+        if seen is None and (row.width, row.height) in sizes:
+            seen = pixels.get(_decoded(row))
+        if seen is not None:
+            raise UserError(
+                f"{setting}: photo {seen.name!r} is one that {name!r} was trained on ({row.source}), and "
+                "would flatter it: give photos that were held out"
+            )
+
+
+def photos_of(pictures: PictureSet) -> tuple[Photo, ...]:
+    """A run's held-out pictures as photos, each once, in an order of their content."""
+    rows = sorted(pictures, key=lambda row: row.key)
+    photos = (Photo(Path(row.source).name, pictures.read(row), row.key) for row in rows)
+    return tuple({photo.pixels: photo for photo in photos}.values())
 
 
 def training_pictures(artifact: Artifact) -> tuple[Picture, ...] | None:

@@ -21,6 +21,11 @@ from sdxl_ray.core.quality.subject import Photo, Subject
 Pictures = Sequence[Image.Image]
 
 
+def split_at(split: str, steps: int) -> str:
+    """What records call a split that was drawn with another number of denoising steps: `final@8`."""
+    return f"{split}@{steps}"
+
+
 class Looks:
     """The encoders, and what they say of the photos and the prompts."""
 
@@ -33,7 +38,7 @@ class Looks:
 
 @dataclass
 class Scores:
-    """Collects rows. The terms behind them are kept, so that differences can be paired."""
+    """Collects rows. terms: (split, model, metric) -> what a score is the mean of, so that differences are paired."""
 
     subject: Subject
     split: str
@@ -41,7 +46,8 @@ class Scores:
     looks: Looks
     rows: list[dict[str, Any]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
-    _terms: dict[str, dict[str, Terms]] = field(default_factory=dict)
+    terms: dict[tuple[str, str, str], Terms] = field(default_factory=dict)
+    _models: list[str] = field(default_factory=list)
 
     def add(
         self,
@@ -76,11 +82,25 @@ class Scores:
             "div": (metrics.diversity(np.stack([patches for _, patches in seen])), identity),
         }
         assert set(found) == set(METRICS)
-        self._terms[model.name] = {name: terms for name, (terms, _) in found.items() if terms is not None}
+        self._models.append(model.name)
         seconds += time.monotonic() - began
         for name, (terms, encoder) in found.items():
             self._row(model.name, name, terms, encoder, step=model.step, artifact=model.hash, seconds=seconds)
         self._explain(len(photos[identity.name]), bool(base_classes), len(pictures[0]))
+
+    def add_steps(self, model: Model, steps: int, pictures: Sequence[Pictures]) -> None:
+        """Score the subject as drawn with another number of denoising steps; rows of a split of their own."""
+        identity, clip = self.looks.identity, self.looks.clip
+        clip_PSD = np.stack([clip.pictures(some) for some in pictures])
+        identity_PSD = np.stack([identity.pictures(some) for some in pictures])
+        found = {
+            "dino_i": (metrics.fidelity(identity_PSD, self.looks.photos[identity.name]), identity),
+            "clip_i": (metrics.fidelity(clip_PSD, self.looks.photos[clip.name]), clip),
+            "clip_t": (metrics.alignment(clip_PSD, self.looks.texts_PD), clip),
+        }
+        split = split_at(self.split, steps)
+        for name, (terms, encoder) in found.items():
+            self._row(model.name, name, terms, encoder, step=model.step, artifact=model.hash, split=split)
 
     def add_references(self) -> None:
         """The ceiling (photos against each other) and the floor (another subject of the class, where given)."""
@@ -92,29 +112,40 @@ class Scores:
 
     def add_gains(self, base: str) -> None:
         """For every score of a tuned model, `<metric>_gain`: minus the base's, paired by prompt, seed and photo."""
-        for row in [row for row in self.rows if row["model"] in self._terms and row["model"] != base]:
+        tuned = [name for name in self._models if name != base]
+        for row in [row for row in self.rows if row["model"] in tuned and row["split"] == self.split]:
             terms = self._difference(row["model"], base, row["metric"])
             if terms is not None:
                 self.rows.append({**row, "metric": f"{row['metric']}_gain", **self._interval(terms)})
 
     def differences(self) -> list[dict[str, Any]]:
         """Every model minus every one before it, under the same prompts, seeds and photos."""
-        pairs = [(second, first, name) for first, second in combinations(self._terms, 2) for name in METRICS]
+        pairs = [(second, first, name) for first, second in combinations(self._models, 2) for name in METRICS]
+        known = {"step": 0, "subject": self.subject.name, "split": self.split}
         return [
-            {"model": second, "against": first, "metric": name, **self._interval(terms)}
+            {**known, "model": second, "against": first, "metric": name, **self._interval(terms)}
             for second, first, name in pairs
             if (terms := self._difference(second, first, name)) is not None
         ]
 
     def _difference(self, model: str, against: str, metric: str) -> Terms | None:
-        one, two = (self._terms[name].get(metric) for name in (model, against))
+        one, two = (self.terms.get((self.split, name, metric)) for name in (model, against))
         return None if one is None or two is None else one - two
 
     def _row(self, model: str, metric: str, terms: Terms | None, encoder: Encoder | None, **more: Any) -> None:
-        row = {"step": 0, "model": model, "subject": self.subject.name, "metric": metric}
+        row: dict[str, Any] = {
+            "step": 0,
+            "model": model,
+            "subject": self.subject.name,
+            "metric": metric,
+            "split": self.split,
+        }
         row |= self._interval(terms) if terms is not None else {"value": None, "low": None, "high": None, "n": 0}
         row |= {"encoder": encoder and encoder.name, "preprocessing": encoder and encoder.preprocessing}
-        self.rows.append({**row, "split": self.split, "artifact": "", "seconds": None, **more})
+        row |= {"artifact": "", "seconds": None, **more}
+        self.rows.append(row)
+        if terms is not None:
+            self.terms[row["split"], model, metric] = terms
 
     def _interval(self, terms: Terms) -> dict[str, Any]:
         found = interval(terms, resamples=self.resamples)

@@ -1,20 +1,25 @@
 """Measures the embedded base and writes `scores.json`, `CARD.md` and its pictures.
 
-    python -m sdxl_ray.core.tinycard --work /tmp/card              # all of it, about 25 min on two cores
-    python -m sdxl_ray.core.tinycard --work /tmp/card --only base  # encoders and base, without tuning
+    python -m sdxl_ray.core.tinycard --work /tmp/card               # all of it, about 40 min on two cores
+    python -m sdxl_ray.core.tinycard --work /tmp/card --only base   # encoders and base, without tuning
+    python -m sdxl_ray.core.tinycard --work /tmp/card --only train  # tunes and draws subjects; the first judges
+    python -m sdxl_ray.core.tinycard --work /tmp/card --only speed  # speed again, on an idle machine, 6 min
 
-Every part is kept in the work folder as it is done, and not measured again.
+Every part is kept in the work folder as it is done, and not measured again while what it depends on is the same. Runs
+belong to the base, what was measured of them also to the encoders: other encoders judge the same runs anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
@@ -25,20 +30,37 @@ from sdxl_ray.core.tinycard import page
 from sdxl_ray.core.tinycard.encoders import control, identity, views
 from sdxl_ray.core.tinycard.pictures import Drawer
 from sdxl_ray.core.tinycard.reality import Reality, Scene
-from sdxl_ray.core.tinycard.tuning import ARMS, SUBJECTS_TUNED, judge, reference, tune
+from sdxl_ray.core.tinycard.tuning import ARMS, SUBJECTS_TUNED, draw, judge, reference, training_seconds, tune
 from sdxl_ray.tiny import shipped
 from sdxl_ray.tiny.builder.finish import MADE
 
 _COUNTS = {"seen": 240, "unseen": 192, "colored": 132}
+#: part -> what of the shipped tree it depends on; others on all
+_DEPENDS = {
+    "identity": ("scorers/identity",),
+    **dict.fromkeys(_COUNTS, ("base", "scorers/clip")),
+    "speed": ("base",),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m sdxl_ray.core.tinycard", description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="where parts, runs and grids are kept")
-    parser.add_argument("--only", choices=("base",), help="leave out the tuning of subjects")
+    parser.add_argument("--only", choices=("base", "train", "speed"), help="one part of it; see above")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    scores = measure(given.work, tuning=given.only is None)
+    if given.only == "train":
+        for subject in SUBJECTS_TUNED:
+            for arm in ("base", *ARMS):
+                sys.stderr.write(f"training {subject}, {arm}\n")
+                draw(subject, arm, _runs(given.work), Drawer())
+        return
+    if given.only == "speed":
+        scores = json.loads((shipped.ROOT / "scores.json").read_text())
+        scores["speed"] = speed(Drawer())
+        _kept(given.work, "speed").write_text(json.dumps(scores["speed"]))
+    else:
+        scores = measure(given.work, tuning=given.only is None)
     (shipped.ROOT / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     (shipped.ROOT / "CARD.md").write_text(page.card(scores))
 
@@ -48,10 +70,10 @@ def measure(work: Path, *, tuning: bool = True) -> dict[str, Any]:
     reality, base = Reality(), Drawer()
     eye, clip = load_encoder("tiny-identity"), load_encoder("tiny-clip")
     made = json.loads((shipped.ROOT / MADE).read_text())
-    scores: dict[str, Any] = {"revision": shipped.revision(), "date": date.today().isoformat(), "made": made}
+    scores: dict[str, Any] = {"revision": shipped.index_revision(), "date": date.today().isoformat(), "made": made}
 
     def part(name: str, make: Callable[[], Any]) -> None:
-        file = work / f"{name}-{shipped.revision()[:12]}.json"
+        file = _kept(work, name)
         if not file.is_file():
             sys.stderr.write(f"measuring {name}\n")
             file.write_text(json.dumps(make()))
@@ -64,26 +86,43 @@ def measure(work: Path, *, tuning: bool = True) -> dict[str, Any]:
         sheet(scenes[:48], made[:48]).save(work / f"{kind}.png")
         return {"real": control(clip, real, scenes), "base": control(clip, made, scenes)}
 
+    def tuned(subject: str) -> dict[str, Any]:
+        pictures = {arm: draw(subject, arm, _runs(work), base) for arm in ("base", *ARMS)}
+        shown = {"real": views(subject, held_out=True), **{arm: drawn["own"][::2] for arm, drawn in pictures.items()}}
+        grid([row[:8] for row in shown.values()], list(shown), [""] * 8).save(work / f"subject-{subject}.png")
+        return {
+            "reference": reference(subject, eye, base, reality.siblings(subject, 10)),
+            "models": {arm: judge(subject, drawn, eye, clip) for arm, drawn in pictures.items()},
+        }
+
     part("identity", lambda: identity(eye, reality))
     for kind in _COUNTS:
         part(kind, partial(drawn, kind))
-    part("speed", lambda: {"batch_1": base.rate(1, 8), "batch_8": base.rate(8, 32)})
+    part("speed", lambda: speed(base))
     if tuning:
         for subject in SUBJECTS_TUNED:
-            part(f"subject_{subject}", partial(tuned, subject, work, base, eye, clip))
+            part(f"subject_{subject}", partial(tuned, subject))
     return scores
 
 
-def tuned(subject: str, work: Path, base: Drawer, eye: Any, clip: Any) -> dict[str, Any]:
-    """One subject under every arm, beside the base and the ceiling; its grid of pictures goes to `work`."""
-    rows: dict[str, Any] = {"base": judge(subject, base, eye, clip)}
-    for arm in ARMS:
-        made = tune(subject, arm, work / "runs")
-        rows[arm] = {**judge(subject, Drawer(Path(made["artifact"])), eye, clip), **made}
-        del rows[arm]["artifact"]
-    shown = {"real": views(subject, held_out=True), **{arm: row.pop("pictures")[::2] for arm, row in rows.items()}}
-    grid([pictures[:8] for pictures in shown.values()], list(shown), [""] * 8).save(work / f"subject-{subject}.png")
-    return {"ceiling": reference(subject, eye), "models": rows}
+def speed(base: Drawer) -> dict[str, float]:
+    """Pictures a second, and the seconds that training one subject takes under each arm."""
+    rates = {"batch_1": base.rate(1, 8), "batch_8": base.rate(8, 32)}
+    with TemporaryDirectory() as storage:
+        return rates | {arm: training_seconds(tune(SUBJECTS_TUNED[0], arm, Path(storage))) for arm in ARMS}
+
+
+def _runs(work: Path) -> Path:
+    return work / f"runs-{shipped.revision()[:12]}"
+
+
+def _kept(work: Path, name: str) -> Path:
+    """Where a part is kept: by what it depends on, so that another scorer has only its own parts measured again."""
+    digest = hashlib.sha256()
+    for file, found in shipped.files().items():
+        if file.startswith(_DEPENDS.get(name, shipped.LISTED)):
+            digest.update(f"{file} {found}\n".encode())
+    return work / f"{name}-{digest.hexdigest()[:12]}.json"
 
 
 def sheet(scenes: list[Scene], pictures: list[Image.Image]) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,14 +59,14 @@ def _with(scene: Scene, what: str, option: str) -> Scene:
     return replace(scene, place=option) if what == "place" else replace(scene, look=option)
 
 
-def identity(encoder: Encoder, reality: Reality) -> Scores:
+def identity(encoder: Encoder, reality: Reality, subjects: Sequence[str] = tuple(SUBJECTS)) -> Scores:
     """Mean cosines to a subject's training pictures, by what is compared; retrieval; decoys."""
-    training = {name: encoder.pictures(views(name, held_out=False)) for name in SUBJECTS}
-    held_out = {name: encoder.pictures(views(name, held_out=True)) for name in SUBJECTS}
-    siblings = {name: encoder.pictures(reality.siblings(name, 2 * HELD_OUT)) for name in SUBJECTS}
+    training = {name: encoder.pictures(views(name, held_out=False)) for name in subjects}
+    held_out = {name: encoder.pictures(views(name, held_out=True)) for name in subjects}
+    siblings = {name: encoder.pictures(reality.siblings(name, 2 * HELD_OUT)) for name in subjects}
     rows: dict[str, Scores] = {}
     for name, own in training.items():
-        others = np.concatenate([held_out[other] for other in SUBJECTS if other != name])
+        others = np.concatenate([held_out[other] for other in subjects if other != name])
         decoys = {kind: encoder.pictures(pictures) for kind, pictures in reality.decoys(name, HELD_OUT).items()}
         rows[name] = {
             "same": _near(own, held_out[name]),
@@ -74,7 +75,7 @@ def identity(encoder: Encoder, reality: Reality) -> Scores:
             **{f"decoy_{kind}": _near(own, vectors) for kind, vectors in decoys.items()},
         }
     gallery = np.concatenate([*training.values(), *siblings.values()])
-    owners = [name for name in SUBJECTS for _ in range(TRAINING)] + [""] * (len(SUBJECTS) * 2 * HELD_OUT)
+    owners = [name for name in subjects for _ in range(TRAINING)] + [""] * (len(subjects) * 2 * HELD_OUT)
     found = [
         owners[int((gallery @ vector).argmax())] == name for name, vectors in held_out.items() for vector in vectors
     ]
@@ -83,6 +84,7 @@ def identity(encoder: Encoder, reality: Reality) -> Scores:
         "mean": {key: float(np.mean([row[key] for row in rows.values()])) for key in next(iter(rows.values()))},
         "retrieval": float(np.mean(found)),
         "retrieval_n": len(found),
+        "ranked": float(np.mean([row["same"] > row["same_class"] > row["other_class"] for row in rows.values()])),
         "decoys_below_siblings": float(
             np.mean([row[key] < row["same_class"] for row in rows.values() for key in row if key.startswith("decoy")])
         ),

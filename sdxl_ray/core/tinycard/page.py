@@ -33,6 +33,19 @@ _ARMS = {
     "dreambooth": "DreamBooth, 60 class pictures",
     "dreambooth_no_prior": "DreamBooth without",
 }
+_REFERENCES = {
+    "real": "real, held out",
+    "autoencoder": "these through the autoencoder",
+    "another": "others of the class, as drawn",
+}
+_FIGURES = {
+    "subject_fidelity": "fidelity",
+    "prompt_score": "prompt score",
+    "place_accuracy": "place",
+    "class_accuracy": "class",
+    "leak": "leak",
+    "other_classes_accuracy": "other classes",
+}
 
 
 def card(scores: Scores) -> str:
@@ -44,7 +57,7 @@ def card(scores: Scores) -> str:
         _identity(scores),
         _tuning(scores),
     ]
-    return "\n".join([*parts, sentences.SPEED.format(**scores["speed"]), _made(scores), _sources(), sentences.LIMITS])
+    return "\n".join([*parts, _speed(scores["speed"]), _made(scores), _sources(), sentences.LIMITS])
 
 
 def _facts(scores: Scores) -> Scores:
@@ -100,35 +113,38 @@ def _tuning(scores: Scores) -> str:
     tuned = {key.removeprefix("subject_"): value for key, value in scores.items() if key.startswith("subject_")}
     if not tuned:
         return ""
-    rows = []
-    for subject, result in tuned.items():
-        for arm, model in result["models"].items():
-            rows.append(
-                [
-                    subject,
-                    _ARMS[arm],
-                    f"{model['subject_fidelity']:.3f} of {result['ceiling']:.3f}",
-                    *(
-                        _number(model[key])
-                        for key in (
-                            "prompt_score",
-                            "place_accuracy",
-                            "class_accuracy",
-                            "leak",
-                            "other_classes_accuracy",
-                        )
-                    ),
-                    f"{model['training_seconds']:.0f} s" if "training_seconds" in model else "",
-                ]
-            )
-    columns = ["subject", "model", "fidelity", "prompt score", "place", "class", "leak", "other classes", "training"]
-    return sentences.TUNING + _table(columns, rows)
+    results = list(tuned.values())
+    mean = {"reference": _means(result["reference"] for result in results), "models": {}}
+    for arm in results[0]["models"]:
+        mean["models"][arm] = _means(result["models"][arm] for result in results)
+    rows = [row for subject, result in {**tuned, "mean": mean}.items() for row in _subject_rows(subject, result)]
+    return sentences.TUNING + _table(["subject", "pictures", *_FIGURES.values()], rows)
+
+
+def _subject_rows(subject: str, result: Scores) -> Iterable[list[Any]]:
+    for key, words in _REFERENCES.items():
+        yield [subject, words, _number(result["reference"][key]), *[""] * (len(_FIGURES) - 1)]
+    for arm, model in result["models"].items():
+        yield [subject, _ARMS[arm], *(_number(model[key]) for key in _FIGURES)]
+
+
+def _means(rows: Iterable[Scores]) -> Scores:
+    kept = list(rows)
+    return {key: sum(row[key] for row in kept) / len(kept) for key in kept[0]}
+
+
+def _speed(rates: Scores) -> str:
+    return sentences.SPEED.format(**rates) + (sentences.TRAINING.format(**rates) if "lora" in rates else "")
 
 
 def _made(scores: Scores) -> str:
-    made = scores["made"]
-    rows = [[name, f"{stage['minutes']:.1f}", stage["samples"]] for name, stage in made["stages"].items()]
-    return sentences.MADE.format(**made) + _table(["stage", "minutes", "pictures seen"], rows)
+    stages = scores["made"]["stages"]
+    rows = [
+        [name, f"{stage['minutes']:.1f}", stage["samples"], stage.get("started_from", "")[:16]]
+        for name, stage in stages.items()
+    ]
+    columns = ["stage", "minutes", "pictures seen", "went on from the weights of index"]
+    return sentences.MADE.format(**scores["made"]) + _table(columns, rows)
 
 
 def _sources() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -32,6 +33,15 @@ class Drawer:
             guidance_scale=GUIDANCE,
             batch_size=batch_size,
         )
+
+    @torch.inference_mode()
+    def recoded(self, pictures: list[Image.Image]) -> list[Image.Image]:
+        """RGB pictures of one size through the autoencoder and back."""
+        pixels_BHWC = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+        vae = self._pipe.vae
+        coded = vae.decode(vae.encode(pixels_BHWC.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean).sample
+        shown = ((coded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        return [Image.fromarray(picture) for picture in shown]
 
     def rate(self, batch_size: int, pictures: int) -> float:
         """Pictures a second, after a first batch that does not count."""

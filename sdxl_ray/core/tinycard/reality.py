@@ -11,7 +11,7 @@ from sdxl_ray.tiny.builder.stages import scenery
 from sdxl_ray.tiny.captions import with_article
 from sdxl_ray.tiny.catalog import CLASSES, COLORS, DRAWINGS, SUBJECTS, Design
 from sdxl_ray.tiny.places import PLACES
-from sdxl_ray.tiny.scenes import DECOYS, decoy, held_out_pairs, random_poses
+from sdxl_ray.tiny.scenes import DECOYS, Scenery, decoy, held_out_pairs, random_poses
 
 #: Far from the numbers of training scenes.
 SEED = 77_000_000
@@ -32,10 +32,10 @@ class Scene:
 
 
 class Reality:
-    """Draws real scenes (needs the picture sets)."""
+    """Draws real scenes (needs the picture sets, unless it is given a scenery)."""
 
-    def __init__(self) -> None:
-        self._scenery = scenery()
+    def __init__(self, drawn: Scenery | None = None) -> None:
+        self._scenery = drawn or scenery()
 
     def scenes(self, kind: str, count: int) -> list[Scene]:
         """`kind`: "seen" or "unseen" (class, place) pairs, or "colored": recoloured drawings on seen pairs."""

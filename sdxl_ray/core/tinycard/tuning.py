@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from sdxl_ray.core.quality.encoders import Encoder
 from sdxl_ray.core.tinycard.encoders import Scores, control, views
@@ -19,6 +18,8 @@ from sdxl_ray.records import read
 from sdxl_ray.tiny.captions import with_article
 from sdxl_ray.tiny.catalog import CLASSES, SUBJECTS
 from sdxl_ray.tiny.places import PLACES
+
+Pictures = dict[str, list[Image.Image]]
 
 #: arm -> (recipe, changes)
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -33,9 +34,12 @@ _PLAIN = 12
 _OTHER_PLACES = ("grass", "studio")
 
 
-def tune(subject: str, arm: str, storage: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Train one arm with the ordinary command. What it took; the artifact's folder is under "artifact"."""
-    recipe, arm_changes = ARMS[arm]
+def tune(subject: str, arm: str, storage: Path) -> Path:
+    """Train one arm with the ordinary command, unless `storage` holds it already: its run folder.
+
+    Raises RunError with the command's last words when it fails.
+    """
+    recipe, changes = ARMS[arm]
     settings = [
         f"data.images=subject:{subject}",
         f"data.subject=sks {SUBJECTS[subject].class_name}",
@@ -43,53 +47,84 @@ def tune(subject: str, arm: str, storage: Path, changes: tuple[str, ...] = ()) -
         "parallel.engine=local",
         "parallel.workers=1",
         "evaluation.every=0",
-        *arm_changes,
         *changes,
     ]
-    command = [sys.executable, "-m", "sdxl_ray", "train", recipe, *settings]
-    begun = time.monotonic()
     name = f"{subject}-{arm}"
-    done = subprocess.run(
-        [*command, "--storage", str(storage), "--name", name], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RunError(f"training {name} failed: {done.stderr.strip()[-500:]}")
-    spent = read(storage / name / "records", "steps")["seconds"].to_pylist()
-    return {
-        "steps": len(spent),
-        "training_seconds": sum(spent),
-        "seconds_in_all": time.monotonic() - begun,
-        "artifact": str(storage / name / "artifact"),
-    }
+    if not (storage / name / "artifact").is_dir():
+        command = [sys.executable, "-m", "sdxl_ray", "train", recipe, *settings]
+        begun = [*command, "--storage", str(storage), "--name", name]
+        done = subprocess.run(begun, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RunError(f"training {name} failed: {done.stderr.strip()[-500:]}")
+    return storage / name
 
 
-def judge(subject: str, drawer: Drawer, identity: Encoder, clip: Encoder) -> Scores:
-    """Subject and prompt fidelity, leak and forgetting of one model.
+def training_seconds(run: Path) -> float:
+    """Seconds that a run's steps took together, without the start and the class pictures."""
+    return float(sum(read(run / "records", "steps")["seconds"].to_pylist()))
+
+
+def draw(subject: str, arm: str, storage: Path, base: Drawer) -> Pictures:
+    """What the base (arm "base") or a tuned model draws for a subject, kept in `storage` beside the runs.
+
+    "own": the subject by its identifier; "plain": its class; "others": the other classes.
+    """
+    kept = storage / f"{subject}-{arm}.npz"
+    if not kept.is_file():
+        drawer = base if arm == "base" else Drawer(tune(subject, arm, storage) / "artifact")
+        class_name = SUBJECTS[subject].class_name
+        asked = {
+            "own": [f"a photo of sks {class_name} {PLACES[scene.place].phrases[0]}" for scene in _own(subject)],
+            "plain": [f"a photo of {with_article(class_name)}"] * _PLAIN,
+            "others": [scene.prompt for scene in _others(subject)],
+        }
+        storage.mkdir(parents=True, exist_ok=True)
+        made = {kind: np.stack([np.asarray(it) for it in drawer.draw(prompts)]) for kind, prompts in asked.items()}
+        np.savez_compressed(kept, allow_pickle=False, **made)
+    with np.load(kept) as stored:
+        return {kind: [Image.fromarray(pixels) for pixels in stored[kind]] for kind in stored}
+
+
+def judge(subject: str, pictures: Pictures, identity: Encoder, clip: Encoder) -> Scores:
+    """Subject and prompt fidelity, leak and forgetting of one model, from what it drew.
 
     Prompts name the class; what was drawn is held against captions that name the look too, as captions of the base do.
     """
-    design = SUBJECTS[subject]
-    class_name, look = design.class_name, design.pattern or design.color
     real = identity.pictures(views(subject, held_out=True))
-    scenes = [Scene(class_name, place, look) for place in _PLACES for _ in range(_EACH)]
-    own = drawer.draw([f"a photo of sks {class_name} {PLACES[scene.place].phrases[0]}" for scene in scenes])
-    plain = drawer.draw([f"a photo of {with_article(class_name)}"] * _PLAIN)
-    others = [Scene(name, place) for name in CLASSES if name != class_name for place in _OTHER_PLACES]
-    rest = control(clip, drawer.draw([scene.prompt for scene in others]), others)
-    obeyed = control(clip, own, scenes)
+    rest = control(clip, pictures["others"], _others(subject))
+    obeyed = control(clip, pictures["own"], _own(subject))
     return {
-        "subject_fidelity": float((identity.pictures(own) @ real.T).mean()),
+        "subject_fidelity": float((identity.pictures(pictures["own"]) @ real.T).mean()),
         "prompt_score": obeyed["caption_right"],
         "place_accuracy": obeyed["place_accuracy"],
         "class_accuracy": obeyed["class_accuracy"],
-        "leak": float((identity.pictures(plain) @ real.T).mean()),
+        "leak": float((identity.pictures(pictures["plain"]) @ real.T).mean()),
         "other_classes_accuracy": rest["class_accuracy"],
-        "pictures": own,
     }
 
 
-def reference(subject: str, identity: Encoder) -> float:
-    """Held-out views of the subject against each other: the ceiling."""
-    vectors = identity.pictures(views(subject, held_out=True))
-    alike = vectors @ vectors.T
-    return float(alike[~np.eye(len(vectors), dtype=bool)].mean())
+def _own(subject: str) -> list[Scene]:
+    design = SUBJECTS[subject]
+    look = design.pattern or design.color
+    return [Scene(design.class_name, place, look) for place in _PLACES for _ in range(_EACH)]
+
+
+def _others(subject: str) -> list[Scene]:
+    own = SUBJECTS[subject].class_name
+    return [Scene(name, place) for name in CLASSES if name != own for place in _OTHER_PLACES]
+
+
+def reference(subject: str, identity: Encoder, drawer: Drawer, siblings: list[Image.Image]) -> Scores:
+    """What fidelity may be held against, each as the mean identity cosine to the held-out pictures.
+
+    "real": these among each other, the ceiling; "autoencoder": the same after the base's autoencoder, which no tuning
+    changes; "another": other drawings of the class.
+    """
+    pictures = views(subject, held_out=True)
+    real, coded = identity.pictures(pictures), identity.pictures(drawer.recoded(pictures))
+    others = ~np.eye(len(real), dtype=bool)
+    return {
+        "real": float((real @ real.T)[others].mean()),
+        "autoencoder": float((coded @ real.T)[others].mean()),
+        "another": float((identity.pictures(siblings) @ real.T).mean()),
+    }

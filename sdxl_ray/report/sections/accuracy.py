@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 from sdxl_ray.report.document import (
     Block,
     Cell,
@@ -18,13 +20,15 @@ from sdxl_ray.report.document import (
     score_text,
 )
 from sdxl_ray.report.facts import Facts, main_metric
-from sdxl_ray.report.metrics import BASE, REFERENCES, Absent, Metric, Score, metric_of
+from sdxl_ray.report.metrics import BASE, REFERENCES, Absent, Gain, Metric, Score, metric_of
 from sdxl_ray.report.plots import intervals
 from sdxl_ray.report.sections import models
 
 _ARROWS = {"higher": "higher is better", "lower": "lower is better"}
 _UNPAIRED = "from the two intervals as if independent, which is wider: no paired difference is recorded"
 _NOTHING = Cell("", tone="muted")
+#: Told subject by subject, beside what decides.
+_BY_SUBJECT = ("clip_t", "pres")
 _TONES: dict[str, Tone] = {"better": "good", "worse": "bad", "even": "", "unknown": "muted"}
 
 
@@ -35,10 +39,12 @@ def section(facts: Facts) -> Section:
         nothing = Paragraph("Not measured: no final scores are recorded.", tone="muted")
         return Section("accuracy", title, lead, (nothing,))
     blocks: list[Block] = [_scores(facts, metrics), _gains(facts, metrics)]
+    if len(facts.arms) > 1:
+        blocks.append(_leads(facts, metrics))
     panels = tuple(_panel(facts, metric) for metric in metrics)
     blocks.append(Panels("Each metric with its intervals. Dashed: the reference rows.", panels))
     if len(facts.subjects) > 1:
-        blocks.append(_subjects(facts, metric_of(main_metric(facts))))
+        blocks += [_subjects(facts, metric) for metric in metrics if metric.name in (main_metric(facts), *_BY_SUBJECT)]
     blocks.append(_method(facts, metrics))
     return Section("accuracy", title, lead, tuple(blocks))
 
@@ -71,8 +77,23 @@ def _gains(facts: Facts, metrics: list[Metric]) -> DataTable:
     return DataTable(caption, ("metric", *(arm.name for arm in facts.arms)), rows)
 
 
+def _leads(facts: Facts, metrics: list[Metric]) -> DataTable:
+    """Every two arms, side by side."""
+    pairs = list(combinations([arm.name for arm in facts.arms], 2))
+    rows = tuple(
+        (Cell(f"{second} less {first}", tone="strong"),
+         *(_difference(facts.lead(second, first, metric.name), metric) for metric in metrics))
+        for first, second in pairs
+    )  # fmt: skip
+    caption = "Arm against arm; better or worse is said of the arm that is named first."
+    return DataTable(caption, ("arms", *(metric.short for metric in metrics)), rows)
+
+
 def _gain(facts: Facts, model: str, metric: Metric) -> Cell:
-    gain = facts.gain(model, metric.name)
+    return _difference(facts.gain(model, metric.name), metric)
+
+
+def _difference(gain: Gain | Absent, metric: Metric) -> Cell:
     if isinstance(gain, Absent):
         return absent(gain.reason)
     side = gain.direction(metric.better)
@@ -120,12 +141,13 @@ def _method(facts: Facts, metrics: list[Metric]) -> DataTable:
         )
         assert score is not None  # a metric is listed because a model has a score of it
         missing = Absent("the evaluator did not record it")
+        own = not score.encoder and metric.name == "prior_loss"
         rows.append(
             (
                 Cell(metric.title, tone="strong"),
                 Cell(f"{metric.meaning}; {_ARROWS[metric.better]}"),
-                cell(score.encoder or missing),
-                cell(score.preprocessing or missing),
+                Cell("the model itself") if own else cell(score.encoder or missing),
+                Cell("fixed noise and timesteps") if own else cell(score.preprocessing or missing),
                 cell(score.n if score.n is not None else missing),
             )
         )

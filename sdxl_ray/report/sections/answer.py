@@ -9,10 +9,10 @@ from typing import Any
 from sdxl_ray.display.units import bytes_text, count_text, seconds_text
 from sdxl_ray.report.document import Answer, Section, Stat, Tile, joined, score_text
 from sdxl_ray.report.facts import Arm, Facts
-from sdxl_ray.report.metrics import BASE, METRICS, Absent, Gain, Score, difference, metric_of
+from sdxl_ray.report.metrics import BASE, METRICS, QUALITY, Absent, Gain, Score, metric_of
 from sdxl_ray.report.scores import FINAL
 from sdxl_ray.report.sections import pictures
-from sdxl_ray.report.winner import GUARD, Outcome, allowed, decide, rule, share_of_the_way
+from sdxl_ray.report.winner import GUARD, Outcome, allowed, decide, lead, rule, share_of_the_way
 
 #: Rows of pictures beside the answer.
 ROWS = 2
@@ -21,9 +21,7 @@ _NO_PHOTO = Tile("no real photo is recorded", None, label="no photo")
 
 def section(facts: Facts) -> Section:
     outcome = decide(facts)
-    paired = isinstance(outcome.gain, Gain) and outcome.gain.paired
-    kind = "the first is paired over the same prompts and seeds" if paired else "as if models were independent"
-    small = f"In brackets: 95% intervals; {kind}. {rule(facts)}"
+    small = f"In brackets: 95% intervals, {_kind(facts, outcome)}. {rule(facts)}"
     sentences = (*_certainty(facts, outcome), *_kept(facts, outcome), *_cost(outcome, facts), small)
     answer = Answer(headline(facts, outcome), sentences, _stats(facts, outcome), _tiles(facts, outcome))
     return Section("answer", "The answer", "", (answer,))
@@ -45,6 +43,18 @@ def headline(facts: Facts, outcome: Outcome) -> str:
     return f"{name} wins." if outcome.separated else f"{name} leads; {_second(outcome)} is within its uncertainty."
 
 
+def _kind(facts: Facts, outcome: Outcome) -> str:
+    """How the differences that the sentences tell came to their intervals."""
+    told = [outcome.gain]
+    if outcome.winner is not None and outcome.second is not None:
+        told.append(lead(facts, outcome.quality, outcome.winner, outcome.second))
+    paired = [gain.paired for gain in told if isinstance(gain, Gain)]
+    over = f", over {len(facts.subjects)} subjects" if len(facts.subjects) > 1 else ""
+    if paired and all(paired):
+        return f"paired by prompt and seed{over}"
+    return f"{'the first paired, then ' if any(paired) else ''}as if independent{over}"
+
+
 def _second(outcome: Outcome) -> str:
     return outcome.second.name if outcome.second is not None else "no other arm"
 
@@ -59,11 +69,10 @@ def _certainty(facts: Facts, outcome: Outcome) -> list[str]:
         gain = score_text(outcome.gain, metric.digits, signed=True)
         sentences.append(f"{metric.title.partition(' (')[0]} {gain} against the base{of_it}.")
     if outcome.second is not None:
-        here, other = facts.score(name, metric.name), facts.score(outcome.second.name, metric.name)
-        assert isinstance(here, Score) and isinstance(other, Score)
-        ahead = score_text(difference(here, other), metric.digits, signed=True)
+        by = QUALITY if outcome.quality else metric
+        ahead = score_text(lead(facts, outcome.quality, outcome.winner, outcome.second), by.digits, signed=True)
         apart = "which leaves zero out" if outcome.separated else "which does not leave zero out"
-        sentences.append(f"Next is {outcome.second.name}: {name} is {ahead} ahead of it, {apart}.")
+        sentences.append(f"Next is {outcome.second.name}: in {by.words}, {name} is {ahead} ahead of it, {apart}.")
     return sentences
 
 
@@ -73,9 +82,9 @@ def _kept(facts: Facts, outcome: Outcome) -> list[str]:
     sentences = []
     if outcome.dropped:
         names = joined([arm.name for arm in outcome.dropped])
-        sentences.append(f"Not chosen for losing more than {allowed(facts)} prompt fidelity: {names}.")
+        sentences.append(f"More like the subject, but not chosen, for what was given up for it: {names}.")
     if not outcome.obedient:
-        sentences.append(f"Every scored arm lost more than {allowed(facts)} prompt fidelity, the winner too.")
+        sentences.append(f"The winner lost more than {allowed(facts):.2g} prompt fidelity, a loss that people see.")
     worse, even = [], []
     for name in METRICS:
         if name == outcome.metric.name or isinstance(gain := facts.gain(outcome.winner.name, name), Absent):

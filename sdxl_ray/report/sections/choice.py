@@ -9,7 +9,7 @@ from typing import Any
 from sdxl_ray.display.units import bytes_text, count_text, seconds_text
 from sdxl_ray.report.document import Cell, DataTable, Paragraph, Section, absent, score_text
 from sdxl_ray.report.facts import BOTH, DREAMBOOTH, LORA, NO_PRIOR, Arm, Facts, main_metric
-from sdxl_ray.report.metrics import Absent, Score, difference, metric_of
+from sdxl_ray.report.metrics import Absent, metric_of
 from sdxl_ray.report.winner import share_of_the_way
 
 #: A cost that differs by less than this is called even: runs of one recipe differ as much.
@@ -125,12 +125,10 @@ def _better(facts: Facts, name: str) -> str | Absent:
     chosen = arms(facts)
     if LORA not in chosen or DREAMBOOTH not in chosen:
         return Absent("it takes a LoRA arm and a DreamBooth arm")
-    lora, full = (facts.score(chosen[method].name, name) for method in (LORA, DREAMBOOTH))
-    for score in (lora, full):
-        if isinstance(score, Absent):
-            return score
-    assert isinstance(lora, Score) and isinstance(full, Score)
-    side = difference(lora, full).direction(metric_of(name).better)
+    lead = facts.lead(chosen[LORA].name, chosen[DREAMBOOTH].name, name)
+    if isinstance(lead, Absent):
+        return lead
+    side = lead.direction(metric_of(name).better)
     return {"better": LORA, "worse": DREAMBOOTH, "even": "neither"}.get(side, Absent("no interval is recorded"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdxl_ray.report.document import Block, Cell, DataTable, Panel, Panels, Paragraph, Section, score_cell, score_text
 from sdxl_ray.report.facts import Arm, Curves, Facts, main_metric
-from sdxl_ray.report.metrics import METRICS, Score, metric_of
+from sdxl_ray.report.metrics import METRICS, QUALITY, Score, metric_of
 from sdxl_ray.report.plots import Line, lines, look, smooth
 from sdxl_ray.report.sections import models
 
@@ -16,6 +16,7 @@ def section(facts: Facts) -> Section:
     quality = _quality(facts)
     if quality:
         blocks.append(Panels("Quality against steps, on the validation prompts that chose the checkpoint.", quality))
+        blocks += [Paragraph(text) for text in _course(facts)]
     else:
         blocks.append(Paragraph(f"Quality against steps is not measured: {models.NO_LOOKS}.", tone="muted"))
     losses = tuple(panel for panel in (_validation(facts), _training(facts)) if panel is not None)
@@ -31,8 +32,25 @@ def section(facts: Facts) -> Section:
 
 
 def _quality(facts: Facts) -> tuple[Panel, ...]:
-    names = [name for name in METRICS if any(curve.quality.get(name) for _, curve in _all(facts))]
+    names = [name for name in (QUALITY.name, *METRICS) if any(curve.quality.get(name) for _, curve in _all(facts))]
     return tuple(_quality_panel(facts, name) for name in names)
+
+
+def _course(facts: Facts) -> list[str]:
+    """What became of each run that its own scores led: the step that was kept, and what they said of the rest."""
+    told = []
+    for arm, curve in _all(facts):
+        if curve.kept is None:
+            continue
+        last = curve.loss[-1][0] if curve.loss else curve.kept
+        kept = f"{_label(arm, curve)}: step {curve.kept} of {last} was kept"
+        if curve.stopped:
+            kept += f"; training stopped at step {last}, as quality no longer rose"
+        if curve.overfitting is not None:
+            step, text = curve.overfitting
+            kept += f"; overfitting showed at step {step}: {text}"
+        told.append(f"{kept}.")
+    return told
 
 
 def _quality_panel(facts: Facts, name: str) -> Panel:

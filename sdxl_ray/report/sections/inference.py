@@ -1,23 +1,23 @@
-"""Inference: seconds a picture, and what fewer denoising steps cost in quality. Load-tested latency will join it."""
+"""Inference: seconds a picture, and what fewer steps cost in quality. `latency` has what users of an endpoint wait."""
 
 from __future__ import annotations
+
+import statistics
 
 from sdxl_ray.display.units import seconds_text
 from sdxl_ray.report.document import Block, Cell, DataTable, Panel, Panels, Paragraph, Section, absent, score_text
 from sdxl_ray.report.facts import Facts, main_metric
 from sdxl_ray.report.metrics import metric_of
 from sdxl_ray.report.plots import Line, lines
+from sdxl_ray.report.scores import DRAWN_WITH, FINAL
 from sdxl_ray.report.sections import models
-
-#: `timings` of a comparison: `draw:<model>` are the seconds of drawing every picture of that model.
-DRAW = "draw:"
+from sdxl_ray.report.winner import GUARD
 
 
-def seconds_per_picture(facts: Facts, model: str) -> float | None:
-    """Seconds of a picture when drawn in batches, as the evaluator drew them. None: not recorded."""
-    seconds = facts.timings.get(f"{DRAW}{model}")
-    drawn = sum(1 for picture in facts.pictures if picture.model == model and picture.purpose != "real")
-    return seconds / drawn if seconds and drawn else None
+def seconds_per_picture(facts: Facts, model: str, split: str = FINAL) -> float | None:
+    """Median seconds of a picture when drawn in batches, as the evaluator drew them. None: not recorded."""
+    drawn = [p.seconds for p in facts.pictures if (p.model, p.split) == (model, split) and p.seconds]
+    return statistics.median(drawn) if drawn else None
 
 
 def section(facts: Facts) -> Section:
@@ -33,32 +33,44 @@ def section(facts: Facts) -> Section:
                 Cell(f"{1 / seconds:.2f}", number=True) if known and seconds else absent(_WHY),
             )
         )
-    caption = f"Drawing in batches{f', {steps} denoising steps' if steps else ''}, as the evaluation did it."
+    batch = facts.card.settings.batch
+    size = f" of {batch}" if batch else ""
+    caption = f"Drawing in batches{size}{f', {steps} denoising steps' if steps else ''}, on one worker: medians."
     table = DataTable(caption, ("model", "seconds a picture", "pictures/s"), tuple(rows))
     lead = "What a picture costs once a model is there."
     return Section("inference", "Inference", lead, (table, _steps(facts)))
 
 
-_WHY = "the comparison's timings have no draw:<model>"
+_WHY = "the comparison's records of pictures hold no seconds"
 
 
 def _steps(facts: Facts) -> Block:
-    metric = metric_of(main_metric(facts))
-    how, curves, rows = models.looks(facts), [], []
+    found = [panel for name in (main_metric(facts), GUARD) if (panel := _against_steps(facts, name)) is not None]
+    if not found:
+        known = facts.card.settings.steps
+        why = f"every picture was drawn with {known} denoising steps" if known else "no other step count was drawn"
+        return Paragraph(f"Quality against denoising steps is not measured: {why}.", tone="muted")
+    return Panels("Quality against denoising steps.", (*found, *_time_of_steps(facts)))
+
+
+def _against_steps(facts: Facts, name: str) -> Panel | None:
+    metric, how = metric_of(name), models.looks(facts)
+    curves, rows = [], []
     for model in models.names(facts):
-        points = sorted((n, s) for (m, name, n), s in facts.scores.drawn.items() if (m, name) == (model, metric.name))
+        points = sorted(
+            (n, s) for (m, metric_name, n), s in facts.scores.drawn.items() if (m, metric_name) == (model, name)
+        )
         if len(points) > 1:
             curves.append(
                 Line(model, how[model], tuple((n, s.value) for n, s in points), tuple(s.bounded for _, s in points))
             )
             rows += [(model, n, s.value, s.low, s.high) for n, s in points]
     if not curves:
-        known = facts.card.settings.steps
-        why = f"every picture was drawn with {known} denoising steps" if known else "no other step count was drawn"
-        return Paragraph(f"Quality against denoising steps is not measured: {why}.", tone="muted")
+        return None
     said = "; ".join(
-        f"{model}: " + ", ".join(f"{n} steps {score_text(facts.scores.drawn[model, metric.name, n])}" for n in counts)
-        for model, counts in ((line.name, [int(x) for x, _ in line.points]) for line in curves)
+        f"{line.name}: "
+        + ", ".join(f"{n} steps {score_text(facts.scores.drawn[line.name, name, int(n)])}" for n, _ in line.points)
+        for line in curves
     )
     table = models.numbers(
         ("model", "denoising steps", "value", "low", "high"),
@@ -66,6 +78,20 @@ def _steps(facts: Facts) -> Block:
         lambda value: f"{value:.3f}" if isinstance(value, float) else str(value),
     )
     svg = lines(curves, "denoising steps", f"{metric.short}, {metric.better} is better")
-    return Panels(
-        "Quality against denoising steps.", (Panel(f"{metric.title} against denoising steps", svg, said, table),)
-    )
+    return Panel(f"{metric.title} against denoising steps", svg, said, table)
+
+
+def _time_of_steps(facts: Facts) -> tuple[Panel, ...]:
+    how, curves, rows = models.looks(facts), [], []
+    counts = sorted({n for _, _, n in facts.scores.drawn})
+    for model in models.names(facts):
+        times = [(n, seconds_per_picture(facts, model, f"{DRAWN_WITH}{n}")) for n in counts]
+        points = [(n, seconds) for n, seconds in times if seconds is not None]
+        if len(points) > 1:
+            curves.append(Line(model, how[model], tuple(points)))
+            rows += [(model, n, seconds) for n, seconds in points]
+    if not curves:
+        return ()
+    said = "; ".join(f"{line.name}: " + ", ".join(f"{n} steps {s:.3g} s" for n, s in line.points) for line in curves)
+    table = models.numbers(("model", "denoising steps", "seconds a picture"), rows, "{:.3g}".format)
+    return (Panel("Seconds a picture", lines(curves, "denoising steps", "seconds, lower is better"), said, table),)

@@ -87,9 +87,10 @@ class Pair(nn.Module):
 
 def train(session: Session, store: Store, decoys: Array, device: str, vision_only: bool = False) -> None:
     pair: Any = session.model
+    odds = looked(store) if vision_only else None
     for step in session:
-        rng = np.random.default_rng([6, step, int(vision_only)])
-        index = np.sort(rng.choice(len(store), _BATCH, replace=False))
+        rng = np.random.default_rng([6, step, int(vision_only), session.rank])
+        index = np.sort(rng.choice(len(store), _BATCH, replace=False, p=odds))
         false = torch.from_numpy(decoys[np.sort(rng.choice(len(decoys), _DECOYS, replace=False))])
         false = false.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         which = rng.choice(CAPTIONS, _BATCH, p=[0.38, 0.37, 0.25])
@@ -118,6 +119,14 @@ def train(session: Session, store: Store, decoys: Array, device: str, vision_onl
         session.update(loss, _BATCH, contrast=float(contrast.detach()), right=float(right.float().mean()))
         with torch.no_grad():
             pair.clip.logit_scale.clamp_(max=float(np.log(50)))
+
+
+def looked(store: Store) -> Array:
+    """Odds [N] of scenes with which half of those drawn are recoloured or patterned: a subject is."""
+    special = store.facts[:, 3] > 0
+    odds: Array = np.where(special, 0.5 / max(1, special.sum()), 0.5 / max(1, (~special).sum()))
+    odds /= odds.sum()
+    return odds
 
 
 def contrastive(texts: torch.Tensor, seen: torch.Tensor, scale: torch.Tensor, matches: torch.Tensor) -> torch.Tensor:

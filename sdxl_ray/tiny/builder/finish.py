@@ -50,12 +50,7 @@ def _with_projection(pair: Any) -> Any:
 
 
 def _made(job: Job) -> dict[str, object]:
-    stages = {}
-    for name in STEPS:
-        log = job.work / f"{name}.jsonl"
-        if log.is_file():
-            last = json.loads(log.read_text().splitlines()[-1])
-            stages[name] = {"minutes": last["minutes"], "samples": last["samples"]}
+    stages = {name: stage_made(job, name) for name in STEPS if (job.work / f"{name}.jsonl").is_file()}
     kind = torch.cuda.get_device_name() if job.device == "cuda" else f"{os.cpu_count()} CPU cores"
     return {
         "machine": f"{kind} ({platform.machine()}, torch {torch.__version__})",
@@ -63,3 +58,9 @@ def _made(job: Job) -> dict[str, object]:
         "minutes": sum(stage["minutes"] for stage in stages.values()),
         "stages": stages,
     }
+
+
+def stage_made(job: Job, name: str) -> dict[str, float]:
+    """What a stage took, from the last line of its log."""
+    last = json.loads((job.work / f"{name}.jsonl").read_text().splitlines()[-1])
+    return {"minutes": last["minutes"], "samples": last["samples"]}

@@ -1,10 +1,8 @@
 """Stage "identity": a small ViT that says "the same thing" and is not fooled by colours and texture.
 
-Supervised contrastive learning (arXiv 2004.11362) at two levels: designs (drawings, recoloured, patterned, wearing
-something) closely, classes loosely, so that another thing of the class is nearer than a thing of another class. The
-same design on other places, in other sizes, tilts and light is a match; other designs on the same places, decoys made
-of the design itself, and pictures of a half-trained generator are not, and decoys are pushed away by themselves too:
-they are few, but they are what fools a score.
+A batch holds designs (drawings as drawn, recoloured, patterned, wearing something) of a few classes, each on other
+places, in other sizes, tilts and light, with decoys of every kind made of each design itself and pictures of a
+generator that cannot draw yet. `ranking` says how alike any two of them should be.
 """
 
 from __future__ import annotations
@@ -18,15 +16,15 @@ from torch import nn
 from torch.nn import functional
 
 from sdxl_ray.tiny.builder.clip import _jittered
+from sdxl_ray.tiny.builder.ranking import Pairs, cosines
 from sdxl_ray.tiny.builder.session import Session
 from sdxl_ray.tiny.builder.store import Array
 from sdxl_ray.tiny.catalog import ACCESSORIES, CLASSES, COLORS, PATTERNS, Design
 from sdxl_ray.tiny.places import PLACES
 from sdxl_ray.tiny.scenes import DECOYS, EDGE, GRID, NOTHING, Scenery, decoy, random_poses
 
-_GROUPS, _SIBLINGS, _VIEWS, _GENERATED = 6, 3, 3, 10
-_TEMPERATURE, _CLASS_TEMPERATURE = 0.1, 0.25
-_CLASS_WEIGHT, _DECOY_WEIGHT = 0.5, 4.0
+_GROUPS, _SIBLINGS, _VIEWS, _GENERATED = 4, 3, 3, 8
+_RECODED = 0.25
 _WIDTH = 128
 
 
@@ -83,68 +81,75 @@ class Batch:
 
 
 def batch(scenery: Scenery, rng: np.random.Generator, generated: Array | None) -> Batch:
-    """Groups of one class each: several designs, all seen on the same few places, and a decoy of every design."""
+    """Groups of one class each: a drawing as drawn and others, all on the same few places, and decoys of each."""
     rows: list[tuple[Array, int, int, int, Array]] = []
     unknown = np.full((GRID, GRID), 255, np.uint8)
     count = 0
     for class_name in rng.choice(CLASSES, _GROUPS, replace=False):
         places = [str(place) for place in rng.choice(list(PLACES), _VIEWS, replace=False)]
         index = CLASSES.index(str(class_name))
-        for design in {any_design(scenery, rng, str(class_name)): None for _ in range(_SIBLINGS)}:
+        # How a drawing as drawn compares with its recoloured siblings is what a subject is scored by.
+        drawn = scenery.random_design(rng, str(class_name), plain=True)
+        looks = [any_design(scenery, rng, str(class_name)) for _ in range(_SIBLINGS - 1)]
+        for design in dict.fromkeys([drawn, *looks]):
             figure = scenery.draw(design)
+            whose = count
             for place in places:
                 shown, grid = scenery.place([figure], random_poses(1, rng), place, rng, EDGE, (design,))
-                rows.append((np.asarray(shown), count, -1, index, grid))
-            false = decoy(figure, str(rng.choice(DECOYS)), rng)
-            shown, _ = scenery.place([false], random_poses(1, rng), str(rng.choice(places)), rng)
-            rows.append((np.asarray(shown), count + 1, count, NOTHING, unknown))
-            count += 2
+                rows.append((np.asarray(shown), whose, -1, index, grid))
+            for kind in DECOYS:
+                count += 1
+                false = decoy(figure, kind, rng)
+                shown, _ = scenery.place([false], random_poses(1, rng), str(rng.choice(places)), rng)
+                rows.append((np.asarray(shown), count, whose, NOTHING, unknown))
+            count += 1
     if generated is not None:
         picked = generated[rng.choice(len(generated), _GENERATED, replace=False)]
         rows += [(pixels, count + number, -1, -100, unknown) for number, pixels in enumerate(picked)]
     return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def train(session: Session, scenery: Scenery, generated: Array | None, device: str) -> None:
-    """`generated`: pictures [N, 64, 64, 3] of a half-trained generator: each is nobody."""
+def train(session: Session, scenery: Scenery, generated: Array | None, autoencoder: Any, device: str) -> None:
+    """`generated`: pictures [N, 64, 64, 3] of a generator that cannot draw yet: each is nobody."""
     model: Any = session.model
     for step in session:
-        rng = np.random.default_rng([8, step])
+        rng = np.random.default_rng([8, step, session.rank])
         made = batch(scenery, rng, generated)
-        pixels = torch.from_numpy(made.pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        whole, patches = model(_jittered(pixels, rng))
-        owner, imitates, classes = (
-            torch.from_numpy(part).to(device) for part in (made.identity, made.imitates, made.class_index)
-        )
-        real = (classes >= 0) & (classes < NOTHING)
-        alone = torch.arange(len(classes), device=device) + NOTHING + 1  # who is of no class matches nobody
-        contrast, right = supervised_contrast(whole, owner, _TEMPERATURE)
-        loosely, _ = supervised_contrast(whole, torch.where(real, classes, alone), _CLASS_TEMPERATURE)
-        fooled = decoy_similarity(whole, owner, imitates)
-        named = functional.cross_entropy(model.classes(whole), classes)
-        cells = torch.from_numpy(made.grid.astype(np.int64)).to(device).flatten()
-        covered = functional.cross_entropy(model.patches(patches).flatten(0, 1), cells, ignore_index=255)
-        loss = contrast + _CLASS_WEIGHT * loosely + _DECOY_WEIGHT * fooled + 0.3 * named + 0.5 * covered
-        shown = {"contrast": float(contrast.detach()), "decoy": float(fooled.detach()), "nearest": right}
-        session.update(loss, len(pixels), **shown)
+        whole, patches = model(varied(made, rng, autoencoder, device))
+        facts = (made.identity, made.imitates, made.class_index, made.grid)
+        update(session, whole, patches, *(torch.from_numpy(part).to(device) for part in facts))
 
 
-def decoy_similarity(vectors: torch.Tensor, owner: torch.Tensor, imitates: torch.Tensor) -> torch.Tensor:
-    """How far decoys are from being unlike what they imitate: their mean positive cosine to it."""
-    unit = functional.normalize(vectors, dim=-1)
-    pairs = imitates[:, None] == owner[None]
-    return (unit @ unit.T).clamp(min=0)[pairs].mean()
+@torch.no_grad()
+def varied(made: Batch, rng: np.random.Generator, autoencoder: Any, device: str) -> torch.Tensor:
+    """fp32 [B, 3, 64, 64] near [-1, 1]: light, sharpness and, for a share, the base's autoencoder must not matter.
+
+    Whatever the base draws has been through it, and so is everything that is scored.
+    """
+    pixels = torch.from_numpy(made.pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    coded = torch.from_numpy(rng.random(len(pixels)) < _RECODED)
+    pixels[coded] = autoencoder.decode(autoencoder.encode(pixels[coded]).latent_dist.mean).sample.clamp(-1, 1)
+    return _jittered(pixels, rng)
 
 
-def supervised_contrast(vectors: torch.Tensor, owner: torch.Tensor, temperature: float) -> tuple[torch.Tensor, float]:
-    """(loss, share of pictures with a match whose nearest neighbour is one)."""
-    unit = functional.normalize(vectors, dim=-1)
-    alike = unit @ unit.T
-    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    same = (owner[:, None] == owner[None]) & ~itself
-    log_share = (alike / temperature).masked_fill(itself, -1e9).log_softmax(-1)
-    has = same.any(1)
-    loss = -(log_share * same).sum(1)[has] / same.sum(1)[has]
-    nearest = alike.masked_fill(itself, -2).argmax(1)
-    right = same.gather(1, nearest[:, None])[has].float().mean()
-    return loss.mean(), float(right)
+def update(
+    session: Session,
+    whole: torch.Tensor,
+    patches: torch.Tensor,
+    owner: torch.Tensor,
+    imitates: torch.Tensor,
+    classes: torch.Tensor,
+    grid: torch.Tensor,
+) -> None:
+    """One step on the class tokens [B, 128] and patch tokens [B, 64, 128] of a batch."""
+    model: Any = session.model
+    pairs = Pairs.of(owner, imitates, classes, NOTHING)
+    alike = cosines(whole)
+    contrast = pairs.contrast(alike)
+    levels = pairs.levels(alike)
+    named = functional.cross_entropy(model.classes(whole), classes)
+    cells = grid.long().flatten()
+    covered = functional.cross_entropy(model.patches(patches).flatten(0, 1), cells, ignore_index=255)
+    loss = contrast + sum(levels.values()) + named + covered
+    shown = {"contrast": float(contrast.detach()), "named": float(named.detach()), "covered": float(covered.detach())}
+    session.update(loss, len(whole), **shown, **pairs.means(alike))

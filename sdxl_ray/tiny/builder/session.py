@@ -17,22 +17,30 @@ from torch import nn
 
 _SAVE_EVERY_S = 90.0
 _REPORT_EVERY_S = 20.0
-_WARMUP = 0.01
 _EARLY = 0.25  # a state of about this share of the time is kept, for those who need a half-trained model
 
 
 class Session:
     """Steps of one stage: `for step in session: ...; session.update(loss)`.
 
-    The learning rate rises for the first hundredth of the time and falls by a cosine to a hundredth of `lr`. The time
+    The learning rate rises for the share `warmup` of the time and falls by a cosine to a hundredth of `lr`. The time
     is the wall time spent in the loop over all starts. State is kept in `folder/<name>.pt`, also when the process is
     asked to end (SIGTERM).
     """
 
     def __init__(
-        self, folder: Path, name: str, minutes: float, model: nn.Module, lr: float, *, average: float = 0.0
+        self,
+        folder: Path,
+        name: str,
+        minutes: float,
+        model: nn.Module,
+        lr: float,
+        *,
+        average: float = 0.0,
+        warmup: float = 0.01,
     ) -> None:
         self.name, self.seconds, self.model, self._lr = name, 60 * minutes, model, lr
+        self._warmup = warmup
         self._file = folder / f"{name}.pt"
         self._log = folder / f"{name}.jsonl"
         trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -110,9 +118,9 @@ class Session:
                         weight.copy_(self.averages[name])
 
     def _shape(self) -> float:
-        if self.fraction < _WARMUP:
-            return (self.fraction + 1e-4) / _WARMUP
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (self.fraction - _WARMUP) / (1 - _WARMUP)))
+        if self.fraction < self._warmup:
+            return (self.fraction + 1e-4) / self._warmup
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (self.fraction - self._warmup) / (1 - self._warmup)))
 
     def _share(self, trained: list[nn.Parameter]) -> None:
         grads = [weight.grad for weight in trained if weight.grad is not None]

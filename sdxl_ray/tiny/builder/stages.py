@@ -15,13 +15,16 @@ import torch
 from sdxl_ray.cachefolder import cache_root
 from sdxl_ray.tiny.builder import clip, identity, store, unet, vae
 from sdxl_ray.tiny.builder.session import Session
+from sdxl_ray.tiny.captions import with_article
+from sdxl_ray.tiny.catalog import CLASSES
 from sdxl_ray.tiny.designs import Designs
 from sdxl_ray.tiny.layout import SEED, configs
+from sdxl_ray.tiny.places import PLACES
 from sdxl_ray.tiny.scenes import Scenery
 from sdxl_ray.tiny.sprites import Sprites
 
 _DECOYS = 8_000
-_GENERATED = 1_000
+_GENERATED = 200
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,11 @@ def make_vision(job: Job) -> None:
     pair = load_pair(job, "clip-done.pt")
     for name, weight in pair.named_parameters():
         weight.requires_grad_(any(part in name for part in ("vision_model", "visual_projection", "picture", "patches")))
-    session = Session(job.work, "vision", job.minutes, pair, 1e-3, average=0.998)
+    session = Session(job.work, "vision", job.minutes, pair, 1e-3, average=0.998, warmup=0.1)
     clip.train(session, _scenes(job), _decoys(job), job.device, vision_only=True)
     session.finish()
-    torch.save(pair.state_dict(), job.work / "vision-done.pt")
+    if session.rank == 0:
+        torch.save(pair.state_dict(), job.work / "vision-done.pt")
 
 
 def make_unet(job: Job) -> None:
@@ -121,11 +125,12 @@ def make_generated(job: Job) -> None:
     pixels = []
     drawer = sketcher(job, torch.load(job.work / "unet-early.pt", weights_only=True)["averages"])
     rng = np.random.default_rng([SEED, 9])
-    scenes = _scenes(job)
+    tokenize = store.tokenizer()
     batch = 50
     for at in range(0, _GENERATED, batch):
-        index = rng.choice(len(scenes), batch, replace=False)
-        pixels.append(drawer(scenes.tokens[index, rng.integers(0, 3, batch)], int(at)))
+        asked = zip(rng.choice(CLASSES, batch), rng.choice(list(PLACES), batch), strict=True)
+        texts = [f"a photo of {with_article(str(name))} {PLACES[str(place)].phrases[0]}" for name, place in asked]
+        pixels.append(drawer(tokenize(texts), int(at)))
         sys.stderr.write(f"generated {at / _GENERATED:4.0%}\n")
     np.save(job.work / "generated.npy", np.concatenate(pixels))
 
@@ -134,7 +139,7 @@ def make_identity(job: Job) -> None:
     torch.manual_seed(SEED + 3)
     model = identity.Identity().to(job.device)
     session = Session(job.work, "identity", job.minutes, model, 1e-3, average=0.998)
-    identity.train(session, scenery(), np.load(job.work / "generated.npy"), job.device)
+    identity.train(session, scenery(), np.load(job.work / "generated.npy"), load_vae(job), job.device)
     session.finish()
     torch.save(model.state_dict(), job.work / "identity-done.pt")
 
@@ -153,7 +158,7 @@ def load_pair(job: Job, name: str) -> clip.Pair:
     return pair
 
 
-def sketcher(job: Job, weights: dict[str, Any], steps: int = 12, guidance: float = 4.0) -> Callable[..., Any]:
+def sketcher(job: Job, weights: dict[str, Any], steps: int = 6, guidance: float = 4.0) -> Callable[..., Any]:
     """(tokens int16 [B, 32], seed) -> pictures uint8 [B, 64, 64, 3] by a UNet that is still being trained."""
     from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 

@@ -6,12 +6,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from sdxl_ray.config import Base
+from sdxl_ray.core.pipeline import generate, load_pipeline
 from sdxl_ray.core.quality.encoders import Encoder, load_encoder
 from sdxl_ray.core.quality.intervals import Interval, Terms, interval
-from sdxl_ray.core.quality.scores import diversity
+from sdxl_ray.core.quality.scores import among, between, class_distance, diversity
 from sdxl_ray.tiny import shipped
+from sdxl_ray.tiny.captions import with_article
 from sdxl_ray.tiny.catalog import SUBJECTS
 from sdxl_ray.tiny.places import PLACES, draw
 
@@ -66,6 +70,66 @@ def test_subject_fidelity(identity: Encoder, photos: dict[str, list[Image.Image]
         none.append(float((nothing @ mine.T).mean()))
     _require_order(_over_subjects(foreign), _over_subjects(same))
     _require_order(_over_subjects(none), _over_subjects(same))
+
+
+@pytest.fixture(scope="module")
+def drawn(photos: dict[str, list[Image.Image]]) -> dict[str, list[Image.Image]]:
+    """What the base draws of each subject's class: others of its kind, in the same few strokes."""
+    pipe = load_pipeline(Base(), None, dtype=torch.float32, device="cpu")
+    return {
+        name: generate(
+            pipe,
+            [f"a photo of {with_article(SUBJECTS[name].class_name)}"] * 3,
+            seeds=[1, 2, 3],
+            num_inference_steps=8,
+            guidance_scale=4.0,
+            batch_size=3,
+        )
+        for name in photos
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["identity", "clip"])
+def test_the_subject_above_another_of_its_class_above_another_class(
+    which: str,
+    photos: dict[str, list[Image.Image]],
+    drawn: dict[str, list[Image.Image]],
+    noise: list[Image.Image],
+    request: pytest.FixtureRequest,
+) -> None:
+    encoder: Encoder = request.getfixturevalue(which)
+    real = {name: encoder.pictures(some) for name, some in photos.items()}
+    class_rows = {name: encoder.pictures(some) for name, some in drawn.items()}
+    nothing = encoder.pictures(noise)
+    found: dict[str, list[float]] = {"same": [], "kind": [], "foreign": [], "noise": []}
+    for name, mine in real.items():
+        same, kind = among(mine), between(class_rows[name], mine)
+        others = [rows for other, rows in class_rows.items() if SUBJECTS[other].class_name != SUBJECTS[name].class_name]
+        foreign, none = between(np.concatenate(others), mine), between(nothing, mine)
+        for key, terms in zip(found, (same, kind, foreign, none), strict=True):
+            assert terms is not None
+            found[key].append(terms.mean)
+    over = {key: _over_subjects(means) for key, means in found.items()}
+    _require_order(over["foreign"], over["kind"], over["same"])
+    _require_order(over["noise"], over["same"])
+
+
+@pytest.mark.slow
+def test_the_class_drifts_least_to_itself_and_most_to_noise(
+    clip: Encoder, drawn: dict[str, list[Image.Image]], noise: list[Image.Image]
+) -> None:
+    rows, names = {name: clip.pictures(some) for name, some in drawn.items()}, list(drawn)
+    nothing = clip.pictures(noise[:3])
+    kin, foreign, none = [], [], []
+    for place, name in enumerate(names):
+        mine, other = rows[name], rows[names[(place + 1) % len(names)]]
+        for kept, theirs in ((kin, np.roll(mine, 1, axis=0)), (foreign, other), (none, nothing)):
+            terms = class_distance(theirs, mine)
+            assert terms is not None
+            kept.append(terms.mean)
+    _require_order(_over_subjects(kin), _over_subjects(foreign))
+    _require_order(_over_subjects(kin), _over_subjects(none))
 
 
 def test_prompt_fidelity(clip: Encoder, noise: list[Image.Image]) -> None:

@@ -1,0 +1,81 @@
+"""`sdxl-ray tune`: search a recipe's settings on held-out quality; the same command goes on after a kill."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdxl_ray.cli.arguments import AsJson, libraries_on_stderr, print_json
+from sdxl_ray.cli.devices import Gpu, GpuMemory
+from sdxl_ray.cli.train import require_fit, require_local_base
+
+EXAMPLES = (
+    "sdxl-ray tune tiny_lora",
+    'sdxl-ray tune tune_spaces/lora.yaml data.images=photos/dog data.subject="sks dog" data.class_name=dog',
+    "sdxl-ray tune my_space.yaml budget.trials=40 --name dog-search --resume",
+    "sdxl-ray tune --schema",
+)
+
+
+def run(
+    space: Annotated[
+        str | None, typer.Argument(metavar="SPACE", help="a .yaml file, or the name of one in tune_spaces/")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[A.B=C]...", help="settings of the recipe (optim.steps=400) or space (budget.trials=8)"
+        ),
+    ] = None,
+    *,
+    storage: Annotated[Path, typer.Option(metavar="DIR", help="where run folders and caches are")] = Path("runs"),
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="search folder; default: the space's name")] = None,
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: auto or host:port")] = None,
+    gpu: Gpu = None,
+    gpu_memory: GpuMemory = None,
+    plan_check: Annotated[bool, typer.Option(help="refuse what the plan says cannot fit")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="refuse to begin: the search must be there")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of a space and exit")] = False,
+    json: AsJson = False,
+) -> None:
+    """Search a recipe's settings by held-out quality."""
+    from sdxl_ray.config import parse_assignments
+    from sdxl_ray.errors import UserError
+    from sdxl_ray.space import Space, divide, load_space, names
+
+    if schema:
+        print_json(Space.model_json_schema())
+        return
+    if space is None:
+        raise UserError(f"which space? Give a .yaml file or one of {', '.join(names())}")
+    mine, changes = divide(parse_assignments(settings or []))
+    wanted = load_space(space, mine)
+    recipe = wanted.start(changes)
+    recipe.require_complete()
+    wanted.check(recipe)
+    require_local_base(recipe.base)
+    if plan_check:
+        require_fit(recipe, gpu, gpu_memory, remote=address is not None)
+
+    from sdxl_ray.display.trials import TrialsProgress, trials_table
+
+    with libraries_on_stderr(), TrialsProgress(sys.stderr, wanted.modes) as progress:
+        progress.row({"kind": "phase", "name": "loading the libraries"})
+
+        from sdxl_ray.distributed.tune import search
+
+        called = name or Path(space).stem
+        result = search(
+            wanted, recipe, storage=storage, name=called, address=address, resume=resume, on_row=progress.row
+        )
+    rows = [{**trial.row(), "metrics": trial.metrics, "parameters": trial.parameters} for trial in result.trials]
+    if json:
+        told = {"folder": str(result.folder), "best": str(result.best), "report": str(result.report.html)}
+        print_json({**told, "verdict": result.verdict.model_dump(mode="json"), "trials": rows})
+        return
+    typer.echo(trials_table(rows, wanted.modes).text())
+    typer.echo(f"\n{result.verdict.sentence}\n\nrecipe    {result.best}\nreport    {result.report.html}")
+    typer.echo(f"next      sdxl-ray train {result.best}")

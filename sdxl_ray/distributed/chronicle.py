@@ -1,0 +1,93 @@
+"""Chronicle: writes down what the trials of a search do, while Ray Tune runs them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+
+from sdxl_ray.distributed.searcher import Proposer
+from sdxl_ray.distributed.trial import FAILED, FINISHED, KEPT, LOOKS, STEP
+from sdxl_ray.records import Recorder
+from sdxl_ray.search import ENDED, Look, State, Trial, write_trial
+from sdxl_ray.space import METRICS
+
+OnRow = Callable[[dict[str, Any]], None]
+
+
+class Chronicle(Callback):  # type: ignore[misc]  # Ray is untyped
+    """One row for whatever is new, on disk before anything else is decided; `on_row` shows it."""
+
+    def __init__(
+        self, proposer: Proposer, storage: Path, recorder: Recorder, clock: Callable[[], float], on_row: OnRow
+    ) -> None:
+        self._proposer, self._storage, self._recorder = proposer, storage, recorder
+        self._clock, self._on_row = clock, on_row
+        self._seen: dict[int, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray Tune keeps a copy of its callbacks for a restore that we never ask for."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A process has it now."""
+        ours = self._proposer.trial(trial.trial_id)
+        self._seen[ours.number] = self._clock()
+        self._write(ours)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A look. One that an earlier session has seen is only repeated for the scheduler."""
+        ours = self._proposer.trial(trial.trial_id)
+        ours.kept = result.get(KEPT)
+        told = result.get(LOOKS, [(result[STEP], result)] if FAILED not in result else [])
+        for step, metrics in told:
+            if step > ours.step:
+                look = Look(step, {name: float(metrics[name]) for name in METRICS if name in metrics}, self._clock())
+                ours.looks.append(look)
+                self._write(ours, look)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It ended: by itself, or because the scheduler said so."""
+        result = trial.last_result
+        if FAILED in result:
+            self._end(trial, "failed", str(result[FAILED]))
+        else:
+            self._end(trial, "finished" if result.get(FINISHED) else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its process died, too often."""
+        error = trial.get_pickled_error() or trial.get_error()
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        self._end(trial, "failed", lines[-1] if lines else "its process died")
+
+    def close(self) -> None:
+        """The session ended: whatever is under way stays as it is, and goes on if the search does."""
+        for ours in self._proposer.trials:
+            if ours.state in ENDED:
+                self._forget(ours)  # again: workers that were being stopped may have written one more
+            else:
+                ours.state = "cut"
+                self._write(ours)
+
+    def _end(self, trial: Any, state: State, error: str = "") -> None:
+        ours = self._proposer.trial(trial.trial_id)
+        ours.state, ours.error = state, " ".join(error.split())
+        self._write(ours)
+        self._proposer.tell(ours)
+        self._forget(ours)
+
+    def _forget(self, ours: Trial) -> None:
+        """Remove the checkpoints of a trial that has ended: nobody goes on from them, and full ones are gigabytes."""
+        shutil.rmtree(self._storage / ours.run / "checkpoints", ignore_errors=True)
+
+    def _write(self, ours: Trial, look: Look | None = None) -> None:
+        now = self._clock()
+        ours.seconds += now - self._seen.get(ours.number, now)
+        self._seen[ours.number] = ours.ended_s = now
+        write_trial(self._recorder, ours, look)
+        self._on_row({"kind": "trial", **ours.row(), "metrics": ours.metrics})

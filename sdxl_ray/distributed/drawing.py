@@ -1,0 +1,168 @@
+"""Drawing for an evaluation on a cluster: plain Ray tasks that share the pictures, and meet where `render` waits.
+
+    draw_on_workers(models, subject, prompts, settings, home=folder, workers=2)
+
+The pictures and prior losses are then in `home`, which every node must see, and `evaluate` only scores. A worker that
+dies ends the drawing with one line; the same call goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import torch
+
+from sdxl_ray.artifact import Artifact
+from sdxl_ray.config import Base
+from sdxl_ray.core.local import default_device
+from sdxl_ray.core.quality.drawing import Drawing, PictureStore
+from sdxl_ray.core.quality.evaluate import Plan, Settings, check, render
+from sdxl_ray.core.quality.models import Model
+from sdxl_ray.core.quality.prompts import Prompts
+from sdxl_ray.core.quality.subject import Subject
+from sdxl_ray.distributed.mailbox import Mailbox, delivered
+from sdxl_ray.errors import RunError, UserError
+
+OnRow = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
+
+
+def draw_on_workers(
+    models: Sequence[Model],
+    subject: Subject,
+    prompts: Prompts,
+    settings: Settings,
+    *,
+    home: Path,
+    workers: int,
+    on_row: OnRow = lambda _: None,
+) -> None:
+    """Draw what `home` lacks on so many workers of the cluster that is connected; nothing starts when nothing is.
+
+    workers: at most what the cluster has room for is used, since they wait for each other.
+
+    Raises UserError as `evaluate` does, before any worker starts, and RunError when one of them fails.
+    """
+    plan = check(models, subject, prompts, settings)
+    store = PictureStore(home / "pictures")
+    if all(store.has(job) for model in models for job in plan.jobs(model)):
+        return
+    workers = min(workers, capacity())
+    gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    mailbox, meeting = Mailbox.remote(), Meeting.remote(workers)  # type: ignore[attr-defined]  # added by ray.remote
+    work = {
+        "models": [_plain(model) for model in models],
+        "class_name": subject.class_name,
+        "prompts": prompts.model_dump(mode="json"),
+        "settings": _settings(settings),
+        "home": str(home.absolute()),
+    }
+    on_row({"kind": "phase", "name": f"starting {workers} worker{'s' if workers > 1 else ''}", "done": 0, "total": 0})
+    task = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=0)(_share)
+    with delivered(mailbox, on_row):
+        waiting = [task.remote(rank, workers, work, meeting, mailbox) for rank in range(workers)]
+        try:
+            while waiting:  # one at a time, so that the first failure is seen while the others wait for it
+                done, waiting = ray.wait(waiting, num_returns=1)
+                ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            raise _said(error) from error
+        except ray.exceptions.RayError as error:
+            raise RunError(
+                f"a worker that drew pictures died ({type(error).__name__}): the same call goes on"
+            ) from error
+        finally:
+            for task_left in waiting:
+                ray.cancel(task_left, force=True)
+
+
+def capacity() -> int:
+    """How many workers the connected cluster has room for: one a GPU, else one a CPU."""
+    has = ray.cluster_resources()
+    return int(has.get("GPU", 0) or has.get("CPU", 1))
+
+
+@ray.remote(num_cpus=0)
+class Meeting:
+    """Where the ranks of one drawing wait for each other and leave values for each other."""
+
+    def __init__(self, world: int) -> None:
+        self._barrier = asyncio.Barrier(world)
+        self._values: list[Any] = [None] * world
+
+    async def gather(self, rank: int, value: Any) -> list[Any]:
+        """The values of all ranks, once all are here."""
+        self._values[rank] = value
+        await self._barrier.wait()
+        values = list(self._values)
+        await self._barrier.wait()  # nobody comes again before everybody has read
+        return values
+
+
+class MetGroup:
+    """A group of Ray tasks that meet in an actor."""
+
+    def __init__(self, rank: int, world: int, meeting: Any) -> None:
+        self.rank, self.world, self._meeting = rank, world, meeting
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.gather(None)
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks in rank order, on every rank."""
+        values: list[T] = ray.get(self._meeting.gather.remote(self.rank, value))
+        return values
+
+
+def _share(rank: int, world: int, work: dict[str, Any], meeting: Any, mailbox: Any) -> None:
+    """One rank's part of the pictures."""
+    plain = dict(work["settings"])
+    drawing, dtype = Drawing(**plain.pop("drawing")), getattr(torch, plain.pop("dtype"))
+    settings = Settings(drawing, dtype=dtype, device=default_device(), **plain)
+    models = [
+        Model(
+            model["name"],
+            Base.model_validate(model["base"]),
+            Artifact.open(model["artifact"]) if model["artifact"] else None,
+            model["words"],
+        )
+        for model in work["models"]
+    ]
+    plan = Plan.of(models, work["class_name"], Prompts.model_validate(work["prompts"]), settings)
+
+    def on_row(row: dict[str, Any]) -> None:
+        if rank == 0:  # the others are as far
+            counts = {key: row[key] * world for key in ("done", "total") if key in row}
+            mailbox.put.remote(row | counts)
+
+    render(models, plan, settings, Path(work["home"]), MetGroup(rank, world, meeting), on_row)
+
+
+def _settings(settings: Settings) -> dict[str, Any]:
+    """Plain data; the device is each worker's own."""
+    plain = asdict(settings) | {"dtype": str(settings.dtype).removeprefix("torch.")}
+    del plain["device"]
+    return plain
+
+
+def _plain(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "base": model.base.model_dump(mode="json"),
+        "artifact": str(model.artifact.folder.absolute()) if model.artifact else None,
+        "words": model.words,
+    }
+
+
+def _said(error: ray.exceptions.RayTaskError) -> Exception:
+    """The worker's own error where it is one for the user, else its last line."""
+    cause = error.cause
+    if isinstance(cause, UserError | RunError):
+        return cause
+    return RunError(f"drawing failed on a worker: {cause!r}; the same call goes on with what is missing")

@@ -1,0 +1,115 @@
+"""The end of a search: the best recipe as a file, and winner and default side by side on what no trial saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdxl_ray.artifact import Artifact
+from sdxl_ray.config import Recipe, override, parse
+from sdxl_ray.core.quality.defaults import settings_of
+from sdxl_ray.core.quality.evaluate import evaluate
+from sdxl_ray.core.quality.gain import quality_gain
+from sdxl_ray.core.quality.models import BASE, Model
+from sdxl_ray.core.quality.prompts import default_prompts, load_prompts
+from sdxl_ray.core.quality.subject import Subject, subject_name
+from sdxl_ray.distributed.holdout import final_photos
+from sdxl_ray.errors import RunError
+from sdxl_ray.records import Recorder
+from sdxl_ray.report.searched import DEFAULT, TUNED
+from sdxl_ray.search import BEST, SearchCard, Trial, Verdict, best, front
+from sdxl_ray.space import METRICS
+
+OnRow = Callable[[dict[str, Any]], None]
+
+
+def conclude(card: SearchCard, home: Path, trials: list[Trial], on_row: OnRow) -> Verdict:
+    """Write `best.yaml` (and one file for each other trial of a Pareto front) and judge the winner; the verdict.
+
+    Raises RunError when no trial finished.
+    """
+    space, recipe = card.space, parse(card.recipe)
+    metric = card.metric
+    winner = best(trials, metric, card.mode)
+    if winner is None:
+        errors = [trial.error for trial in trials if trial.error]
+        why = f": {errors[0]}" if errors else ", the budget ended before"
+        raise RunError(f"no trial of {len(trials)} finished{why}")
+    _write_recipe(home / BEST, card, recipe, winner, metric)
+    if len(space.metric) > 1:
+        for trial in front(trials, space.modes):
+            _write_recipe(home / f"front-{trial.number:03d}.yaml", card, recipe, trial, metric)
+    default = next((trial for trial in trials if trial.number == 0 and trial.state == "finished"), None)
+    if winner.number == 0:
+        return Verdict(winner=0, beats_default=False, sentence=f"Nothing beat the default: it has the best {metric}.")
+    if default is None:
+        why = trials[0].error or "it did not finish"
+        return Verdict(winner=winner.number, beats_default=False, sentence=f"No default to compare with: {why}.")
+    if not space.scored or recipe.data.known_class is None or recipe.data.subject is None:
+        return Verdict(winner=winner.number, beats_default=False, sentence=_unjudged(metric, winner, default))
+    return _judge(card, home, recipe, winner, default, on_row)
+
+
+def _unjudged(metric: str, winner: Trial, default: Trial) -> str:
+    gap = winner.metrics[metric] - default.metrics[metric]
+    return (
+        f"Trial {winner.number} is {gap:+.4f} from the default in {metric} on what it was chosen by; "
+        "without scored pictures there is no final split to prove it on."
+    )
+
+
+def _judge(card: SearchCard, home: Path, recipe: Recipe, winner: Trial, default: Trial, on_row: OnRow) -> Verdict:
+    final, storage = card.space.final, home.parent
+    artifacts = {
+        name: Artifact.open(storage / trial.run / "artifact") for name, trial in ((DEFAULT, default), (TUNED, winner))
+    }
+    class_name, words = str(recipe.data.known_class), recipe.data.subject
+    photos = final_photos(card.space, home, artifacts[DEFAULT])
+    subject = Subject(subject_name(str(recipe.data.images)), class_name, photos)
+    looks = settings_of(recipe, identity=recipe.evaluation.identity, clip=recipe.evaluation.clip)
+    settings = replace(looks, seeds=final.seeds, class_pictures=final.class_pictures)
+    models = [Model(BASE, recipe.base), *(Model(name, recipe.base, a, words) for name, a in artifacts.items())]
+    lists = load_prompts(final.prompts or default_prompts(recipe.base.id, class_name))
+    found = evaluate(models, subject, lists, settings, home=home, on_row=on_row)
+    assert found is not None  # one process is rank 0
+    with Recorder(home / "records") as recorder:
+        found.record(recorder)
+    rows = [row for row in found.differences if (row["model"], row["against"]) == (TUNED, DEFAULT)]
+    gain = quality_gain(found, settings.split, TUNED, DEFAULT, settings.clip)
+    if gain is not None and rows:
+        rows.insert(0, {**rows[0], "metric": "quality", **asdict(gain)})
+    return verdict(rows, card.metric, winner.number)
+
+
+def verdict(rows: list[dict[str, Any]], metric: str, winner: int) -> Verdict:
+    """What paired differences (winner minus default) say; the winner wins when the whole interval does."""
+    row = next((row for row in rows if row["metric"] == metric), None)
+    if row is None or row["low"] is None:
+        sentence = f"Trial {winner} has no interval of {metric} against the default: judge by the table."
+        return Verdict(winner=winner, beats_default=False, sentence=sentence, differences=rows)
+    sign = 1 if METRICS[metric] == "max" else -1
+    gap = f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] in {metric} on the final split"
+    if min(sign * row["low"], sign * row["high"]) > 0:
+        sentence = f"Trial {winner} beats the default: {gap}."
+    elif max(sign * row["low"], sign * row["high"]) < 0:
+        sentence = f"Trial {winner} is worse than the default: {gap}. Keep the default."
+    else:
+        sentence = f"Trial {winner} does not beat the default: {gap}, which does not leave 0 out."
+    beats = min(sign * row["low"], sign * row["high"]) > 0
+    return Verdict(winner=winner, beats_default=beats, sentence=sentence, differences=rows)
+
+
+def _write_recipe(path: Path, card: SearchCard, recipe: Recipe, trial: Trial, metric: str) -> None:
+    chosen = override(recipe, trial.parameters if trial.number else {})
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in trial.metrics.items())
+    head = f"# Trial {trial.number} of the search {card.name}, ranked by {metric} on the tune split: {scores}.\n"
+    changed = "".join(f"# {key} = {value}\n" for key, value in trial.parameters.items())
+    beside = path.with_suffix(".partial")
+    beside.write_text(
+        head + changed + yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+    )
+    beside.rename(path)

@@ -1,0 +1,98 @@
+"""Drawing on a cluster: one worker, two workers and this process give the same pictures and the same scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdxl_ray.artifact import Artifact
+from sdxl_ray.config import Base, Recipe, override
+from sdxl_ray.core.quality.drawing import Drawing
+from sdxl_ray.core.quality.evaluate import Evaluation, Settings, evaluate
+from sdxl_ray.core.quality.models import Model
+from sdxl_ray.core.quality.prompts import Prompts
+from sdxl_ray.core.quality.subject import Subject, load_photos
+from sdxl_ray.distributed import drawing as module
+from sdxl_ray.distributed.drawing import draw_on_workers
+from sdxl_ray.errors import RunError
+from tests.random_lora import random_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+SETTINGS = Settings(
+    Drawing(2, 2.0, height=32, width=32, batch_size=3), seeds=2, class_pictures=3, draws=2, steps=(1,), resamples=100
+)
+PROMPTS = Prompts(final=("a photo of {a_subject}", "a photo of {a_subject} in the snow"))
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return Subject("robot", "robot", load_photos("subject:robot/held_out"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
+    recipe = override(Recipe(), {"data.images": "subject:robot", "data.subject": "sks robot"})
+    artifact: Artifact = random_run(tmp_path_factory.mktemp("runs") / "lora", recipe)
+    return [Model("base", Base()), Model("lora", Base(), artifact, "sks robot")]
+
+
+def _score(models: list[Model], subject: Subject, home: Path) -> Evaluation:
+    found = evaluate(models, subject, PROMPTS, SETTINGS, home=home)
+    assert found is not None
+    return found
+
+
+def _values(found: Evaluation) -> list[tuple[Any, ...]]:
+    return [(r["split"], r["model"], r["metric"], r["value"], r["low"], r["high"]) for r in found.scores]
+
+
+def _drawn(home: Path) -> dict[str, Any]:
+    files = (home / "pictures").rglob("*.png")
+    return {file.name: np.asarray(Image.open(file).convert("RGB"), np.int16) for file in files}
+
+
+def test_one_and_two_workers_draw_and_score_what_this_process_does(
+    models: list[Model], subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = _score(models, subject, tmp_path / "0")
+    rows: list[dict[str, Any]] = []
+    for workers in (1, 2):
+        home = tmp_path / str(workers)
+        draw_on_workers(models, subject, PROMPTS, SETTINGS, home=home, workers=workers, on_row=rows.append)
+        with monkeypatch.context() as patch:
+            patch.setattr("sdxl_ray.core.quality.evaluate.load_pipeline", None)  # this process only scores
+            assert _values(_score(models, subject, home)) == _values(alone)
+        ours, theirs = _drawn(home), _drawn(tmp_path / "0")
+        assert ours.keys() == theirs.keys()
+        assert max(int(abs(ours[name] - theirs[name]).max()) for name in ours) <= 1
+    assert {"drawing base", "drawing lora"} <= {row["name"] for row in rows}
+    rows.clear()
+    draw_on_workers(models, subject, PROMPTS, SETTINGS, home=tmp_path / "2", workers=2, on_row=rows.append)
+    assert rows == []  # all is there: no worker starts
+
+
+def test_a_worker_that_fails_ends_it_in_one_line_and_the_same_call_goes_on(
+    models: list[Model], subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(rank: int, *rest: Any) -> None:
+        if rank == 1:
+            import os
+
+            os._exit(9)
+        whole(rank, *rest)
+
+    whole = module._share
+    monkeypatch.setattr(module, "_share", dies)
+    with pytest.raises(RunError, match="the same call goes on"):
+        draw_on_workers(models, subject, PROMPTS, SETTINGS, home=tmp_path, workers=2)
+    monkeypatch.setattr(module, "_share", whole)
+    kept = _drawn(tmp_path)
+    draw_on_workers(models, subject, PROMPTS, SETTINGS, home=tmp_path, workers=2)
+    after = _drawn(tmp_path)
+    assert all((after[name] == picture).all() for name, picture in kept.items())
+    assert {row["model"] for row in _score(models, subject, tmp_path).scores} == {"base", "lora", "real"}

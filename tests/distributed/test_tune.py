@@ -1,0 +1,193 @@
+"""A search: killed and resumed, over rates that diverge; trials under Ray Train that end with their workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sdxl_ray.config import load, override
+from sdxl_ray.distributed.tune import SearchResult, search
+from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.records import read
+from sdxl_ray.search import SearchCard, Trial, front, read_trials
+from sdxl_ray.space import METRICS, Space, load_space
+from tests.distributed.conftest import training_workers
+
+pytestmark = pytest.mark.slow
+
+PLANTED = Path(__file__).with_name("planted.yaml")
+COMMAND = [sys.executable, "-m", "sdxl_ray", "tune", str(PLANTED), "--name", "s"]
+
+
+def _settled(folder: Path) -> list[Trial]:
+    return [trial for trial in read_trials(folder) if trial.state in ("finished", "stopped", "failed")]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Trial], dict[str, Any]]:
+    """The search's folder, the trials that had ended when its driver was killed, and what the second command said."""
+    home = tmp_path_factory.mktemp("planted")
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    log = (home / "first.log").open("w")
+    driver = subprocess.Popen(COMMAND, cwd=home, env=environment, stdout=log, stderr=log)
+    deadline = time.monotonic() + 300
+    while len(_settled(home / "runs" / "s")) < 3 and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    before = _settled(home / "runs" / "s")
+    again = subprocess.run(
+        [*COMMAND, "--resume", "--json"], cwd=home, env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, (home / "first.log").read_text() + again.stderr
+    return home / "runs" / "s", before, json.loads(again.stdout)
+
+
+def test_trials_that_had_ended_are_not_run_again(planted: tuple[Path, list[Trial], dict[str, Any]]) -> None:
+    folder, before, _ = planted
+    assert 3 <= len(before) < 7, "the driver was killed too early or too late"
+    after = {trial.number: trial for trial in read_trials(folder)}
+    for trial in before:
+        assert after[trial.number] == trial
+    assert sorted(after) == list(range(7))
+    assert all(trial.state in ("finished", "stopped", "failed") for trial in after.values())
+
+
+def test_a_space_that_diverges_ends_with_a_sensible_winner(planted: tuple[Path, list[Trial], dict[str, Any]]) -> None:
+    folder, _, told = planted
+    trials = read_trials(folder)
+    rates = {trial.number: trial.parameters["optim.lr"] for trial in trials}
+    assert rates[0] == 1e-7
+    assert {rates[trial.number] for trial in trials if trial.state == "failed"} == {1e20}
+    assert all(trial.error for trial in trials if trial.state == "failed")
+    assert all(trial.state != "finished" for trial in trials if rates[trial.number] == 0.3), (
+        "asha let a weak one through"
+    )
+    winner = told["verdict"]["winner"]
+    assert rates[winner] == 2e-3
+    assert "without scored pictures" in told["verdict"]["sentence"]
+    best = load(told["best"])
+    card = SearchCard.open(folder)
+    assert best == override(load_space(str(PLANTED)).start({}), {"optim.lr": 2e-3})
+    assert "extends" not in yaml.safe_load(Path(told["best"]).read_text())
+    assert card.verdict is not None
+    assert Path(told["report"]).is_file()
+
+
+def test_a_search_that_is_over_only_tells_again(planted: tuple[Path, list[Trial], dict[str, Any]]) -> None:
+    folder, _, told = planted
+    rows: list[dict[str, Any]] = []
+    space = load_space(str(PLANTED))
+    result = search(space, space.start({}), storage=folder.parent, name="s", on_row=rows.append)
+    assert result.verdict.model_dump(mode="json") == told["verdict"]
+    assert not any(row["kind"] == "phase" and row["name"] == "searching" for row in rows)
+
+
+def test_another_space_is_refused(planted: tuple[Path, list[Trial], dict[str, Any]]) -> None:
+    folder, _, _ = planted
+    other = load_space(str(PLANTED), {"searcher.seed": 5})
+    with pytest.raises(UserError, match=r"made by another space \(searcher differs\)"):
+        search(other, other.start({}), storage=folder.parent, name="s")
+    same = load_space(str(PLANTED))
+    with pytest.raises(UserError, match="began with another recipe"):
+        search(same, same.start({"optim.lr": 1e-6}), storage=folder.parent, name="s")
+
+
+def _under_ray(**changes: Any) -> Space:
+    plain = yaml.safe_load(PLANTED.read_text())
+    plain["settings"] |= {"parallel.engine": "zero", "optim.lr": 2e-3}
+    plain["parameters"] = {"optim.lr": {"kind": "choice", "values": [0.3]}}
+    return Space.model_validate(plain | changes)
+
+
+def test_a_stopped_trial_under_ray_train_frees_its_workers(ray_cluster: None, tmp_path: Path) -> None:
+    space = _under_ray(budget={"trials": 2})
+    recipe = space.start({"resources.cpus_per_worker": 3})  # of four: one trial at a time
+    result: SearchResult = search(space, recipe, storage=tmp_path, name="s")
+    assert [trial.state for trial in result.trials] == ["finished", "stopped"]
+    assert result.trials[1].step in (4, 8)
+    assert result.verdict.winner == 0
+    assert not (tmp_path / "s" / "trial-001" / "artifact").exists()
+    deadline = time.monotonic() + 20
+    while training_workers() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert training_workers() == []
+
+
+def test_more_than_the_cluster_has_is_refused_at_once(ray_cluster: None, tmp_path: Path) -> None:
+    space = _under_ray()
+    with pytest.raises(UserError, match=r"a trial needs 5 CPUs \(parallel.workers=5\), the cluster has 4: lower"):
+        search(space, space.start({"parallel.workers": 5}), storage=tmp_path, name="s")
+
+
+def test_a_search_without_a_finished_trial_is_a_run_error(ray_cluster: None, tmp_path: Path) -> None:
+    space = load_space(str(PLANTED), {"budget.trials": 1})
+    with pytest.raises(RunError, match=r"no trial of 1 finished: the .* is not finite"):
+        search(space, space.start({"optim.lr": 1e20}), storage=tmp_path, name="s")
+    assert [trial.state for trial in read_trials(tmp_path / "s")] == ["failed"]
+
+
+#: Scores of few, small, quick pictures.
+SCORED = {
+    "data.class_name": "robot",
+    "evaluation.score_prompts": 2,
+    "evaluation.class_pictures": 2,
+    "evaluation.num_inference_steps": 8,  # fewer draw nothing that could be told from nothing
+    "evaluation.guidance_scale": 4.0,
+    "data.resolution": None,
+    "optim.steps": 4,
+    "optim.lr": 1e-7,
+    "parallel.engine": "local",
+}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One storage for the searches with scores: the base is scored once."""
+    return tmp_path_factory.mktemp("scored")
+
+
+def test_the_final_split_finds_out_a_search_that_went_the_wrong_way(ray_cluster: None, storage: Path) -> None:
+    """The space asks for the least prompt fidelity, so what wins the search must lose in the end."""
+    final = {"seeds": 2, "class_pictures": 2}
+    space = _under_ray(metric="clip_t", mode="min", scheduler={"kind": "none"}, budget={"trials": 2}, final=final)
+    result = search(space, space.start(SCORED), storage=storage, name="wrong")
+    assert [trial.state for trial in result.trials] == ["finished", "finished"]
+    assert result.verdict.winner == 1
+    assert not result.verdict.beats_default
+    assert "Trial 1 is worse than the default: -" in result.verdict.sentence
+    gains = {row["metric"]: row for row in result.verdict.differences}
+    assert {"quality", "dino_i", "clip_t", "pres", "div"} <= gains.keys()
+    assert gains["clip_t"]["high"] < 0
+    tune, final_photos = (
+        {path.read_bytes() for path in (result.folder / "photos" / n).iterdir()} for n in ("tune", "final")
+    )
+    assert len(tune) == 2 and len(final_photos) == 3 and not tune & final_photos
+    rows = read(result.folder / "records", "scores").to_pylist()
+    assert {row["split"] for row in rows} == {"final"}
+    seen = read(result.folder / "trial-000" / "records", "scores").to_pylist()
+    assert {row["split"] for row in seen} == {"tune"}
+    assert result.trials[0].metrics.keys() == METRICS.keys()
+    assert not list(result.folder.glob("trial-*/checkpoints"))
+    assert load(str(result.best)).data.validation == "subject:robot/held_out"  # not the half that the search tuned on
+
+
+def test_several_metrics_give_a_front(ray_cluster: None, storage: Path) -> None:
+    space = _under_ray(
+        metric=["dino_i", "pres"], scheduler={"kind": "none"}, searcher={"kind": "nsga2"}, budget={"trials": 2}
+    )
+    result = search(space, space.start(SCORED), storage=storage, name="several")
+    on = front(result.trials, space.modes)
+    assert on
+    assert [path.name for path in sorted(result.folder.glob("front-*.yaml"))] == [
+        f"front-{t.number:03d}.yaml" for t in on
+    ]
+    assert "Pareto front" in result.report.markdown.read_text()

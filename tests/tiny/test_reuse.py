@@ -1,0 +1,116 @@
+"""One scorer trained alone: it starts from what is shipped, and nothing else of the tree changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sdxl_ray.tiny import shipped
+from sdxl_ray.tiny.builder import identity, reuse, stages, upper
+from sdxl_ray.tiny.builder.finish import MADE
+from sdxl_ray.tiny.builder.stages import Job
+from sdxl_ray.tiny.designs import Designs
+from sdxl_ray.tiny.scenes import Scenery
+from tests.tiny.drawn_sprites import DrawnSprites
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A work folder in which the shipped weights are laid out."""
+    made = Job(tmp_path_factory.mktemp("work"), "cpu", 0.02, scenes=80)
+    reuse.lay_out(made)
+    return made
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the shipped tree."""
+    for part in shipped.LISTED:
+        shutil.copytree(shipped.ROOT / part, tmp_path / part)
+    for file in (shipped.INDEX, MADE):
+        shutil.copy(shipped.ROOT / file, tmp_path)
+    return tmp_path
+
+
+def _changed(tree: Path) -> set[str]:
+    now = shipped.files(tree)
+    assert now.keys() == shipped.files().keys()
+    return {name for name, digest in shipped.files().items() if now[name] != digest}
+
+
+def _log(job: Job, name: str) -> None:
+    (job.work / f"{name}.jsonl").write_text('{"step": 3, "minutes": 0.5, "samples": 7}\n')
+
+
+def test_weights_put_back_untouched_are_the_same_bytes(job: Job, tree: Path) -> None:
+    for scorer, start, end in (
+        ("identity", "identity-start.pt", "identity-done.pt"),
+        ("vision", "clip-done.pt", "vision-done.pt"),
+    ):
+        _log(job, scorer)
+        shutil.copy(job.work / start, job.work / end)
+        reuse.put(job, scorer, tree)
+    assert _changed(tree) == set()
+
+
+def test_another_vision_tower_leaves_the_texts_and_the_base_alone(job: Job, tree: Path) -> None:
+    _log(job, "vision")
+    weights = torch.load(job.work / "clip-done.pt", weights_only=True)
+    changed = {name: w + 0.1 if "vision_model" in name and w.is_floating_point() else w for name, w in weights.items()}
+    torch.save(changed, job.work / "vision-done.pt")
+    reuse.put(job, "vision", tree)
+    assert _changed(tree) == {"scorers/clip/model.safetensors"}
+    assert shipped.revision(tree) == shipped.revision()
+    before, after = (load_file(root / "scorers" / "clip" / "model.safetensors") for root in (shipped.ROOT, tree))
+    for name, weight in before.items():
+        assert torch.equal(weight, after[name]) == ("vision_model" not in name), name
+    stages_made = json.loads((tree / MADE).read_text())["stages"]
+    before_made = json.loads((shipped.ROOT / MADE).read_text())["stages"]
+    assert stages_made.pop("vision") == {"minutes": 0.5, "samples": 7, "started_from": shipped.index_revision()}
+    before_made.pop("vision", None)
+    assert stages_made == before_made
+
+
+def test_the_upper_layers_go_on_where_the_lower_ones_end(job: Job, tmp_path: Path) -> None:
+    whole = reuse._start(job)
+    scenery = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=1)
+    generated = np.zeros((20, 64, 64, 3), np.uint8)
+    autoencoder = stages.load_vae(job)
+    upper.draw(tmp_path, whole, scenery, generated, autoencoder, range(1, 2))
+    tokens, owner, *_ = torch.load(tmp_path / "1.pt", weights_only=True)
+    rng = np.random.default_rng([8, 1])
+    made = identity.batch(scenery, rng, generated)
+    assert owner.tolist() == made.identity.tolist()
+    with torch.no_grad():
+        expected, patches = whole(identity.varied(made, rng, autoencoder, "cpu"))
+        found, found_patches = upper.Upper(whole)(tokens.float())
+    assert torch.allclose(found, expected, atol=0.05)
+    assert torch.allclose(found_patches, patches, atol=0.05)
+
+
+@pytest.mark.slow
+def test_the_stages_of_one_scorer_run_and_hand_over(job: Job, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=1)
+    for module in (stages, reuse):
+        monkeypatch.setattr(module, "scenery", lambda: drawn)
+    monkeypatch.setattr(stages, "_DECOYS", 20)
+    monkeypatch.setattr(stages, "_GENERATED", 50)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        for scorer, steps in reuse.STAGES.items():
+            for name, step in steps.items():
+                assert all((job.work / need).is_file() for need in step.needs), name
+                step.run(job)
+                assert (job.work / step.leaves).is_file(), name
+            reuse.put(job, scorer, tree)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert _changed(tree) == {"scorers/identity/model.safetensors", "scorers/clip/model.safetensors"}
