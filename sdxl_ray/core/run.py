@@ -256,8 +256,12 @@ def _fill_caches(
             # Every rank must cut the same list, so one rank's view of the cache decides.
             unread = place.group.gather(source.missing(captions))[0]
             _fill(source, share(unread, place.group), _CAPTIONS_AT_ONCE, "caching captions", place)
-        unseen = place.group.gather(parts.latents.missing(list(dict.fromkeys(views))))[0]
-        _fill(parts.latents, share(unseen, place.group), _VIEWS_AT_ONCE, "caching pictures", place)
+        # By key, since a picture drawn by the run has another path on another machine.
+        mine = {view.key: view for view in views}
+        unseen = place.group.gather([view.key for view in parts.latents.missing(list(mine.values()))])[0]
+        _fill(
+            parts.latents, [mine[key] for key in share(unseen, place.group)], _VIEWS_AT_ONCE, "caching pictures", place
+        )
     _share_caches(sources, place)
 
 
