@@ -47,6 +47,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+CHAOS = tests/test_config.py tests/core/test_dataset.py tests/core/test_pictures.py tests/core/test_weightfiles.py \
+	tests/core/test_killed_saves.py tests/distributed/test_kill.py tests/distributed/test_store.py \
+	tests/distributed/test_two_hosts.py tests/cluster
+
 # The summary of pytest is the last thing printed.
 test: check
 	$(BIN)/python -m pytest
@@ -58,4 +62,5 @@ soak: $(STAMP)
 	$(BIN)/python tests/soak/run.py
 
 chaos: $(STAMP)
-	$(BIN)/python tests/chaos/kills.py
+	$(BIN)/python tests/chaos/kills.py --seed 1 --kills 5
+	SDXL_RAY_CASES=2000 SDXL_RAY_KILLED_SAVES=20 $(BIN)/python -m pytest -m 'not gpu' $(CHAOS)
