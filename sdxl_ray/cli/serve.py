@@ -41,7 +41,7 @@ def run(
     check: Annotated[bool, typer.Option("--check", help="check a file, Ray Serve's own kind too, and stop")] = False,
     json: AsJson = False,
 ) -> None:
-    """Serve the base and tuned models: OpenAI's Images API, and a page to compare them."""
+    """Serve base and tuned models: OpenAI's Images API, and a page."""
     from serve import rayfile
 
     words = [config, *(settings or [])]
