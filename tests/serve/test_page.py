@@ -108,7 +108,8 @@ def test_sliders_change_the_right_picture_alone(browser: Any, url: str) -> None:
         assert mixed not in (left, right)
         assert "with round + wordy" in page.inner_text(".pane:last-of-type .hash")
         page.select_option(".pane:last-of-type select", "whole")
-        page.check("#alone", force=True)
+        page.click("form details summary")
+        page.check("#alone")
         assert _draw(seen, "a red robot")[0] == left
         assert page.locator("#shelf li").count() == 4
         page.fill("#prompt", "")
