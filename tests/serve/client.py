@@ -135,5 +135,5 @@ def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> float:
     start = time.monotonic()
     while not what():
         assert time.monotonic() - start < seconds, f"not within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(0.1)
     return time.monotonic() - start

@@ -5,22 +5,40 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 
 from serve.config import ServeConfig, override
 from tests.serve.client import QUICK, Client, Load, describe, replicas, wait_for
+from tests.serve.engine.plain import differences
 
 #: `make soak` runs a minute, with a kill every five seconds.
 SECONDS = float(os.environ.get("SDXL_RAY_SOAK_S", "8"))
 PAUSE_S = 5.0 if SECONDS > 30 else 4.0
 LEAST = 200 if SECONDS > 30 else 20
+#: So few that what waits while a replica is away is not more than the queue holds, also where others use the cores.
+RATE = 1.5
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def _serving_again(url: str, config: ServeConfig) -> Iterator[None]:
+    """However a test ends, the next one finds two replicas that serve."""
+    from serve.local import deploy, deployed
+
+    yield
+    if deployed() not in ("RUNNING", "DEPLOYING"):
+        deploy(config)
+    wait_for(lambda: deployed() == "RUNNING" and len(replicas()) == 2, 240)
+    assert len(describe(2)) == 2
+
+
 def _body(index: int) -> dict[str, Any]:
-    return {**QUICK, "model": ("base", "round")[index % 2], "seed": index % 4, "num_inference_steps": 8}
+    return {**QUICK, "model": ("base", "round")[index % 2], "seed": index % 4}
 
 
 def _check(load: Load, least: int) -> None:
@@ -35,7 +53,7 @@ def test_a_failing_update_and_an_update_lose_no_request(client: Client, config: 
 
     before = {process.pid for process in replicas()}
     load = Load(client)
-    with load.at(2.5, _body):
+    with load.at(RATE, _body):
         deploy(override(config, {"engine.device": "cuda:7", "replicas.start_attempts": 1}))
         wait_for(lambda: deployed() == "DEPLOY_FAILED", 240)
         assert before & {process.pid for process in replicas()}
@@ -45,16 +63,35 @@ def test_a_failing_update_and_an_update_lose_no_request(client: Client, config: 
         wait_for(lambda: len(load.replies) >= LEAST, 240)
     assert 0 < failing < len(load.replies)
     _check(load, LEAST)
-    assert len(describe(2)) == 2
+
+
+def test_a_picture_on_a_replica_that_dies_is_drawn_again_to_the_last_byte(client: Client) -> None:
+    """Alone, since a picture's companions in a batch may change its last bits."""
+    body = {**_body(1), "num_inference_steps": 100, "size": "128x128"}
+    expected = client.draw(**body).data
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.draw, **body)
+        drawing: list[int] = []
+
+        def begun() -> bool:
+            drawing[:] = [pid for pid, said in describe(2).items() if said["engine"]["in_flight"]]
+            return bool(drawing)
+
+        wait_for(begun)
+        psutil.Process(drawing[0]).kill()
+        assert not asked.done()
+        reply = asked.result()
+    assert reply.status == 200, reply.body
+    assert reply.data == expected
 
 
 def test_replicas_that_die_cost_no_client_anything(client: Client) -> None:
-    """Pictures under way on a dead replica are drawn again elsewhere, and are the same to the last byte."""
-    expected = [client.draw(**_body(index)).data for index in range(4)]
+    """Every client gets its picture, to within the one level that companions in a batch may change."""
+    expected = [client.draw(**_body(index)).pictures for index in range(4)]
     load = Load(client)
     chance = random.Random(0)
     killed: list[int] = []
-    with load.at(4, _body):
+    with load.at(RATE, _body):
         until = time.monotonic() + SECONDS
         while time.monotonic() < until:
             time.sleep(PAUSE_S)
@@ -63,9 +100,7 @@ def test_replicas_that_die_cost_no_client_anything(client: Client) -> None:
                 victim = chance.choice(alive)
                 killed.append(victim.pid)
                 victim.kill()
-    _check(load, int(2 * SECONDS))
+    _check(load, int(SECONDS))
     assert len(killed) >= 2
-    seeds = [(reply.body["model"], reply.body["data"][0]["seed"]) for reply in load.replies]
-    wanted = {(_body(index)["model"], _body(index)["seed"]): expected[index] for index in range(4)}
-    assert all(reply.data == wanted[seed] for reply, seed in zip(load.replies, seeds, strict=True))
-    wait_for(lambda: len(replicas()) == 2 and len(describe(2)) == 2, 120)
+    for reply in load.replies:
+        assert max(differences(reply.pictures, expected[reply.body["data"][0]["seed"]])) <= 1
