@@ -51,9 +51,10 @@ CHAOS = tests/test_config.py tests/core/test_dataset.py tests/core/test_pictures
 	tests/core/test_killed_saves.py tests/distributed/test_kill.py tests/distributed/test_store.py \
 	tests/distributed/test_two_hosts.py tests/cluster
 
-# The summary of pytest is the last thing printed.
+# Two processes, a file to each in turn: while one waits for Ray to start, the other computes. The summary of pytest is
+# the last thing printed.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/train.py

@@ -21,7 +21,7 @@ def run(
     show: Annotated[bool, typer.Option("--open", help="open the page in the browser")] = False,
     json: AsJson = False,
 ) -> None:
-    """Make the report of a comparison or a search again."""
+    """Make a report again, from records alone."""
     from sdxl_ray.report.build import write_report
 
     written = write_report(folder)

@@ -140,6 +140,7 @@ def test_two_workers_score_the_same(
     assert both[0] == both[1]
 
 
+@pytest.mark.slow
 def test_the_best_step_is_exported_and_a_run_stops_when_quality_no_longer_rises(
     train: Train, scored: Recipe, scripted: dict[int, float]
 ) -> None:
@@ -161,6 +162,7 @@ def test_the_best_step_is_exported_and_a_run_stops_when_quality_no_longer_rises(
     assert (artifact.folder / weights).read_bytes() == (until.folder / "artifact" / weights).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_at", [5, 7])
 def test_a_killed_run_keeps_its_best_and_its_patience(
     train: Train, scored: Recipe, scripted: dict[int, float], kill_at: int
@@ -179,6 +181,7 @@ def test_a_killed_run_keeps_its_best_and_its_patience(
     assert all(torch.equal(w, other[name]) for name, w in mine.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_died_after_it_stopped_only_writes_its_artifact(
     train: Train, scored: Recipe, scripted: dict[int, float]
 ) -> None:
@@ -192,6 +195,7 @@ def test_a_run_that_died_after_it_stopped_only_writes_its_artifact(
     assert Artifact.open(again.folder / "artifact").manifest.step == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_is_named_and_the_last_exported(
     train: Train, scored: Recipe, scripted: dict[int, float]
 ) -> None:
