@@ -6,8 +6,9 @@ import base64
 import contextlib
 import io
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ class Reply:
 
     status: int
     seconds: float
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: dict[str, Any]
 
     @property
@@ -51,7 +52,7 @@ class Client:
         """POST with `QUICK` below the fields."""
         start = time.monotonic()
         answer = requests.post(self.url + PATH, json={**QUICK, **fields}, timeout=120)
-        return Reply(answer.status_code, time.monotonic() - start, dict(answer.headers), answer.json())
+        return Reply(answer.status_code, time.monotonic() - start, answer.headers, answer.json())
 
     def all(self, *bodies: dict[str, Any]) -> list[Reply]:
         """All at once."""
@@ -105,12 +106,13 @@ class Load:
 
 
 def replicas(deployment: str = "weights") -> list[psutil.Process]:
-    """Processes of a deployment's replicas in this session's own Ray."""
-    title = f"ray::ServeReplica:sdxl-ray:{deployment}"
+    """Processes of a deployment's replicas in this session's own Ray that are there, not those that are starting."""
+    # Ray puts what an actor is doing into its title.
+    title = re.compile(rf"ray::ServeReplica:sdxl-ray:{deployment}(\.(?!__init__)\w+)?\s*")
     found = []
     for process in psutil.Process(os.getpid()).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended while it was looked at
-            if " ".join(process.cmdline()[:1]).split("(")[0].strip() == title:
+            if title.fullmatch("".join(process.cmdline()[:1]).partition("(")[0]):
                 found.append(process)
     return found
 

@@ -12,7 +12,7 @@ import requests
 
 #: `make soak` asks for 1,000 cases an operation, without a limit in time.
 CASES = int(os.environ.get("SDXL_RAY_SOAK_CASES", "25"))
-SECONDS = 25
+SECONDS = 15
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
     "response_schema_conformance,negative_data_rejection,unsupported_method,allow_header_conformance"

@@ -19,7 +19,19 @@ TESTS = {
 
 
 def _pytest(files: list[str]) -> int:
-    command = [sys.executable, "-m", "pytest", *files, "-v", "-o", "log_cli=true", "-o", "log_cli_level=INFO"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *files,
+        "-v",
+        "-m",
+        "not gpu",
+        "-o",
+        "log_cli=true",
+        "-o",
+        "log_cli_level=INFO",
+    ]
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, "SDXL_RAY_SOAK_S": "60", "SDXL_RAY_SOAK_CASES": "1000"}, check=False
     ).returncode

@@ -27,7 +27,7 @@ def _predict(unet: torch.nn.Module, rows: int, edge: int) -> torch.Tensor:
     return unet(*inputs, encoder_hidden_states=hidden_RLC, added_cond_kwargs=added, return_dict=False)[0]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # tracing takes most of a minute
 @torch.inference_mode()
 def test_no_batch_size_picture_size_or_adapter_is_compiled_anew(loras: dict[str, Artifact]) -> None:
     plain, compiled = (load_pipeline(Base(), None, dtype=torch.float32, device="cpu") for _ in range(2))

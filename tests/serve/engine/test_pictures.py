@@ -92,7 +92,7 @@ def _random_request(rng: random.Random) -> PictureRequest:
     )
 
 
-@pytest.mark.parametrize("number", [4, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [8, pytest.param(24, marks=pytest.mark.exhaustive)])
 def test_random_mixes_that_come_and_go(plain: Plain, loras: dict[str, Artifact], number: int) -> None:
     rng = random.Random(number)
     requests = [_random_request(rng) for _ in range(number)]
