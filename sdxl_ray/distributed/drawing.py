@@ -25,7 +25,7 @@ from sdxl_ray.core.quality.evaluate import Plan, Settings, check, render
 from sdxl_ray.core.quality.models import Model
 from sdxl_ray.core.quality.prompts import Prompts
 from sdxl_ray.core.quality.subject import Subject
-from sdxl_ray.distributed.mailbox import Mailbox, delivered
+from sdxl_ray.distributed.mailbox import delivered, open_mailbox
 from sdxl_ray.errors import RunError, UserError
 
 OnRow = Callable[[dict[str, Any]], None]
@@ -54,7 +54,7 @@ def draw_on_workers(
         return
     workers = min(workers, capacity())
     gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
-    mailbox, meeting = Mailbox.remote(), Meeting.remote(workers)  # type: ignore[attr-defined]  # added by ray.remote
+    mailbox, meeting = open_mailbox(), Meeting.remote(workers)  # type: ignore[attr-defined]  # added by ray.remote
     work = {
         "models": [_plain(model) for model in models],
         "class_name": subject.class_name,

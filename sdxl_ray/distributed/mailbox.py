@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Row = dict[str, Any]
 
@@ -27,6 +28,12 @@ class Mailbox:
         """Every row since the last call."""
         rows, self._rows = self._rows, []
         return rows
+
+
+def open_mailbox() -> Any:
+    """A mailbox on the node of the process that asks for it: on another one it would be lost with that node."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # added by ray.remote
 
 
 @contextmanager

@@ -109,12 +109,12 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from sdxl_ray.distributed.mailbox import Mailbox, delivered
+    from sdxl_ray.distributed.mailbox import delivered, open_mailbox
 
     (run.folder / TOMBSTONE).unlink(missing_ok=True)
     storage.remove(run.folder / TOMBSTONE)
     least, most = recipe.parallel.workers
-    mailbox = Mailbox.remote()  # type: ignore[attr-defined]  # added by ray.remote
+    mailbox = open_mailbox()
     config = {
         "recipe": recipe.model_dump(mode="json"),
         "folder": str(run.folder),
