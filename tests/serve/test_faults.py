@@ -75,6 +75,7 @@ def test_a_picture_on_a_replica_that_dies_is_drawn_again_to_the_last_byte(client
 
 def test_replicas_that_die_cost_no_client_anything(client: Client) -> None:
     """Every client gets its picture, to within the one level that companions in a batch may change."""
+    _wait_until_whole()
     expected = [client.draw(**_body(index)).pictures for index in range(4)]
     load = Load(client)
     chance = random.Random(0)
