@@ -52,7 +52,7 @@ def test_a_training_job_is_submitted_followed_and_leaves_its_artifact(two_nodes:
     assert set(read(tmp_path / "runs" / "job" / "records", "steps")["workers"].to_pylist()) == {2}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_job_is_stopped_and_its_workers_end(two_nodes: Cluster, tmp_path: Path) -> None:
     code, log = _submit(
         two_nodes, "train", "tiny_lora", *SUBJECT, *QUICK, "optim.steps=100000", "--name", "job", "--address", "auto",

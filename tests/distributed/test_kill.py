@@ -65,6 +65,7 @@ def test_a_killed_driver_goes_on_with_the_same_command(undisturbed: Path, tmp_pa
     same_run(undisturbed, tmp_path / "runs" / "run")
 
 
+@pytest.mark.exhaustive
 def test_two_workers_then_one_then_two(undisturbed: Path, tmp_path: Path) -> None:
     for workers, at_step in ((2, 7), (1, 12)):
         with pytest.raises(RunError, match="the same command goes on"):

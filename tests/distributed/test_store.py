@@ -72,6 +72,7 @@ def test_one_process_is_killed_and_goes_on_from_a_store(
     _same(_killed_and_resumed(alone, served, tmp_path, monkeypatch), calm)
 
 
+@pytest.mark.exhaustive  # a host that is cut off goes on from a store too
 def test_two_workers_are_killed_and_go_on_from_a_store(
     served: Bucket, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

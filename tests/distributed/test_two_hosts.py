@@ -124,9 +124,9 @@ def hosts(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
         yield made
 
 
-def _result(made: Hosts, monkeypatch: pytest.MonkeyPatch) -> Path:
+def _result(made: Hosts, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run as a third machine would fetch it."""
-    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(made.folder / "third"))
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(scratch))
     storage = Storage.of(made.store.url("runs"))
     storage.get_folder(storage.root / "run")
     return storage.root / "run"
@@ -134,7 +134,7 @@ def _result(made: Hosts, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_a_host_is_cut_off_and_the_run_goes_on_with_what_is_left(
-    undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hosts(0, monkeypatch) as made:
         driver = made.train(override(LORA, {"parallel.workers": [1, 2]}))
@@ -146,7 +146,7 @@ def test_a_host_is_cut_off_and_the_run_goes_on_with_what_is_left(
         finally:
             stop(driver)
         assert driver.returncode == 0, told
-        fetched = _result(made, monkeypatch)
+        fetched = _result(made, tmp_path, monkeypatch)
     workers = read(fetched / "records", "steps")["workers"].to_pylist()
     assert workers[0] == 2 and workers[-1] == 1
     assert examples(fetched) == examples(undisturbed)
@@ -157,7 +157,7 @@ def test_a_host_is_cut_off_and_the_run_goes_on_with_what_is_left(
 
 @pytest.mark.exhaustive
 def test_a_raylet_is_killed_and_the_run_waits_for_another_host(
-    undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hosts(1, monkeypatch) as made:
         driver = made.train(LORA)
@@ -170,7 +170,7 @@ def test_a_raylet_is_killed_and_the_run_waits_for_another_host(
         finally:
             stop(driver)
         assert driver.returncode == 0, told
-        fetched = _result(made, monkeypatch)
+        fetched = _result(made, tmp_path, monkeypatch)
     assert losses(fetched) == losses(undisturbed)
     assert examples(fetched) == examples(undisturbed)
     assert Artifact.open(fetched / "artifact").manifest.files == Artifact.open(undisturbed / "artifact").manifest.files
