@@ -47,7 +47,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-CHAOS = tests/test_config.py tests/core/test_dataset.py tests/core/test_pictures.py tests/core/test_weightfiles.py \
+CHAOS = tests/distributed/test_cut.py tests/test_config.py tests/core/test_dataset.py tests/core/test_pictures.py tests/core/test_weightfiles.py \
 	tests/core/test_killed_saves.py tests/distributed/test_kill.py tests/distributed/test_store.py \
 	tests/distributed/test_two_hosts.py tests/cluster
 
