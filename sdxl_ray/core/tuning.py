@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sdxl_ray.config import FullTuning, LoraTuning, Section
 from sdxl_ray.core.bases import Components
 from sdxl_ray.core.denoiser import Denoiser
+from sdxl_ray.core.weightfiles import order_metadata
 from sdxl_ray.errors import UserError, nearest
 
 Named = list[tuple[str, nn.Parameter]]
@@ -159,6 +160,8 @@ class Lora:
                 key: sorted(value) if isinstance(value, set) else value for key, value in metadata
             }
         StableDiffusionXLPipeline.save_lora_weights(folder, safe_serialization=True, **layers)
+        for file in folder.glob("*.safetensors"):
+            order_metadata(file)
 
     def _config(self, tuning: LoraTuning, names: list[str]) -> Any:
         from peft import LoraConfig
