@@ -75,7 +75,12 @@ class FolderShelf:
         return damage(folder, self._group.rank, self._group.world)
 
     def forget(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+        # Its name goes first: a kill on the way must not leave half a checkpoint under the name of a whole one.
+        going = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(going, ignore_errors=True)
+        with contextlib.suppress(OSError):  # one too many does no harm, and the next save tries again
+            folder.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
 
     def clean(self) -> None:
         for leftover in self._folder.glob("step-*.partial"):
