@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,12 @@ def same_run(one: Path, other: Path) -> None:
 
 def training_workers() -> list[psutil.Process]:
     """The processes of the training workers that this test session's cluster runs."""
-    below = psutil.Process().children(recursive=True)
-    return [p for p in below if p.is_running() and "TrainWorker" in " ".join(p.cmdline()[:1])]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended while we looked
+            if process.is_running() and "TrainWorker" in " ".join(process.cmdline()[:1]):
+                found.append(process)
+    return found
 
 
 def losses(folder: Path) -> list[str]:
