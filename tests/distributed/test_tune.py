@@ -108,6 +108,7 @@ def _under_ray(**changes: Any) -> Space:
     return Space.model_validate(plain | changes)
 
 
+@pytest.mark.exhaustive  # alone in its cluster: what the ended trial had reserved is not given back at once
 def test_a_stopped_trial_under_ray_train_frees_its_workers(ray_cluster: None, tmp_path: Path) -> None:
     space = _under_ray(budget={"trials": 2})
     recipe = space.start({"resources.cpus_per_worker": 3})  # of four: one trial at a time
