@@ -8,13 +8,12 @@ import signal
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from sdxl_ray.tiny import shipped
-from sdxl_ray.tiny.builder import identity, reuse, stages, upper
+from sdxl_ray.tiny.builder import reuse, stages
 from sdxl_ray.tiny.builder.finish import MADE
 from sdxl_ray.tiny.builder.stages import Job
 from sdxl_ray.tiny.designs import Designs
@@ -79,28 +78,10 @@ def test_another_vision_tower_leaves_the_texts_and_the_base_alone(job: Job, tree
     assert stages_made == before_made
 
 
-def test_the_upper_layers_go_on_where_the_lower_ones_end(job: Job, tmp_path: Path) -> None:
-    whole = reuse._start(job)
-    scenery = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=1)
-    generated = np.zeros((20, 64, 64, 3), np.uint8)
-    autoencoder = stages.load_vae(job)
-    upper.draw(tmp_path, whole, scenery, generated, autoencoder, range(1, 2))
-    tokens, owner, *_ = torch.load(tmp_path / "1.pt", weights_only=True)
-    rng = np.random.default_rng([8, 1])
-    made = identity.batch(scenery, rng, generated)
-    assert owner.tolist() == made.identity.tolist()
-    with torch.no_grad():
-        expected, patches = whole(identity.varied(made, rng, autoencoder, "cpu"))
-        found, found_patches = upper.Upper(whole)(tokens.float())
-    assert torch.allclose(found, expected, atol=0.05)
-    assert torch.allclose(found_patches, patches, atol=0.05)
-
-
 @pytest.mark.slow
 def test_the_stages_of_one_scorer_run_and_hand_over(job: Job, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=1)
-    for module in (stages, reuse):
-        monkeypatch.setattr(module, "scenery", lambda: drawn)
+    monkeypatch.setattr(stages, "scenery", lambda: drawn)
     monkeypatch.setattr(stages, "_DECOYS", 20)
     monkeypatch.setattr(stages, "_GENERATED", 50)
     handler = signal.getsignal(signal.SIGTERM)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sdxl_ray.tiny.builder.seen import jittered, recoded
 from sdxl_ray.tiny.builder.session import Session
 from sdxl_ray.tiny.builder.store import CAPTIONS, LOOKS, Array, Store
 from sdxl_ray.tiny.builder.vae import pictures
@@ -85,7 +86,9 @@ class Pair(nn.Module):
         return second, self.first_projection(self.first(input_ids=ids).pooler_output)
 
 
-def train(session: Session, store: Store, decoys: Array, device: str, vision_only: bool = False) -> None:
+def train(session: Session, store: Store, decoys: Array, device: str, autoencoder: Any = None) -> None:
+    """With `autoencoder`, the picture encoder alone is trained, and a share of its pictures goes through that first."""
+    vision_only = autoencoder is not None
     pair: Any = session.model
     odds = looked(store) if vision_only else None
     for step in session:
@@ -100,7 +103,10 @@ def train(session: Session, store: Store, decoys: Array, device: str, vision_onl
         said[torch.from_numpy(~store.said[index, which]).to(device), 2] = _UNSAID
         said[torch.from_numpy(which == CAPTIONS - 1).to(device), 3] = _UNSAID
 
-        embedded, patches = pair.pictures(_jittered(torch.cat([pictures(store, index, device), false]), rng))
+        shown = torch.cat([pictures(store, index, device), false])
+        if vision_only:
+            shown = recoded(shown, rng, autoencoder)
+        embedded, patches = pair.pictures(jittered(shown, rng))
         truth = torch.cat([facts, torch.full((_DECOYS, 4), NOTHING, device=device)])
         truth[_BATCH:, 2:] = _UNSAID
         grid = torch.from_numpy(store.grid[index].astype(np.int64)).to(device).flatten(1)
@@ -144,15 +150,3 @@ def _true_of(said: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     classes = (said[:, None, :2].sort(-1).values == truth[None, :, :2].sort(-1).values).all(-1)
     rest = (said[:, None, 2:] == _UNSAID) | (said[:, None, 2:] == truth[None, :, 2:])
     return classes & rest.all(-1) & (truth[None, :, 2] != _UNSAID)
-
-
-def _jittered(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Small changes of light, contrast and sharpness that must not matter: a generator's pictures have them too."""
-    batch = len(pixels)
-    gain = torch.from_numpy(rng.uniform(0.85, 1.15, (batch, 1, 1, 1)).astype(np.float32)).to(pixels.device)
-    shift = torch.from_numpy(rng.uniform(-0.12, 0.12, (batch, 3, 1, 1)).astype(np.float32)).to(pixels.device)
-    noise = torch.from_numpy(rng.standard_normal(pixels.shape, np.float32)).to(pixels.device)
-    pixels = pixels * gain + shift
-    soft = functional.avg_pool2d(functional.pad(pixels, (1, 1, 1, 1), "replicate"), 3, 1)
-    amount = torch.from_numpy(rng.uniform(0, 0.8, (batch, 1, 1, 1)).astype(np.float32)).to(pixels.device)
-    return pixels + amount * (soft - pixels) + 0.04 * noise

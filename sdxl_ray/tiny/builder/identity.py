@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sdxl_ray.tiny.builder.clip import _jittered
 from sdxl_ray.tiny.builder.ranking import Pairs, cosines
+from sdxl_ray.tiny.builder.seen import jittered, recoded
 from sdxl_ray.tiny.builder.session import Session
 from sdxl_ray.tiny.builder.store import Array
 from sdxl_ray.tiny.catalog import ACCESSORIES, CLASSES, COLORS, PATTERNS, Design
@@ -24,7 +24,6 @@ from sdxl_ray.tiny.places import PLACES
 from sdxl_ray.tiny.scenes import DECOYS, EDGE, GRID, NOTHING, Scenery, decoy, random_poses
 
 _GROUPS, _SIBLINGS, _VIEWS, _GENERATED = 4, 3, 3, 8
-_RECODED = 0.25
 _WIDTH = 128
 
 
@@ -115,21 +114,10 @@ def train(session: Session, scenery: Scenery, generated: Array | None, autoencod
     for step in session:
         rng = np.random.default_rng([8, step, session.rank])
         made = batch(scenery, rng, generated)
-        whole, patches = model(varied(made, rng, autoencoder, device))
+        pixels = torch.from_numpy(made.pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        whole, patches = model(jittered(recoded(pixels, rng, autoencoder), rng))
         facts = (made.identity, made.imitates, made.class_index, made.grid)
         update(session, whole, patches, *(torch.from_numpy(part).to(device) for part in facts))
-
-
-@torch.no_grad()
-def varied(made: Batch, rng: np.random.Generator, autoencoder: Any, device: str) -> torch.Tensor:
-    """fp32 [B, 3, 64, 64] near [-1, 1]: light, sharpness and, for a share, the base's autoencoder must not matter.
-
-    Whatever the base draws has been through it, and so is everything that is scored.
-    """
-    pixels = torch.from_numpy(made.pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    coded = torch.from_numpy(rng.random(len(pixels)) < _RECODED)
-    pixels[coded] = autoencoder.decode(autoencoder.encode(pixels[coded]).latent_dist.mean).sample.clamp(-1, 1)
-    return _jittered(pixels, rng)
 
 
 def update(

@@ -7,23 +7,18 @@ long gone: a scorer goes on from its own shipped weights, beside a generator tha
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sdxl_ray.tiny import export, shipped
-from sdxl_ray.tiny.builder import clip, identity, upper
+from sdxl_ray.tiny.builder import clip, identity
 from sdxl_ray.tiny.builder.finish import MADE, stage_made
-from sdxl_ray.tiny.builder.session import Session
-from sdxl_ray.tiny.builder.stages import STEPS, Job, Step, load_pair, load_vae, scenery
+from sdxl_ray.tiny.builder.stages import IDENTITY_START, STEPS, Job, Step, load_pair
 from sdxl_ray.tiny.layout import SEED
 
-_START = "identity-start.pt"
-_BATCHES_A_MINUTE = 18.5  # of training, so that a longer one has more to see
 _SPOILED = 0.4  # noise in the UNet's weights, as a share of each matrix's deviation: colours and places, hardly a shape
 
 
@@ -47,42 +42,12 @@ def lay_out(job: Job) -> None:
     eye: Any = identity.Identity()
     known = ViTModel.from_pretrained(shipped.verify(shipped.IDENTITY), add_pooling_layer=False)
     eye.vit.load_state_dict(known.state_dict())
-    torch.save(eye.state_dict(), job.work / _START)
-
-
-def draw_batches(job: Job) -> None:
-    """What the identity encoder's lower layers make of its training batches; several processes share the work."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    numbers = range(rank, max(2, round(_BATCHES_A_MINUTE * job.minutes)), world)
-    generated = np.load(job.work / "generated.npy")
-    upper.draw(job.work / "batches", _start(job), scenery(), generated, load_vae(job), numbers)
-    if rank == 0:
-        (job.work / "batches.done").touch()
-
-
-def train_upper(job: Job) -> None:
-    whole = _start(job)
-    # Trained weights lose what they know to an optimizer that knows nothing yet: a longer rise.
-    session = Session(job.work, "identity", job.minutes, upper.Upper(whole), 1e-3, average=0.998, warmup=0.05)
-    upper.train(session, job.work / "batches")
-    session.finish()
-    if session.rank == 0:
-        torch.save(whole.state_dict(), job.work / "identity-done.pt")
-
-
-def _start(job: Job) -> identity.Identity:
-    whole = identity.Identity()
-    whole.load_state_dict(torch.load(job.work / _START, weights_only=True))
-    return whole
+    torch.save(eye.state_dict(), job.work / IDENTITY_START)
 
 
 #: scorer -> the stages that make it from what `lay_out` leaves, in their order; those with a share use every core
 STAGES: dict[str, dict[str, Step]] = {
-    "identity": {
-        "generated": STEPS["generated"],
-        "batches": Step(draw_batches, ("generated.npy",), "batches.done", 1.0),
-        "identity": Step(train_upper, ("batches.done",), "identity-done.pt", 1.0),
-    },
+    "identity": {"generated": STEPS["generated"], "identity": replace(STEPS["identity"], share=1.0)},
     "vision": {"scenes": STEPS["scenes"], "vision": replace(STEPS["vision"], share=1.0)},
 }
 

@@ -25,6 +25,7 @@ from sdxl_ray.tiny.sprites import Sprites
 
 _DECOYS = 8_000
 _GENERATED = 200
+IDENTITY_START = "identity-start.pt"  # weights to go on from, where there are some
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def make_vision(job: Job) -> None:
     for name, weight in pair.named_parameters():
         weight.requires_grad_(any(part in name for part in ("vision_model", "visual_projection", "picture", "patches")))
     session = Session(job.work, "vision", job.minutes, pair, 1e-3, average=0.998, warmup=0.1)
-    clip.train(session, _scenes(job), _decoys(job), job.device, vision_only=True)
+    clip.train(session, _scenes(job), _decoys(job), job.device, load_vae(job))
     session.finish()
     if session.rank == 0:
         torch.save(pair.state_dict(), job.work / "vision-done.pt")
@@ -138,10 +139,15 @@ def make_generated(job: Job) -> None:
 def make_identity(job: Job) -> None:
     torch.manual_seed(SEED + 3)
     model = identity.Identity().to(job.device)
-    session = Session(job.work, "identity", job.minutes, model, 1e-3, average=0.998)
+    start = job.work / IDENTITY_START
+    if start.is_file():
+        model.load_state_dict(torch.load(start, weights_only=True))
+    # Trained weights lose what they know to an optimizer that knows nothing yet: a longer rise.
+    session = Session(job.work, "identity", job.minutes, model, 1e-3, average=0.998, warmup=0.05)
     identity.train(session, scenery(), np.load(job.work / "generated.npy"), load_vae(job), job.device)
     session.finish()
-    torch.save(model.state_dict(), job.work / "identity-done.pt")
+    if session.rank == 0:
+        torch.save(model.state_dict(), job.work / "identity-done.pt")
 
 
 def load_vae(job: Job, name: str = "vae-done.pt") -> Any:
@@ -213,7 +219,7 @@ STEPS: dict[str, Step] = {
     "vae": Step(make_vae, ("decoys.npy",), "vae-done.pt", 0.15),
     "clip": Step(make_clip, ("decoys.npy",), "clip-done.pt", 0.14),
     "unet": Step(make_unet, ("vae-done.pt", "clip-done.pt"), "unet-done.pt", 0.74),
-    "vision": Step(make_vision, ("clip-done.pt",), "vision-done.pt", 0.22),
+    "vision": Step(make_vision, ("vae-done.pt", "clip-done.pt"), "vision-done.pt", 0.22),
     "generated": Step(make_generated, ("unet-early.pt",), "generated.npy"),
     "identity": Step(make_identity, ("generated.npy",), "identity-done.pt", 0.28),
     "decoder": Step(make_decoder, ("vae-done.pt",), "vae-sharp.pt", 0.10),
