@@ -19,10 +19,12 @@ _ANSWER_WITHIN_S = 10
 
 
 @contextmanager
-def connected(address: str | None, cpus: int) -> Iterator[None]:
+def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Iterator[None]:
     """Inside, Ray is there. A cluster that this starts ends with it; one that was found is left as it was.
 
     `cpus`: what a local cluster must offer at least; more than the machine has is allowed, and slow.
+    `dashboard`: whether a local one runs Ray's (on loopback). Ray Train asks it whether a run is still there; without
+    it, what the workers of a run that was cut had reserved is never given back.
     Raises UserError when no cluster answers at `address`.
     """
     if ray.is_initialized():
@@ -36,7 +38,7 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
         else:
             ray.init(
                 num_cpus=max(cpus, os.cpu_count() or 1),
-                include_dashboard=False,
+                include_dashboard=dashboard,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )

@@ -89,7 +89,8 @@ def search(
     card = _card(space, recipe, home, name, resume)
     trials = read_trials(home)
     on_row({"kind": "phase", "name": "connecting to Ray", "done": 0, "total": 0})
-    with connected(address, recipe.parallel.workers[1] * recipe.resources.cpus_per_worker):
+    ends_workers = recipe.parallel.engine != "local"  # a trial that is stopped leaves a cut run of Ray Train
+    with connected(address, recipe.parallel.workers[1] * recipe.resources.cpus_per_worker, dashboard=ends_workers):
         at_once, resources = _room(recipe)
         _write(card, home)
         for trial in trials:

@@ -6,6 +6,7 @@ scaling the new colour with each pixel's lightness relative to the body's.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,20 +21,19 @@ Color = tuple[int, int, int]
 _BINS = 6  # a side of the colour cube in which the most common colour is looked for
 _NEAR = 85.0  # distance in RGB within which a pixel belongs to the body, at equal lightness
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_KEPT = 4096  # drawings, 64 KiB each
 _CELL = EDGE / 6  # period of a pattern
 
 
 class Designs:
-    """Draws a `Design` as RGBA, 128 x 128; what was drawn once is kept."""
+    """Draws a `Design` as RGBA, 128 x 128; what was drawn lately is kept."""
 
     def __init__(self, sprites: Sprites) -> None:
         self._sprites = sprites
-        self._drawn: dict[Design, Image.Image] = {}
+        self._kept = lru_cache(_KEPT)(self._fresh)
 
     def draw(self, design: Design) -> Image.Image:
-        if design not in self._drawn:
-            self._drawn[design] = self._fresh(design)
-        return self._drawn[design]
+        return self._kept(design)
 
     def _fresh(self, design: Design) -> Image.Image:
         picture = self._sprites[design.class_name, design.set_name]

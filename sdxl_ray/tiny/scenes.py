@@ -5,6 +5,7 @@ A scene is a function of its number (and of the drawings and places), so that an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,13 +63,18 @@ def held_out_pairs() -> frozenset[tuple[str, str]]:
 
 
 class Scenery:
-    """Draws scenes. Backgrounds are taken from a bank that is drawn once (about 25 s)."""
+    """Draws scenes. Backgrounds are taken from a bank that is drawn once (about 25 s).
 
-    def __init__(self, designs: Designs, seed: int, variants: int = _VARIANTS) -> None:
+    `further`: drawings of kinds beside the classes, which only those who ask for them by name get.
+    """
+
+    def __init__(self, designs: Designs, seed: int, variants: int = _VARIANTS, further: Sequence[Design] = ()) -> None:
         self._designs = designs
         self._seed = seed
         self._pairs = held_out_pairs()
-        self._known = {name: [d for d in known_designs() if d.class_name == name] for name in CLASSES}
+        self._known: dict[str, list[Design]] = {}
+        for design in [*known_designs(), *further]:
+            self._known.setdefault(design.class_name, []).append(design)
         self._bank = {
             name: [
                 draw(name, np.random.default_rng([seed, 1, index, number]), EDGE + _MARGIN)
@@ -89,6 +95,11 @@ class Scenery:
         """A caption of the scene, and whether it says the place: a share of them does not."""
         said = not scene.designs or rng.random() >= _UNSAID_PLACE
         return caption(scene.designs, scene.place if said else "", rng), said
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What `random_design` can draw: the classes in their order, then the further kinds."""
+        return tuple(self._known)
 
     def draw(self, design: Design) -> Image.Image:
         """The design alone, RGBA."""

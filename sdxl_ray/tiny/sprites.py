@@ -69,7 +69,8 @@ class Sprites:
 
     def __init__(self, cache_folder: Path) -> None:
         self._archives = {name: fetch(entry, cache_folder) for name, entry in SETS.items()}
-        self._icons: dict[str, dict[str, Any]] = {}
+        self._drawings = dict(DRAWINGS)
+        self._files: dict[tuple[str, str], dict[str, Any]] = {}
         self._drawn: dict[tuple[str, str], Image.Image] = {}
 
     def __getitem__(self, key: tuple[str, str]) -> Image.Image:
@@ -78,10 +79,25 @@ class Sprites:
             picture = (
                 self._render("flat", ACCESSORIES[which])
                 if name == "accessory"
-                else self._render(which, DRAWINGS[name][which])
+                else self._render(which, self._drawings[name][which])
             )
             self._drawn[key] = _centred(picture)
         return self._drawn[key]
+
+    def admit(self, drawings: dict[str, dict[str, str]]) -> None:
+        """Know further kinds of things: name -> its drawing in each set."""
+        self._drawings |= drawings
+
+    def categories(self, set_name: str) -> dict[str, list[str]]:
+        """Category -> names of drawings, as the set's makers sort them."""
+        sorted_so: dict[str, list[str]] = self._file(set_name, "metadata.json")["categories"]
+        return sorted_so
+
+    def icon(self, set_name: str, name: str) -> str:
+        """How the set spells a name, or "" where it has no such drawing."""
+        collection = self._file(set_name, "icons.json")
+        known = collection["icons"].keys() | collection.get("aliases", {}).keys()
+        return next((spelled for spelled in (name, name.replace("-", "")) if spelled in known), "")
 
     def _render(self, set_name: str, icon: str) -> Image.Image:
         archive = self._archives[set_name]
@@ -89,15 +105,18 @@ class Sprites:
             return Image.open(io.BytesIO(_member(archive, f"assets/{icon}.webp"))).convert("RGBA")
         import resvg_py
 
-        if set_name not in self._icons:
-            self._icons[set_name] = json.loads(_member(archive, "icons.json"))
-        collection = self._icons[set_name]
+        collection = self._file(set_name, "icons.json")
         icon = collection.get("aliases", {}).get(icon, {}).get("parent", icon)
         body = collection["icons"][icon]
         box = [body.get(key, collection.get(key, other)) for key, other in _VIEW_BOX.items()]
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{" ".join(map(str, box))}">{body["body"]}</svg>'
         drawn = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * EDGE))
         return Image.open(io.BytesIO(drawn)).convert("RGBA")
+
+    def _file(self, set_name: str, name: str) -> dict[str, Any]:
+        if (set_name, name) not in self._files:
+            self._files[set_name, name] = json.loads(_member(self._archives[set_name], name))
+        return self._files[set_name, name]
 
 
 _VIEW_BOX = {"left": 0, "top": 0, "width": 16, "height": 16}

@@ -142,7 +142,7 @@ def test_siblings_are_no_negatives_of_the_contrast() -> None:
 def test_a_batch_has_every_decoy_of_every_design_and_a_drawing_as_drawn() -> None:
     scenery = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=1)
     made = identity.batch(scenery, np.random.default_rng(4), None)
-    real = made.class_index < 24
+    real = made.kind < 24
     owners = set(made.identity[real].tolist())
     assert Counter(made.imitates[~real].tolist()) == dict.fromkeys(owners, 4)
     assert set(Counter(made.identity[real].tolist()).values()) == {3}
@@ -151,7 +151,7 @@ def test_a_batch_has_every_decoy_of_every_design_and_a_drawing_as_drawn() -> Non
 @pytest.mark.slow
 def test_every_stage_runs_and_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=1)
-    monkeypatch.setattr(stages, "scenery", lambda: drawn)
+    monkeypatch.setattr(stages, "scenery", lambda **_: drawn)
     monkeypatch.setattr(stages, "_DECOYS", 20)
     monkeypatch.setattr(stages, "_GENERATED", 50)
     handler = signal.getsignal(signal.SIGTERM)

@@ -81,7 +81,7 @@ def test_another_vision_tower_leaves_the_texts_and_the_base_alone(job: Job, tree
 @pytest.mark.slow
 def test_the_stages_of_one_scorer_run_and_hand_over(job: Job, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=1)
-    monkeypatch.setattr(stages, "scenery", lambda: drawn)
+    monkeypatch.setattr(stages, "scenery", lambda **_: drawn)
     monkeypatch.setattr(stages, "_DECOYS", 20)
     monkeypatch.setattr(stages, "_GENERATED", 50)
     handler = signal.getsignal(signal.SIGTERM)

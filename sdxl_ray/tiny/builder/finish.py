@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from sdxl_ray.tiny import export, shipped
-from sdxl_ray.tiny.builder import identity
-from sdxl_ray.tiny.builder.stages import STEPS, Job, load_pair, load_vae
+from sdxl_ray.tiny.builder.stages import STEPS, Job, load_identity, load_pair, load_vae
 
 MADE = "made.json"
 
@@ -27,11 +26,9 @@ def finish(job: Job, root: Path) -> None:
     unet.load_state_dict(torch.load(job.work / "unet-done.pt", weights_only=True))
     pair = load_pair(job, "vision-done.pt")
     second = _with_projection(pair)
-    eye = identity.Identity()
-    eye.load_state_dict(torch.load(job.work / "identity-done.pt", weights_only=True))
     export.write_base(root / "base", load_vae(job, "vae-sharp.pt"), unet, pair.first, second)
     export.write_clip(root / "scorers" / "clip", pair.clip)
-    export.write_identity(root / "scorers" / "identity", eye.vit)
+    export.write_identity(root / "scorers" / "identity", load_identity(job))
     shipped.write_index(root)
     (root / MADE).write_text(json.dumps(_made(job), indent=1) + "\n")
 

@@ -1,6 +1,6 @@
 """Stage "identity": a small ViT that says "the same thing" and is not fooled by colours and texture.
 
-A batch holds designs (drawings as drawn, recoloured, patterned, wearing something) of a few classes, each on other
+A batch holds designs (drawings as drawn, recoloured, patterned, wearing something) of a few kinds, each on other
 places, in other sizes, tilts and light, with decoys of every kind made of each design itself and pictures of a
 generator that cannot draw yet. `ranking` says how alike any two of them should be.
 """
@@ -24,26 +24,17 @@ from sdxl_ray.tiny.places import PLACES
 from sdxl_ray.tiny.scenes import DECOYS, EDGE, GRID, NOTHING, Scenery, decoy, random_poses
 
 _GROUPS, _SIBLINGS, _VIEWS, _GENERATED = 4, 3, 3, 8
+_FURTHER = 0.6  # share of groups that are of a further kind
 _WIDTH = 128
 
 
 class Identity(nn.Module):
-    """The shipped ViT (its class token is the embedding) and the heads that only training needs."""
+    """The shipped ViT (its class token is the embedding) and the heads that only training needs, for so many kinds."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: int) -> None:
         super().__init__()
-        from transformers import ViTConfig, ViTModel
-
-        config = ViTConfig(
-            hidden_size=_WIDTH,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            intermediate_size=3 * _WIDTH,
-            image_size=EDGE,
-            patch_size=EDGE // GRID,
-        )
-        self.vit = ViTModel(config, add_pooling_layer=False)
-        self.classes = nn.Linear(_WIDTH, NOTHING + 1)
+        self.vit = vit()
+        self.kinds = nn.Linear(_WIDTH, kinds + 1)
         self.patches = nn.Linear(_WIDTH, NOTHING + 1)
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,53 +43,72 @@ class Identity(nn.Module):
         return tokens[:, 0], tokens[:, 1:]
 
 
-def any_design(scenery: Scenery, rng: np.random.Generator, class_name: str) -> Design:
-    """A look of a class from a far wider choice than the generator sees, so that new designs are nothing special."""
-    plain = scenery.random_design(rng, class_name, plain=True)
+def vit() -> Any:
+    """The `transformers.ViTModel` that is shipped, untrained."""
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        hidden_size=_WIDTH,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=3 * _WIDTH,
+        image_size=EDGE,
+        patch_size=EDGE // GRID,
+    )
+    return ViTModel(config, add_pooling_layer=False)
+
+
+def any_design(scenery: Scenery, rng: np.random.Generator, kind: str) -> Design:
+    """A look of a kind from a far wider choice than the generator sees, so that new designs are nothing special."""
+    plain = scenery.random_design(rng, kind, plain=True)
     chance = rng.random()
     if chance < 0.3:
         return plain
     color, second = (str(name) for name in rng.choice(list(COLORS), 2, replace=False))
     worn = str(rng.choice(list(ACCESSORIES))) if rng.random() < 0.2 else ""
     if chance < 0.55:
-        return Design(class_name, plain.set_name, color, accessory=worn)
-    return Design(class_name, plain.set_name, color, str(rng.choice(PATTERNS)), second, worn)
+        return Design(kind, plain.set_name, color, accessory=worn)
+    return Design(kind, plain.set_name, color, str(rng.choice(PATTERNS)), second, worn)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures [B, 64, 64, 3] and, for each: who it is, what it imitates (-1: nothing), its class, its cells [8, 8].
+    """Pictures [B, 64, 64, 3] and, for each: who it is, what it imitates (-1: nothing), its kind, its cells [8, 8].
 
-    Decoys and generated pictures are somebody of their own and of no class (NOTHING, -100 where nobody knows).
+    Kinds are numbered as the scenery lists them, those after the classes one higher. Decoys and generated pictures are
+    somebody of their own and of no kind (NOTHING, -100 where nobody knows).
     """
 
     pixels: Array
     identity: Array
     imitates: Array
-    class_index: Array
+    kind: Array
     grid: Array
 
 
 def batch(scenery: Scenery, rng: np.random.Generator, generated: Array | None) -> Batch:
-    """Groups of one class each: a drawing as drawn and others, all on the same few places, and decoys of each."""
+    """Groups of one kind each: a drawing as drawn and others, all on the same few places, and decoys of each."""
     rows: list[tuple[Array, int, int, int, Array]] = []
     unknown = np.full((GRID, GRID), 255, np.uint8)
     count = 0
-    for class_name in rng.choice(CLASSES, _GROUPS, replace=False):
+    for kind_index in _some(rng, len(scenery.kinds)):
+        kind = scenery.kinds[kind_index]
         places = [str(place) for place in rng.choice(list(PLACES), _VIEWS, replace=False)]
-        index = CLASSES.index(str(class_name))
+        is_class = kind_index < len(CLASSES)
+        index = kind_index if is_class else kind_index + 1
         # How a drawing as drawn compares with its recoloured siblings is what a subject is scored by.
-        drawn = scenery.random_design(rng, str(class_name), plain=True)
-        looks = [any_design(scenery, rng, str(class_name)) for _ in range(_SIBLINGS - 1)]
+        drawn = scenery.random_design(rng, kind, plain=True)
+        looks = [any_design(scenery, rng, kind) for _ in range(_SIBLINGS - 1)]
         for design in dict.fromkeys([drawn, *looks]):
             figure = scenery.draw(design)
             whose = count
             for place in places:
-                shown, grid = scenery.place([figure], random_poses(1, rng), place, rng, EDGE, (design,))
-                rows.append((np.asarray(shown), whose, -1, index, grid))
-            for kind in DECOYS:
+                named = (design,) if is_class else ()
+                shown, grid = scenery.place([figure], random_poses(1, rng), place, rng, EDGE, named)
+                rows.append((np.asarray(shown), whose, -1, index, grid if is_class else unknown))
+            for name in DECOYS:
                 count += 1
-                false = decoy(figure, kind, rng)
+                false = decoy(figure, name, rng)
                 shown, _ = scenery.place([false], random_poses(1, rng), str(rng.choice(places)), rng)
                 rows.append((np.asarray(shown), count, whose, NOTHING, unknown))
             count += 1
@@ -106,6 +116,13 @@ def batch(scenery: Scenery, rng: np.random.Generator, generated: Array | None) -
         picked = generated[rng.choice(len(generated), _GENERATED, replace=False)]
         rows += [(pixels, count + number, -1, -100, unknown) for number, pixels in enumerate(picked)]
     return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _some(rng: np.random.Generator, kinds: int) -> list[int]:
+    """Indices of the kinds of a batch's groups, each once."""
+    classes, further = rng.permutation(len(CLASSES)), len(CLASSES) + rng.permutation(kinds - len(CLASSES))
+    taken = min(len(further), int(rng.binomial(_GROUPS, _FURTHER)))
+    return [int(index) for index in (*further[:taken], *classes[: _GROUPS - taken])]
 
 
 def train(session: Session, scenery: Scenery, generated: Array | None, autoencoder: Any, device: str) -> None:
@@ -116,7 +133,7 @@ def train(session: Session, scenery: Scenery, generated: Array | None, autoencod
         made = batch(scenery, rng, generated)
         pixels = torch.from_numpy(made.pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         whole, patches = model(jittered(recoded(pixels, rng, autoencoder), rng))
-        facts = (made.identity, made.imitates, made.class_index, made.grid)
+        facts = (made.identity, made.imitates, made.kind, made.grid)
         update(session, whole, patches, *(torch.from_numpy(part).to(device) for part in facts))
 
 
@@ -126,16 +143,16 @@ def update(
     patches: torch.Tensor,
     owner: torch.Tensor,
     imitates: torch.Tensor,
-    classes: torch.Tensor,
+    kinds: torch.Tensor,
     grid: torch.Tensor,
 ) -> None:
     """One step on the class tokens [B, 128] and patch tokens [B, 64, 128] of a batch."""
     model: Any = session.model
-    pairs = Pairs.of(owner, imitates, classes, NOTHING)
+    pairs = Pairs.of(owner, imitates, kinds, NOTHING)
     alike = cosines(whole)
     contrast = pairs.contrast(alike)
     levels = pairs.levels(alike)
-    named = functional.cross_entropy(model.classes(whole), classes)
+    named = functional.cross_entropy(model.kinds(whole), kinds)
     cells = grid.long().flatten()
     covered = functional.cross_entropy(model.patches(patches).flatten(0, 1), cells, ignore_index=255)
     loss = contrast + sum(levels.values()) + named + covered

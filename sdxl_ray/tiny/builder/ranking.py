@@ -32,8 +32,8 @@ class Pairs:
 
     @staticmethod
     def of(owner: torch.Tensor, imitates: torch.Tensor, classes: torch.Tensor, nothing: int) -> Pairs:
-        """`owner` says who, `imitates` whose decoy (-1: none), `classes` what ([0, nothing): a class; < 0: unknown)."""
-        real = (classes >= 0) & (classes < nothing)
+        """`owner` says who, `imitates` whose decoy (-1: none), `classes` what (< 0: unknown; `nothing`: no thing)."""
+        real = (classes >= 0) & (classes != nothing)
         both = real[:, None] & real[None]
         same_class = both & (classes[:, None] == classes[None])
         itself = torch.eye(len(owner), dtype=torch.bool, device=owner.device)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from sdxl_ray.tiny import export, shipped
-from sdxl_ray.tiny.builder import clip, identity
+from sdxl_ray.tiny.builder import clip
 from sdxl_ray.tiny.builder.finish import MADE, stage_made
-from sdxl_ray.tiny.builder.stages import IDENTITY_START, STEPS, Job, Step, load_pair
+from sdxl_ray.tiny.builder.stages import IDENTITY_START, STEPS, Job, Step, load_identity, load_pair
 from sdxl_ray.tiny.layout import SEED
 
 _SPOILED = 0.4  # noise in the UNet's weights, as a share of each matrix's deviation: colours and places, hardly a shape
@@ -39,10 +39,8 @@ def lay_out(job: Job) -> None:
     pair.clip.load_state_dict(CLIPModel.from_pretrained(shipped.verify(shipped.CLIP)).state_dict())
     pair.first.load_state_dict(CLIPTextModel.from_pretrained(base / "text_encoder").state_dict())
     torch.save(pair.state_dict(), job.work / "clip-done.pt")
-    eye: Any = identity.Identity()
     known = ViTModel.from_pretrained(shipped.verify(shipped.IDENTITY), add_pooling_layer=False)
-    eye.vit.load_state_dict(known.state_dict())
-    torch.save(eye.state_dict(), job.work / IDENTITY_START)
+    torch.save(known.state_dict(), job.work / IDENTITY_START)
 
 
 #: scorer -> the stages that make it from what `lay_out` leaves, in their order; those with a share use every core
@@ -56,9 +54,7 @@ def put(job: Job, scorer: str, root: Path) -> None:
     """Put the trained scorer in the place of the one below `root`; everything else there stays."""
     started_from = shipped.index_revision(root)
     if scorer == "identity":
-        eye = identity.Identity()
-        eye.load_state_dict(torch.load(job.work / "identity-done.pt", weights_only=True))
-        export.write_identity(root / "scorers" / "identity", eye.vit)
+        export.write_identity(root / "scorers" / "identity", load_identity(job))
     else:
         export.write_clip(root / "scorers" / "clip", load_pair(job, "vision-done.pt").clip)
     shipped.write_index(root)

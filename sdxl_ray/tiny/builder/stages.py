@@ -14,6 +14,7 @@ import torch
 
 from sdxl_ray.cachefolder import cache_root
 from sdxl_ray.tiny.builder import clip, identity, store, unet, vae
+from sdxl_ray.tiny.builder.kinds import further_designs
 from sdxl_ray.tiny.builder.session import Session
 from sdxl_ray.tiny.captions import with_article
 from sdxl_ray.tiny.catalog import CLASSES
@@ -38,8 +39,9 @@ class Job:
     scenes: int
 
 
-def scenery() -> Scenery:
-    return Scenery(Designs(Sprites(cache_root() / "picture-sets")), SEED)
+def scenery(*, further: bool = False) -> Scenery:
+    sprites = Sprites(cache_root() / "picture-sets")
+    return Scenery(Designs(sprites), SEED, further=further_designs(sprites) if further else ())
 
 
 def make_scenes(job: Job) -> None:
@@ -138,16 +140,17 @@ def make_generated(job: Job) -> None:
 
 def make_identity(job: Job) -> None:
     torch.manual_seed(SEED + 3)
-    model = identity.Identity().to(job.device)
+    drawn = scenery(further=True)
+    model = identity.Identity(len(drawn.kinds)).to(job.device)
     start = job.work / IDENTITY_START
     if start.is_file():
-        model.load_state_dict(torch.load(start, weights_only=True))
+        model.vit.load_state_dict(torch.load(start, weights_only=True))
     # Trained weights lose what they know to an optimizer that knows nothing yet: a longer rise.
     session = Session(job.work, "identity", job.minutes, model, 1e-3, average=0.998, warmup=0.05)
-    identity.train(session, scenery(), np.load(job.work / "generated.npy"), load_vae(job), job.device)
+    identity.train(session, drawn, np.load(job.work / "generated.npy"), load_vae(job), job.device)
     session.finish()
     if session.rank == 0:
-        torch.save(model.state_dict(), job.work / "identity-done.pt")
+        torch.save(model.vit.state_dict(), job.work / "identity-done.pt")
 
 
 def load_vae(job: Job, name: str = "vae-done.pt") -> Any:
@@ -162,6 +165,12 @@ def load_pair(job: Job, name: str) -> clip.Pair:
     pair = clip.Pair().to(job.device)
     pair.load_state_dict(torch.load(job.work / name, weights_only=True))
     return pair
+
+
+def load_identity(job: Job) -> Any:
+    model = identity.vit()
+    model.load_state_dict(torch.load(job.work / "identity-done.pt", weights_only=True))
+    return model
 
 
 def sketcher(job: Job, weights: dict[str, Any], steps: int = 6, guidance: float = 4.0) -> Callable[..., Any]:

@@ -1,0 +1,41 @@
+"""Further kinds of things, for the encoder that must tell any two designs apart: 24 classes are too few to learn that.
+
+They are every animal, plant, food, place, game and object of the picture sets that at least two of them draw, without
+whatever a class or a subject could be taken for. The base never sees them.
+"""
+
+from __future__ import annotations
+
+from sdxl_ray.tiny.catalog import CLASSES, DRAWINGS, Design
+from sdxl_ray.tiny.sprites import Sprites
+
+_FROM = "noto"  # the set whose names and categories are gone by; the others name most things alike
+_CATEGORIES = ("Animals & Nature", "Food & Drink", "Travel & Places", "Objects", "Activities")
+#: Parts of names of what is drawn many times with hardly a difference, or is hardly more than a line.
+_LEFT_OUT = frozenset({"oclock", "thirty", "moon", "mailbox", "envelope", "speaker", "sun", "chart", "railway", "link"})
+_SOLID = 0.15  # least share of a drawing's square that is ink
+
+
+def further_designs(sprites: Sprites) -> list[Design]:
+    """The drawings of all further kinds, as drawn, in a fixed order; `sprites` knows them from now on."""
+    taken = {icon for icons in DRAWINGS.values() for icon in icons.values()}
+    words = {*CLASSES, *_LEFT_OUT}
+    found: dict[str, dict[str, str]] = {}
+    for category in _CATEGORIES:
+        for name in sprites.categories(_FROM)[category]:
+            parts = {part.rstrip("s") for part in name.split("-")} | set(name.split("-"))
+            if name in taken or parts & words:
+                continue
+            named = {
+                set_name: icon for set_name in ("flat", "noto", "noto1", "fx") if (icon := sprites.icon(set_name, name))
+            }
+            if len(named) > 1:
+                found[name] = named
+    sprites.admit(found)
+    designs = [Design(name, set_name) for name, named in found.items() for set_name in named]
+    return [design for design in designs if _solid(sprites, design)]
+
+
+def _solid(sprites: Sprites, design: Design) -> bool:
+    drawn = sprites[design.class_name, design.set_name].getchannel("A")
+    return sum(drawn.histogram()[129:]) > _SOLID * drawn.width * drawn.height
