@@ -24,7 +24,7 @@ from sdxl_ray.tiny.places import PLACES
 from sdxl_ray.tiny.scenes import DECOYS, EDGE, GRID, NOTHING, Scenery, decoy, random_poses
 
 _GROUPS, _SIBLINGS, _VIEWS, _GENERATED = 4, 3, 3, 8
-_FURTHER = 0.6  # share of groups that are of a further kind
+_FURTHER = 0.8  # share of groups, but for one, that are of a further kind
 _WIDTH = 128
 
 
@@ -121,7 +121,8 @@ def batch(scenery: Scenery, rng: np.random.Generator, generated: Array | None) -
 def _some(rng: np.random.Generator, kinds: int) -> list[int]:
     """Indices of the kinds of a batch's groups, each once."""
     classes, further = rng.permutation(len(CLASSES)), len(CLASSES) + rng.permutation(kinds - len(CLASSES))
-    taken = min(len(further), int(rng.binomial(_GROUPS, _FURTHER)))
+    # One class at least: only its cells have names to learn.
+    taken = min(len(further), int(rng.binomial(_GROUPS - 1, _FURTHER)))
     return [int(index) for index in (*further[:taken], *classes[: _GROUPS - taken])]
 
 
