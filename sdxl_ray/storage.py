@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -112,7 +113,7 @@ class Storage:
             beside.unlink(missing_ok=True)
 
     def put_folder(self, folder: Path, skip: Collection[str] = ()) -> None:
-        """Make the store's copy equal to a local folder, but for the names in `skip` right below it.
+        """Make the store's copy equal to a local folder, but for the names (or patterns) in `skip` right below it.
 
         Files that did not change since this object sent them are not sent again.
         """
@@ -120,7 +121,7 @@ class Storage:
             return
         here = {name: (stat.st_mtime_ns, stat.st_size) for name, stat in _local(folder, skip)}
         for gone in self.names(folder).keys() - here.keys():
-            if gone.partition("/")[0] not in skip:
+            if not _skipped(gone, skip):
                 self.remove(folder / gone)
         changed = [name for name, stamp in here.items() if self._sent.get(folder / name) != stamp]
         last = [name for name in changed if name.endswith(_LAST)]
@@ -130,12 +131,12 @@ class Storage:
         self._sent.update({folder / name: here[name] for name in changed})
 
     def get_folder(self, folder: Path, skip: Collection[str] = ()) -> None:
-        """Make a local folder equal to the store's copy, but for the names in `skip` right below it."""
+        """Make a local folder equal to the store's copy, but for the names (or patterns) in `skip` right below it."""
         if self.url is None:
             return
-        there = [name for name in self.names(folder) if name.partition("/")[0] not in skip]
+        there = [name for name in self.names(folder) if not _skipped(name, skip)]
         for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name not in skip:
+            if not _skipped(path.name, skip):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         _together(lambda name: self.get(folder / name), there)
 
@@ -233,9 +234,15 @@ def _together(work: Callable[[str], None], names: Iterable[str]) -> None:
 def _local(folder: Path, skip: Collection[str]) -> Iterable[tuple[str, Any]]:
     """(name, stat) of the files below a folder; hidden ones are not finished."""
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if name.parts[0] not in skip and not path.name.startswith(".") and path.is_file() and not path.is_symlink():
-            yield name.as_posix(), path.stat()
+        name = path.relative_to(folder).as_posix()
+        if _skipped(name, skip) or path.name.startswith("."):
+            continue
+        if path.is_file() and not path.is_symlink():
+            yield name, path.stat()
+
+
+def _skipped(name: str, skip: Collection[str]) -> bool:
+    return any(fnmatchcase(name.partition("/")[0], pattern) for pattern in skip)
 
 
 def _plain(name: str) -> bool:

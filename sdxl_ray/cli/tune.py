@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sdxl_ray.cli.arguments import AsJson, libraries_on_stderr, print_json
+from sdxl_ray.cli.arguments import AsJson, StorageAt, libraries_on_stderr, print_json
 from sdxl_ray.cli.devices import Gpu, GpuMemory
 from sdxl_ray.cli.train import require_fit, require_local_base
 
@@ -31,7 +31,7 @@ def run(
         ),
     ] = None,
     *,
-    storage: Annotated[Path, typer.Option(metavar="DIR", help="where run folders and caches are")] = Path("runs"),
+    storage: StorageAt = "runs",
     name: Annotated[str | None, typer.Option(metavar="NAME", help="search folder; default: the space's name")] = None,
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: auto or host:port")] = None,
     gpu: Gpu = None,
@@ -73,9 +73,10 @@ def run(
         )
     rows = [{**trial.row(), "metrics": trial.metrics, "parameters": trial.parameters} for trial in result.trials]
     if json:
-        told = {"folder": str(result.folder), "best": str(result.best), "report": str(result.report.html)}
+        told = {"folder": result.kept_at, "best": str(result.best), "report": str(result.report.html)}
         print_json({**told, "verdict": result.verdict.model_dump(mode="json"), "trials": rows})
         return
     typer.echo(trials_table(rows, wanted.modes).text())
-    typer.echo(f"\n{result.verdict.sentence}\n\nrecipe    {result.best}\nreport    {result.report.html}")
+    typer.echo(f"\n{result.verdict.sentence}\n")
+    typer.echo(f"search    {result.kept_at}\nrecipe    {result.best}\nreport    {result.report.html}")
     typer.echo(f"next      sdxl-ray train {result.best}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -14,18 +13,28 @@ from sdxl_ray.distributed.trial import FAILED, FINISHED, KEPT, LOOKS, STEP
 from sdxl_ray.records import Recorder
 from sdxl_ray.search import ENDED, Look, State, Trial, write_trial
 from sdxl_ray.space import METRICS
+from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
 
 
 class Chronicle(Callback):  # type: ignore[misc]  # Ray is untyped
-    """One row for whatever is new, on disk before anything else is decided; `on_row` shows it."""
+    """One row for whatever is new, on disk before anything else is decided; `on_row` shows it.
+
+    `keep` is called when a trial has ended: it sends what is on disk to where the search is kept.
+    """
 
     def __init__(
-        self, proposer: Proposer, storage: Path, recorder: Recorder, clock: Callable[[], float], on_row: OnRow
+        self,
+        proposer: Proposer,
+        place: Storage,
+        recorder: Recorder,
+        clock: Callable[[], float],
+        on_row: OnRow,
+        keep: Callable[[], None],
     ) -> None:
-        self._proposer, self._storage, self._recorder = proposer, storage, recorder
-        self._clock, self._on_row = clock, on_row
+        self._proposer, self._place, self._recorder = proposer, place, recorder
+        self._clock, self._on_row, self._keep = clock, on_row, keep
         self._seen: dict[int, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,6 +82,7 @@ class Chronicle(Callback):  # type: ignore[misc]  # Ray is untyped
             else:
                 ours.state = "cut"
                 self._write(ours)
+        self._keep()
 
     def _end(self, trial: Any, state: State, error: str = "") -> None:
         ours = self._proposer.trial(trial.trial_id)
@@ -80,10 +90,13 @@ class Chronicle(Callback):  # type: ignore[misc]  # Ray is untyped
         self._write(ours)
         self._proposer.tell(ours)
         self._forget(ours)
+        self._keep()
 
     def _forget(self, ours: Trial) -> None:
         """Remove the checkpoints of a trial that has ended: nobody goes on from them, and full ones are gigabytes."""
-        shutil.rmtree(self._storage / ours.run / "checkpoints", ignore_errors=True)
+        checkpoints = self._place.root / ours.run / "checkpoints"
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        self._place.remove(checkpoints)
 
     def _write(self, ours: Trial, look: Look | None = None) -> None:
         now = self._clock()

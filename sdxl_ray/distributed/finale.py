@@ -17,22 +17,24 @@ from sdxl_ray.core.quality.gain import quality_gain
 from sdxl_ray.core.quality.models import BASE, Model
 from sdxl_ray.core.quality.prompts import default_prompts, load_prompts
 from sdxl_ray.core.quality.subject import Subject, subject_name
+from sdxl_ray.core.runfolder import APART
 from sdxl_ray.distributed.holdout import final_photos
 from sdxl_ray.errors import RunError
 from sdxl_ray.records import Recorder
 from sdxl_ray.report.searched import DEFAULT, TUNED
 from sdxl_ray.search import BEST, SearchCard, Trial, Verdict, best, front
 from sdxl_ray.space import METRICS
+from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
 
 
-def conclude(card: SearchCard, home: Path, trials: list[Trial], on_row: OnRow) -> Verdict:
+def conclude(card: SearchCard, place: Storage, trials: list[Trial], on_row: OnRow) -> Verdict:
     """Write `best.yaml` (and one file for each other trial of a Pareto front) and judge the winner; the verdict.
 
     Raises RunError when no trial finished.
     """
-    space, recipe = card.space, parse(card.recipe)
+    space, recipe, home = card.space, parse(card.recipe), place.root / card.name
     metric = card.metric
     winner = best(trials, metric, card.mode)
     if winner is None:
@@ -51,7 +53,7 @@ def conclude(card: SearchCard, home: Path, trials: list[Trial], on_row: OnRow) -
         return Verdict(winner=winner.number, beats_default=False, sentence=f"No default to compare with: {why}.")
     if not space.scored or recipe.data.known_class is None or recipe.data.subject is None:
         return Verdict(winner=winner.number, beats_default=False, sentence=_unjudged(metric, winner, default))
-    return _judge(card, home, recipe, winner, default, on_row)
+    return _judge(card, place, recipe, winner, default, on_row)
 
 
 def _unjudged(metric: str, winner: Trial, default: Trial) -> str:
@@ -62,11 +64,14 @@ def _unjudged(metric: str, winner: Trial, default: Trial) -> str:
     )
 
 
-def _judge(card: SearchCard, home: Path, recipe: Recipe, winner: Trial, default: Trial, on_row: OnRow) -> Verdict:
-    final, storage = card.space.final, home.parent
-    artifacts = {
-        name: Artifact.open(storage / trial.run / "artifact") for name, trial in ((DEFAULT, default), (TUNED, winner))
-    }
+def _judge(card: SearchCard, place: Storage, recipe: Recipe, winner: Trial, default: Trial, on_row: OnRow) -> Verdict:
+    final, home = card.space.final, place.root / card.name
+    artifacts = {}
+    for name, trial in ((DEFAULT, default), (TUNED, winner)):
+        folder = place.root / trial.run
+        if not folder.is_dir():  # it was trained where the search was begun
+            place.get_folder(folder, APART)
+        artifacts[name] = Artifact.open(folder / "artifact")
     class_name, words = str(recipe.data.known_class), recipe.data.subject
     photos = final_photos(card.space, home, artifacts[DEFAULT])
     subject = Subject(subject_name(str(recipe.data.images)), class_name, photos)

@@ -4,6 +4,9 @@
 
 Every trial is a run folder `<storage>/<name>/trial-NNN`, and all share `<storage>/cache`. The same call goes on with a
 search that was killed: trials that have ended are not run again, one that was under way goes on from its checkpoint.
+
+Under a URL the search's folder is this machine's copy, and the processes of its trials run here: with ZeRO they only
+wait for workers, which may be anywhere.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from sdxl_ray.distributed.cluster import connected, gpus_per_worker
 from sdxl_ray.distributed.environment import environment
 from sdxl_ray.distributed.finale import conclude
 from sdxl_ray.distributed.holdout import scored, trial_recipe
+from sdxl_ray.distributed.nodes import require_shared
 from sdxl_ray.distributed.searcher import Budget, Clock, Halving, Proposer
 from sdxl_ray.distributed.stream import streams
 from sdxl_ray.distributed.trial import run_trial
@@ -34,11 +38,14 @@ from sdxl_ray.records import Recorder
 from sdxl_ray.report.build import Written, write_report
 from sdxl_ray.search import BEST, CARD, ENDED, SearchCard, Trial, Verdict, read_trials, steps_taken
 from sdxl_ray.space import Space
+from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
 
 #: What may be other in a search that goes on: settings of the recipe are compared by themselves.
 _MAY_CHANGE = ("budget", "final", "description", "settings")
+#: Right below a search's folder, and not mirrored with it: every trial is a run that mirrors itself.
+_APART = ("ray", "trial-*")
 #: Deaths of a trial's process that it survives; it goes on from its checkpoint.
 _RETRIES = 2
 #: Ray Tune's defaults that are wrong here: its own log files, a working folder that breaks relative paths, a handler
@@ -54,9 +61,13 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A search that ended: its folder, every trial, the best recipe's file, and how it did against the default."""
+    """A search that ended: its folder, every trial, the best recipe's file, and how it did against the default.
+
+    kept_at: the folder, or the URL that it is a copy of.
+    """
 
     folder: Path
+    kept_at: str
     trials: list[Trial]
     best: Path
     verdict: Verdict
@@ -78,29 +89,35 @@ def search(
     Raises UserError before a trial starts when the input is wrong that can be known by then, RunError when no trial
     finished.
     """
-    if "://" in str(storage):
-        raise UserError(f"--storage {str(storage)!r}: a search needs a folder that every node sees, not a URL")
     recipe.require_complete()
     space.check(recipe)
     preflight(recipe, "cuda")
     if not streams(recipe):
         scan_pictures(scored(space, recipe))
-    home = (Path(storage) / name).absolute()
+    place = Storage.of(storage)
+    home = place.root / name
+    place.get_folder(home, _APART)
     card = _card(space, recipe, home, name, resume)
     trials = read_trials(home)
     on_row({"kind": "phase", "name": "connecting to Ray", "done": 0, "total": 0})
     ends_workers = recipe.parallel.engine != "local"  # a trial that is stopped leaves a cut run of Ray Train
     with connected(address, recipe.parallel.workers[1] * recipe.resources.cpus_per_worker, dashboard=ends_workers):
         at_once, resources = _room(recipe)
+        if place.url is None:
+            require_shared(place)
+        else:
+            resources[f"node:{ray.util.get_node_ip_address()}"] = 0.001
         _write(card, home)
         for trial in trials:
             on_row({"kind": "trial", **trial.row(), "metrics": trial.metrics})
-        _run(card, trial_recipe(space, recipe, home, on_row), home, trials, at_once, resources, on_row)
-    verdict = conclude(card, home, trials, on_row)
+        _run(card, trial_recipe(space, recipe, home, on_row), place, trials, at_once, resources, on_row)
+    verdict = conclude(card, place, trials, on_row)
     card = card.model_copy(update={"verdict": verdict})
     card.write(home)
     on_row({"kind": "phase", "name": "writing the report", "done": 0, "total": 0})
-    return SearchResult(home, trials, home / BEST, verdict, write_report(home))
+    report = write_report(home)
+    place.put_folder(home, _APART)
+    return SearchResult(home, place.kept_at(home), trials, home / BEST, verdict, report)
 
 
 def _card(space: Space, recipe: Recipe, home: Path, name: str, resume: bool) -> SearchCard:
@@ -159,7 +176,7 @@ def _room(recipe: Recipe) -> tuple[int, dict[str, float]]:
 def _run(
     card: SearchCard,
     recipe: Recipe,
-    home: Path,
+    place: Storage,
     trials: list[Trial],
     at_once: int,
     resources: dict[str, float],
@@ -168,20 +185,20 @@ def _run(
     """Run trials until the budget is spent; `trials` grows."""
     from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
 
-    space, clock = card.space, Clock(trials)
+    space, clock, home = card.space, Clock(trials), place.root / card.name
     budget = Budget(space, trials, clock)
     left = -1 if space.budget.trials is None else space.budget.trials - sum(t.state in ENDED for t in trials)
     if left == 0 or budget.stop_all():
         return
     fixed = {
         "recipe": recipe.model_dump(mode="json"),
-        "storage": str(home.parent),
+        "storage": place.url or str(place.root),
         "metrics": list(space.metric),
         "scored": space.scored,
     }
     proposer = Proposer(space, recipe, trials, lambda number: f"{card.name}/trial-{number:03d}")
     with Recorder(home / "records") as recorder:
-        chronicle = Chronicle(proposer, home.parent, recorder, clock, on_row)
+        chronicle = Chronicle(proposer, place, recorder, clock, on_row, lambda: place.put_folder(home, _APART))
         tuner = Tuner(
             with_resources(run_trial, resources),
             param_space=fixed,

@@ -14,12 +14,15 @@ import pytest
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Recipe, override
 from sdxl_ray.distributed.train import launch
+from sdxl_ray.search import read_trials
 from sdxl_ray.storage import Storage
 from tests.bucket import Bucket, bucket
 from tests.distributed.conftest import LORA, examples, losses, words
 from tests.nodes import stop, wait_for
 
 pytestmark = pytest.mark.slow
+
+PLANTED = Path(__file__).with_name("planted.yaml")
 
 
 @pytest.fixture
@@ -77,3 +80,25 @@ def test_two_workers_are_killed_and_go_on_from_a_store(
     served: Bucket, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _same(_killed_and_resumed(LORA, served, tmp_path, monkeypatch), undisturbed)
+
+
+def test_a_search_goes_on_from_a_store(served: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first machine is gone: the two trials that ended there are not run again, and the winner is fetched."""
+    command = [sys.executable, "-m", "sdxl_ray", "tune", str(PLANTED), "--name", "s", "--storage", served.url("runs")]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    for scratch, trials, more in (("first", 2, ()), ("second", 3, ("--resume",))):
+        environment["SDXL_RAY_SCRATCH"] = str(tmp_path / scratch)
+        asked = [*command, f"budget.trials={trials}", *more]
+        done = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    names = served.names("runs/s/")
+    assert {"runs/s/search.json", "runs/s/best.yaml", "runs/s/trial-000/artifact/manifest.json"} <= set(names)
+    assert not any("/checkpoints/" in name or "/ray/" in name for name in names)
+
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "third"))
+    elsewhere = Storage.of(served.url("runs"))
+    elsewhere.get_folder(elsewhere.root / "s")
+    trials = read_trials(elsewhere.root / "s")
+    assert [trial.number for trial in trials] == [0, 1, 2]
+    first = [path for path in (tmp_path / "second").rglob("trial-*") if path.is_dir()]
+    assert [path.name for path in first] == ["trial-002"], "an ended trial was run again"
