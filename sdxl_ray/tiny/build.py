@@ -2,7 +2,7 @@
 
     python -m sdxl_ray.tiny.build --minutes 90                 # on the CPU: two stages at a time, one core each
     python -m sdxl_ray.tiny.build --minutes 10 --device cuda
-    python -m sdxl_ray.tiny.build --minutes 30 --only identity # trains one scorer further and replaces that one alone
+    python -m sdxl_ray.tiny.build --minutes 30 --only identity # trains one part further and replaces that one alone
 
 Fetches the picture sets with npm (about 30 MB), trains for the given time, writes the weights into the package and
 measures the card. Interrupted, it goes on where it was, if it is given the same `--minutes` (the learning rate follows
@@ -33,7 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=_SCENES, help=f"training scenes (default: {_SCENES})")
     parser.add_argument("--work", type=Path, default=cache_root() / "tiny-build", help="where states are kept")
     parser.add_argument("--stage", help="run this stage only, in this process")
-    parser.add_argument("--only", choices=("identity", "vision"), help="train this scorer further, on the shipped base")
+    parser.add_argument(
+        "--only", choices=("base", "identity", "vision"), help="train this part of what is shipped further"
+    )
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit runs what is under `finally`, a signal does not
     if given.only and not given.stage:
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_only(given: Any) -> None:
-    """Train one scorer from what is shipped, all minutes and cores for itself, and put it in place."""
+    """Train one part from what is shipped, all minutes and cores for itself, and put it in place."""
     from sdxl_ray.tiny import shipped
     from sdxl_ray.tiny.builder import reuse
     from sdxl_ray.tiny.builder.stages import Job
@@ -61,7 +63,7 @@ def run_only(given: Any) -> None:
     job = Job(given.work, given.device, given.minutes, given.scenes)
     steps = reuse.STAGES[given.only]
     if not any((given.work / step.leaves).is_file() for step in steps.values()):
-        reuse.lay_out(job)
+        reuse.lay_out(job, given.only)
     for name, step in steps.items():
         if not (given.work / step.leaves).is_file():
             stage = Running(given, name, os.cpu_count() or 1 if step.share and given.device == "cpu" else 1)

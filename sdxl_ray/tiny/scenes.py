@@ -25,7 +25,7 @@ _VARIANTS = 120  # backgrounds kept of each place
 
 #: Shares of scenes.
 _TWO, _EMPTY, _UNSAID_PLACE = 0.08, 0.03, 0.12
-_RECOLORED, _PATTERNED = 0.17, 0.05
+_RECOLORED, _PATTERNED = 0.20, 0.15
 _CROPPED, _BLURRY, _LARGE_ORIGINAL = 0.10, 0.08, 0.25
 
 

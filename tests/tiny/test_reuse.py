@@ -1,4 +1,4 @@
-"""One scorer trained alone: it starts from what is shipped, and nothing else of the tree changes."""
+"""One part trained alone: it starts from what is shipped, and nothing else of the tree changes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ from tests.tiny.drawn_sprites import DrawnSprites
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A work folder in which the shipped weights are laid out."""
-    made = Job(tmp_path_factory.mktemp("work"), "cpu", 0.02, scenes=80)
-    reuse.lay_out(made)
+    """A work folder in which the shipped weights are laid out for a scorer."""
+    return _laid_out(tmp_path_factory.mktemp("work"), "identity")
+
+
+def _laid_out(work: Path, part: str) -> Job:
+    made = Job(work, "cpu", 0.02, scenes=80)
+    reuse.lay_out(made, part)
     return made
 
 
@@ -60,6 +64,16 @@ def test_weights_put_back_untouched_are_the_same_bytes(job: Job, tree: Path) -> 
     assert _changed(tree) == set()
 
 
+def test_a_base_put_back_untouched_is_the_same_bytes(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> None:
+    job = _laid_out(tmp_path_factory.mktemp("base"), "base")
+    for stage in ("vae", "unet"):
+        _log(job, stage)
+        shutil.copy(job.work / f"{stage}-start.pt", job.work / f"{stage}-done.pt")
+    reuse.put(job, "base", tree)
+    assert _changed(tree) == set()
+    assert shipped.revision(tree) == shipped.revision()
+
+
 def test_another_vision_tower_leaves_the_texts_and_the_base_alone(job: Job, tree: Path) -> None:
     _log(job, "vision")
     weights = torch.load(job.work / "clip-done.pt", weights_only=True)
@@ -79,19 +93,29 @@ def test_another_vision_tower_leaves_the_texts_and_the_base_alone(job: Job, tree
 
 
 @pytest.mark.slow
-def test_the_stages_of_one_scorer_run_and_hand_over(job: Job, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("identity", {"scorers/identity/model.safetensors"}),
+        ("vision", {"scorers/clip/model.safetensors"}),
+        ("base", {"base/vae/diffusion_pytorch_model.safetensors", "base/unet/diffusion_pytorch_model.safetensors"}),
+    ],
+)
+def test_the_stages_of_a_part_run_and_hand_over(
+    part: str, changed: set[str], tree: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = _laid_out(tmp_path_factory.mktemp("part"), part)
     drawn = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=1)
     monkeypatch.setattr(stages, "scenery", lambda **_: drawn)
     monkeypatch.setattr(stages, "_DECOYS", 20)
     monkeypatch.setattr(stages, "_GENERATED", 50)
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        for scorer, steps in reuse.STAGES.items():
-            for name, step in steps.items():
-                assert all((job.work / need).is_file() for need in step.needs), name
-                step.run(job)
-                assert (job.work / step.leaves).is_file(), name
-            reuse.put(job, scorer, tree)
+        for name, step in reuse.STAGES[part].items():
+            assert all((job.work / need).is_file() for need in step.needs), name
+            step.run(job)
+            assert (job.work / step.leaves).is_file(), name
     finally:
         signal.signal(signal.SIGTERM, handler)
-    assert _changed(tree) == {"scorers/identity/model.safetensors", "scorers/clip/model.safetensors"}
+    reuse.put(job, part, tree)
+    assert _changed(tree) == changed

@@ -61,7 +61,7 @@ def test_scenes_vary_what_words_control(scenery: Scenery) -> None:
     assert counts[2] > 0.03
     singles = [scene.designs[0] for scene in scenes if len(scene.designs) == 1]
     colored = sum(bool(design.color) for design in singles) / len(singles)
-    assert 0.1 < colored < 0.35
+    assert 0.2 < colored < 0.5
     assert {scene.place for scene in scenes} == set(PLACES)
     assert all(scene.picture.size == (EDGE, EDGE) for scene in scenes)
     assert any(scene.time_ids[0] < EDGE for scene in scenes)

@@ -1,7 +1,8 @@
-"""Lays shipped weights out as the stages leave theirs, so that one scorer can be trained alone and replaced.
+"""Lays shipped weights out as the stages leave theirs, so that a part can be trained further alone and replaced.
 
-The base must stay byte for byte what it is (artifacts name its revision), and the states of the stages before are
-long gone: a scorer goes on from its own shipped weights, beside a generator that is the shipped one spoiled.
+A part is a scorer or the base (autoencoder and UNet; the text encoders stay, because the UNet was taught by them). It
+goes on from its own shipped weights, since the states of the stages before are long gone; a scorer beside a generator
+that is the shipped one spoiled. Whatever is not the part stays byte for byte what it is.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import torch
 from sdxl_ray.tiny import export, shipped
 from sdxl_ray.tiny.builder import clip
 from sdxl_ray.tiny.builder.finish import MADE, stage_made
-from sdxl_ray.tiny.builder.stages import IDENTITY_START, STEPS, Job, Step, load_identity, load_pair
-from sdxl_ray.tiny.layout import SEED
+from sdxl_ray.tiny.builder.stages import STEPS, Job, Step, load_identity, load_pair, load_vae
+from sdxl_ray.tiny.layout import SEED, configs
 
 _SPOILED = 0.4  # noise in the UNet's weights, as a share of each matrix's deviation: colours and places, hardly a shape
 
 
-def lay_out(job: Job) -> None:
-    """Write what the stages of a scorer read: autoencoder, encoders, a generator that cannot draw, a start.
+def lay_out(job: Job, part: str) -> None:
+    """Write what the stages of a part read: weights to start from, and what other stages would have left.
 
     Raises UserError when a shipped file is missing or altered.
     """
@@ -32,36 +33,61 @@ def lay_out(job: Job) -> None:
 
     base = shipped.folder()
     torch.manual_seed(SEED + 4)
-    torch.save(AutoencoderKL.from_pretrained(base / "vae").state_dict(), job.work / "vae-done.pt")
+    autoencoder = AutoencoderKL.from_pretrained(base / "vae").state_dict()
     weights = UNet2DConditionModel.from_pretrained(base / "unet").state_dict()
-    torch.save({"averages": {name: _spoiled(weight) for name, weight in weights.items()}}, job.work / "unet-early.pt")
+    if part == "base":
+        torch.save(autoencoder, job.work / "vae-start.pt")
+        torch.save(weights, job.work / "unet-start.pt")
+    else:
+        torch.save(autoencoder, job.work / "vae-done.pt")
+        spoiled = {name: _spoiled(weight) for name, weight in weights.items()}
+        torch.save({"averages": spoiled}, job.work / "unet-early.pt")
     pair: Any = clip.Pair()
     pair.clip.load_state_dict(CLIPModel.from_pretrained(shipped.verify(shipped.CLIP)).state_dict())
     pair.first.load_state_dict(CLIPTextModel.from_pretrained(base / "text_encoder").state_dict())
     torch.save(pair.state_dict(), job.work / "clip-done.pt")
     known = ViTModel.from_pretrained(shipped.verify(shipped.IDENTITY), add_pooling_layer=False)
-    torch.save(known.state_dict(), job.work / IDENTITY_START)
+    torch.save(known.state_dict(), job.work / "identity-start.pt")
 
 
-#: scorer -> the stages that make it from what `lay_out` leaves, in their order; those with a share use every core
+#: part -> the stages that make it from what `lay_out` leaves, in their order; those with a share use every core
 STAGES: dict[str, dict[str, Step]] = {
     "identity": {"generated": STEPS["generated"], "identity": replace(STEPS["identity"], share=1.0)},
+    "base": {
+        "scenes": STEPS["scenes"],
+        "vae": replace(STEPS["vae"], share=0.3),
+        "unet": replace(STEPS["unet"], share=0.7),
+    },
     "vision": {"scenes": STEPS["scenes"], "vision": replace(STEPS["vision"], share=1.0)},
 }
 
 
-def put(job: Job, scorer: str, root: Path) -> None:
-    """Put the trained scorer in the place of the one below `root`; everything else there stays."""
+def put(job: Job, part: str, root: Path) -> None:
+    """Put the trained part in the place of the one below `root`; everything else there stays."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
     started_from = shipped.index_revision(root)
-    if scorer == "identity":
+    if part == "base":
+        unet = UNet2DConditionModel.from_config(configs()["unet"])
+        unet.load_state_dict(torch.load(job.work / "unet-done.pt", weights_only=True))
+        first = CLIPTextModel.from_pretrained(root / "base" / "text_encoder")
+        second = CLIPTextModelWithProjection.from_pretrained(root / "base" / "text_encoder_2")
+        export.write_base(root / "base", load_vae(job), unet, first, second)
+    elif part == "identity":
         export.write_identity(root / "scorers" / "identity", load_identity(job))
     else:
         export.write_clip(root / "scorers" / "clip", load_pair(job, "vision-done.pt").clip)
     shipped.write_index(root)
     made = json.loads((root / MADE).read_text())
-    made["stages"][scorer] = {**stage_made(job, scorer), "started_from": started_from}
+    for stage in _trained(part):
+        made["stages"][stage] = {**stage_made(job, stage), "started_from": started_from}
     made["minutes"] = sum(stage["minutes"] for stage in made["stages"].values())
     (root / MADE).write_text(json.dumps(made, indent=1) + "\n")
+
+
+def _trained(part: str) -> list[str]:
+    return [name for name, stage in STAGES[part].items() if stage.share]
 
 
 def _spoiled(weight: torch.Tensor) -> torch.Tensor:

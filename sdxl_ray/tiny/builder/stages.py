@@ -26,7 +26,8 @@ from sdxl_ray.tiny.sprites import Sprites
 
 _DECOYS = 8_000
 _GENERATED = 200
-IDENTITY_START = "identity-start.pt"  # weights to go on from, where there are some
+#: Share of a stage. Trained weights lose what they know to an optimizer that knows nothing yet: a long rise.
+_WARMUP = 0.03
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,13 @@ def make_vae(job: Job) -> None:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(SEED)
-    model = AutoencoderKL.from_config(configs()["vae"]).to(job.device)
-    session = Session(job.work, "vae", job.minutes, model, 1.5e-3, average=0.998)
+    model = started(job, "vae", AutoencoderKL.from_config(configs()["vae"]).to(job.device))
+    session = Session(job.work, "vae", job.minutes, model, 1.5e-3, average=0.998, warmup=_WARMUP)
     scenes = _scenes(job)
     vae.train(session, scenes, job.device)
     if session.rank:
         return
+    torch.set_num_threads(session.world)  # the others have gone
     session.finish()
     model.requires_grad_(False)
     means, deviations = vae.encode_all(model, scenes, job.device)
@@ -113,8 +115,8 @@ def make_unet(job: Job) -> None:
 
     torch.manual_seed(SEED + 2)
     parts = configs()
-    model = UNet2DConditionModel.from_config(parts["unet"]).to(job.device)
-    session = Session(job.work, "unet", job.minutes, model, 1e-3, average=0.999)
+    model = started(job, "unet", UNet2DConditionModel.from_config(parts["unet"]).to(job.device))
+    session = Session(job.work, "unet", job.minutes, model, 1e-3, average=0.999, warmup=_WARMUP)
     latents = torch.load(job.work / "latents.pt", weights_only=True)
     pair = load_pair(job, "clip-done.pt")
     unet.train(session, _scenes(job), latents, pair, EulerDiscreteScheduler.from_config(parts["scheduler"]))
@@ -142,15 +144,20 @@ def make_identity(job: Job) -> None:
     torch.manual_seed(SEED + 3)
     drawn = scenery(further=True)
     model = identity.Identity(len(drawn.kinds)).to(job.device)
-    start = job.work / IDENTITY_START
-    if start.is_file():
-        model.vit.load_state_dict(torch.load(start, weights_only=True))
-    # Trained weights lose what they know to an optimizer that knows nothing yet: a longer rise.
-    session = Session(job.work, "identity", job.minutes, model, 1e-3, average=0.998, warmup=0.05)
+    started(job, "identity", model.vit)
+    session = Session(job.work, "identity", job.minutes, model, 1e-3, average=0.998, warmup=_WARMUP)
     identity.train(session, drawn, np.load(job.work / "generated.npy"), load_vae(job), job.device)
     session.finish()
     if session.rank == 0:
         torch.save(model.vit.state_dict(), job.work / "identity-done.pt")
+
+
+def started(job: Job, name: str, model: Any) -> Any:
+    """The model with the weights that its stage goes on from, where there are some."""
+    start = job.work / f"{name}-start.pt"
+    if start.is_file():
+        model.load_state_dict(torch.load(start, weights_only=True))
+    return model
 
 
 def load_vae(job: Job, name: str = "vae-done.pt") -> Any:
