@@ -2,7 +2,7 @@
 
     python -m sdxl_ray.core.tinycard --work /tmp/card               # all of it, about 40 min on two cores
     python -m sdxl_ray.core.tinycard --work /tmp/card --only base   # encoders and base, without tuning
-    python -m sdxl_ray.core.tinycard --work /tmp/card --only train  # tunes and draws subjects; the first judges
+    python -m sdxl_ray.core.tinycard --work /tmp/card --only train  # tunes and draws on every core; the first judges
     python -m sdxl_ray.core.tinycard --work /tmp/card --only speed  # speed again, on an idle machine, 6 min
 
 Every part is kept in the work folder as it is done, and not measured again while what it depends on is the same. Runs
@@ -14,10 +14,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,10 +53,7 @@ def main() -> None:
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     if given.only == "train":
-        for subject in SUBJECTS_TUNED:
-            for arm in ("base", *ARMS):
-                sys.stderr.write(f"training {subject}, {arm}\n")
-                draw(subject, arm, _runs(given.work), Drawer())
+        train(_runs(given.work))
         return
     if given.only == "speed":
         scores = json.loads((shipped.ROOT / "scores.json").read_text())
@@ -63,6 +63,22 @@ def main() -> None:
         scores = measure(given.work, tuning=given.only is None)
     (shipped.ROOT / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     (shipped.ROOT / "CARD.md").write_text(page.card(scores))
+
+
+def train(storage: Path) -> None:
+    """Tune and draw every subject under every arm, in one process of one thread for each core."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # Arm after arm, so that two processes do not want the class pictures of one class at once.
+    pairs = [(subject, arm) for arm in ("base", *ARMS) for subject in SUBJECTS_TUNED]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        running = {pool.submit(_drawn, subject, arm, storage): (subject, arm) for subject, arm in pairs}
+        for number, done in enumerate(as_completed(running), start=1):
+            done.result()
+            sys.stderr.write(f"{number} of {len(pairs)}: {', '.join(running[done])}\n")
+
+
+def _drawn(subject: str, arm: str, storage: Path) -> None:
+    draw(subject, arm, storage, Drawer())
 
 
 def measure(work: Path, *, tuning: bool = True) -> dict[str, Any]:

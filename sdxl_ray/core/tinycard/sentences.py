@@ -40,9 +40,9 @@ drawing its 60 class pictures) and {dreambooth_no_prior:.0f} s with no class pic
 MADE = """## How it was made
 The stages of `python -m sdxl_ray.tiny.build` on {machine}: {scenes} scenes, {minutes:.0f} minutes of training
 summed over the stages.
-The loss of the UNet is epsilon prediction with min-SNR 5, EMA 0.999 and 10 % guidance dropout. A scorer for which an
-index is named was trained further by itself (`--only`) from what that index lists, on every core, beside a generator
-that is the shipped one with noise in its weights; the training heads started fresh.
+The loss of the UNet is epsilon prediction with min-SNR 5, EMA 0.999 and 10 % guidance dropout. What an index is
+named for was trained further by itself (`--only`) from the weights that this index lists, on every core; a scorer
+beside a generator that is the shipped one with noise in its weights, and with fresh training heads.
 
 """
 SOURCES = """## Where its drawings come from
