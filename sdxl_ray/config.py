@@ -15,11 +15,11 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.errors import UserError
-from sdxl_ray.schema_errors import first_problem
+from sdxl_ray.schema_errors import validated
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -368,10 +368,7 @@ def load(name_or_path: str) -> Recipe:
 
 def parse(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Validate a plain dict (from YAML, a Ray worker's config, a checkpoint) into a Recipe."""
-    try:
-        return Recipe.model_validate(plain)
-    except ValidationError as error:
-        raise UserError(f"{where}: {first_problem(error, Recipe, plain)}") from None
+    return validated(Recipe, plain, where)
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

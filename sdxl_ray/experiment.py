@@ -19,13 +19,13 @@ from importlib.resources.abc import Traversable
 from itertools import product
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.config import Recipe, Section, load, override
 from sdxl_ray.errors import UserError
 from sdxl_ray.loadprofile import LoadProfile
-from sdxl_ray.schema_errors import first_problem
+from sdxl_ray.schema_errors import validated
 
 #: Part of a folder's name, and a row of every table.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]*$")]
@@ -123,10 +123,7 @@ def names() -> list[str]:
 def load_experiment(name_or_path: str) -> Experiment:
     """Read a shipped experiment by name (`demo`) or a YAML file. Raises UserError, one line."""
     plain = plain_data.read(name_or_path, _folder(), "experiment")
-    try:
-        return Experiment.model_validate(plain)
-    except ValidationError as error:
-        raise UserError(f"{name_or_path}: {first_problem(error, Experiment, plain)}") from None
+    return validated(Experiment, plain, name_or_path)
 
 
 def _folder() -> Traversable:

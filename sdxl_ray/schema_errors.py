@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_origin
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from sdxl_ray.errors import nearest
+from sdxl_ray.errors import UserError, nearest
+
+M = TypeVar("M", bound=BaseModel)
 
 #: Tags of unions by `kind`, which pydantic puts into a location and no file has there.
 _KINDS = ("lora", "full", "loguniform", "uniform", "int", "choice")
+
+
+def validated(model: type[M], plain: Any, where: str) -> M:
+    """Plain data as a model. Raises UserError, one line that begins with `where`: its first problem."""
+    try:
+        return model.model_validate(plain)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_problem(error, model, plain)}") from None
 
 
 def first_problem(error: ValidationError, model: type[BaseModel], plain: Any) -> str:

@@ -21,7 +21,6 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -30,7 +29,7 @@ from sdxl_ray import plain_data
 from sdxl_ray.config import NOT_IDENTITY, Recipe, Section, load, override
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.parameters import Parameter, tried
-from sdxl_ray.schema_errors import first_problem
+from sdxl_ray.schema_errors import validated
 
 Mode = Literal["max", "min"]
 
@@ -228,10 +227,7 @@ def load_space(name_or_path: str, changes: Mapping[str, Any] | None = None) -> S
     for path, value in (changes or {}).items():
         plain.setdefault(path.partition(".")[0], {})
         plain_data.assign(plain, path, value)
-    try:
-        return Space.model_validate(plain)
-    except ValidationError as error:
-        raise UserError(f"{name_or_path}: {first_problem(error, Space, plain)}") from None
+    return validated(Space, plain, name_or_path)
 
 
 def divide(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,12 +11,11 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.config import Base, NonNegativeFloat, PositiveFloat, PositiveInt, Section
-from sdxl_ray.errors import UserError
-from sdxl_ray.schema_errors import first_problem
+from sdxl_ray.schema_errors import validated
 
 #: A variant's name is a model id in URLs, a deployment's name and a metric's tag.
 VariantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -149,10 +148,7 @@ def load(path: str) -> ServeConfig:
 
 def parse(plain: Mapping[str, Any], where: str = "serve configuration") -> ServeConfig:
     """Validate plain data. Raises UserError: an unknown key with its nearest spelling, or a wrong value."""
-    try:
-        return ServeConfig.model_validate(plain)
-    except ValidationError as error:
-        raise UserError(f"{where}: {first_problem(error, ServeConfig, plain)}") from None
+    return validated(ServeConfig, plain, where)
 
 
 def override(config: ServeConfig, changes: Mapping[str, Any]) -> ServeConfig:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from sdxl_ray.errors import UserError, nearest
-from sdxl_ray.schema_errors import first_problem
+from sdxl_ray.schema_errors import validated
 
 IMPORT_PATH = "serve.app:build"
 _MANIFEST = "RayService"
@@ -51,10 +51,7 @@ def check_plain(plain: Mapping[str, Any], where: str) -> list[str]:
     from serve.app import read
 
     _require_known(plain, ServeDeploySchema, "", where)
-    try:
-        schema = ServeDeploySchema.model_validate(plain)
-    except ValidationError as error:
-        raise UserError(f"{where}: {first_problem(error, ServeDeploySchema, plain)}") from None
+    schema = validated(ServeDeploySchema, plain, where)
     for application in schema.applications:
         if application.import_path == IMPORT_PATH:
             try:

@@ -19,13 +19,12 @@ from importlib.resources.abc import Traversable
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.config import Section
-from sdxl_ray.errors import UserError
 from sdxl_ray.loadprofile import LoadProfile
-from sdxl_ray.schema_errors import first_problem
+from sdxl_ray.schema_errors import validated
 
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 20, 4.0
 
@@ -101,10 +100,7 @@ def load_config(name_or_path: str, changes: Mapping[str, Any]) -> LoadTest:
 
 def parse(plain: Mapping[str, Any], where: str) -> LoadTest:
     """Plain data as a LoadTest. Raises UserError, one line."""
-    try:
-        return LoadTest.model_validate(plain)
-    except ValidationError as error:
-        raise UserError(f"{where}: {first_problem(error, LoadTest, plain)}") from None
+    return validated(LoadTest, plain, where)
 
 
 def _folder() -> Traversable:

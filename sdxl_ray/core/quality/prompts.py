@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, field_validator
 from sdxl_ray import plain_data
 from sdxl_ray.config import Section
 from sdxl_ray.errors import UserError
-from sdxl_ray.schema_errors import first_problem
+from sdxl_ray.schema_errors import validated
 
 #: What pictures are drawn for: choosing a checkpoint, a search, the result.
 Split = Literal["validation", "tune", "final"]
@@ -63,10 +63,7 @@ def load_prompts(name_or_path: str) -> Prompts:
     if name_or_path.endswith(".txt"):
         return _from_text(name_or_path)
     plain = plain_data.read(name_or_path, _folder(), "prompt list")
-    try:
-        return Prompts.model_validate(plain)
-    except ValidationError as error:
-        raise UserError(f"{name_or_path}: {first_problem(error, Prompts, plain)}") from None
+    return validated(Prompts, plain, name_or_path)
 
 
 def default_prompts(base_id: str, class_name: str) -> str:
