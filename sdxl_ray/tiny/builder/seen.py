@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-_RECODED = 0.4  # share that goes through the autoencoder, as whatever the base draws has
+_RECODED = 0.2  # share that goes through the autoencoder, as whatever the base draws has
 
 
 def jittered(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
