@@ -14,13 +14,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,7 +30,16 @@ from sdxl_ray.core.tinycard import page
 from sdxl_ray.core.tinycard.encoders import control, identity, views
 from sdxl_ray.core.tinycard.pictures import Drawer
 from sdxl_ray.core.tinycard.reality import Reality, Scene
-from sdxl_ray.core.tinycard.tuning import ARMS, SUBJECTS_TUNED, draw, judge, reference, training_seconds, tune
+from sdxl_ray.core.tinycard.tuning import (
+    ARMS,
+    SUBJECTS_TUNED,
+    draw,
+    judge,
+    reference,
+    train_all,
+    training_seconds,
+    tune,
+)
 from sdxl_ray.tiny import shipped
 from sdxl_ray.tiny.builder.finish import MADE
 
@@ -53,7 +59,7 @@ def main() -> None:
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     if given.only == "train":
-        train(_runs(given.work))
+        train_all(_runs(given.work))
         return
     if given.only == "speed":
         scores = json.loads((shipped.ROOT / "scores.json").read_text())
@@ -63,22 +69,6 @@ def main() -> None:
         scores = measure(given.work, tuning=given.only is None)
     (shipped.ROOT / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     (shipped.ROOT / "CARD.md").write_text(page.card(scores))
-
-
-def train(storage: Path) -> None:
-    """Tune and draw every subject under every arm, in one process of one thread for each core."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    # Arm after arm, so that two processes do not want the class pictures of one class at once.
-    pairs = [(subject, arm) for arm in ("base", *ARMS) for subject in SUBJECTS_TUNED]
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        running = {pool.submit(_drawn, subject, arm, storage): (subject, arm) for subject, arm in pairs}
-        for number, done in enumerate(as_completed(running), start=1):
-            done.result()
-            sys.stderr.write(f"{number} of {len(pairs)}: {', '.join(running[done])}\n")
-
-
-def _drawn(subject: str, arm: str, storage: Path) -> None:
-    draw(subject, arm, storage, Drawer())
 
 
 def measure(work: Path, *, tuning: bool = True) -> dict[str, Any]:

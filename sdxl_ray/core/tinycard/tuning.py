@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +86,22 @@ def draw(subject: str, arm: str, storage: Path, base: Drawer) -> Pictures:
         np.savez_compressed(kept, allow_pickle=False, **made)
     with np.load(kept) as stored:
         return {kind: [Image.fromarray(pixels) for pixels in stored[kind]] for kind in stored}
+
+
+def train_all(storage: Path) -> None:
+    """Tune and draw every subject under every arm, in one process of one thread for each core."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # Arm after arm, so that two processes do not want the class pictures of one class at once.
+    pairs = [(subject, arm) for arm in ("base", *ARMS) for subject in SUBJECTS_TUNED]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        running = {pool.submit(_drawn, subject, arm, storage): (subject, arm) for subject, arm in pairs}
+        for number, done in enumerate(as_completed(running), start=1):
+            done.result()
+            sys.stderr.write(f"{number} of {len(pairs)}: {', '.join(running[done])}\n")
+
+
+def _drawn(subject: str, arm: str, storage: Path) -> None:
+    draw(subject, arm, storage, Drawer())
 
 
 def judge(subject: str, pictures: Pictures, identity: Encoder, clip: Encoder) -> Scores:
