@@ -53,7 +53,7 @@ def test_the_demo_lays_three_arms_side_by_side(cli: Cli, tmp_path: Path) -> None
     rows = told["arms"]
     assert [row["arm"] for row in rows] == list(arms)
     trainable = {row["arm"]: row["trainable"] for row in rows}
-    assert trainable["dreambooth"] == 4_370_660  # every weight of the embedded base's UNet
+    assert trainable["dreambooth"] == 5_337_956  # every weight of UNet and text encoders that conditioning reaches
     assert trainable["lora"] * 2 == trainable["dreambooth_lora"] < trainable["dreambooth"] / 20
     assert all(row["file_bytes"] > 0 and row["peak_bytes"] > 0 and row["loss_before"] for row in rows)
     with Image.open(tmp_path / "runs" / "three-comparison" / "grid.png") as picture:

@@ -107,6 +107,7 @@ def _under_ray(**changes: Any) -> Space:
     return Space.model_validate(plain | changes)
 
 
+@pytest.mark.exhaustive  # a cluster of its own, two minutes on a quiet machine
 def test_what_a_stopped_trial_had_reserved_is_there_for_the_next(tmp_path: Path) -> None:
     """In a cluster of its own with room for one trial: the third can only begin when the second has let go."""
     space = tmp_path / "space.yaml"
