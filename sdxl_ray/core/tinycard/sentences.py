@@ -25,9 +25,9 @@ TUNING = """## Does it learn a subject?
 Five pictures of each, prompts "a photo of sks CLASS" on eight places. Fidelity: mean identity cosine to the held-out
 pictures; the first rows of a subject say what real pictures get. Leak: the same for "a photo of a CLASS". Prompt score:
 mean cosine to captions that name class, look and place. Other classes: class accuracy on the 23 other classes, which
-forgetting lowers. One seed, 300 steps, training in one process. What the autoencoder alone costs is the second row. The CLIP-style pair
-reads classes of patterned objects badly (see "recoloured" above), so that the class of tuned models is lower than the
-eye sees: a robot in blue stripes is no robot to it.
+forgetting lowers. One seed, 300 steps, training in one process. What the autoencoder alone costs is the second row.
+The CLIP-style pair reads classes of patterned objects badly (see "recoloured" above), so that the class of tuned models
+is lower than the eye sees: a robot in blue stripes is no robot to it.
 
 """
 SPEED = """## Speed
@@ -51,8 +51,8 @@ scenes. Weights and subjects are under Apache-2.0 and, where a drawing asks for 
 """
 LIMITS = """## What it cannot do
 It knows the classes and places above and nothing else; other words are spelled in pieces and mean little to it. Small
-detail (spots, hands of clocks, eyes) is often wrong, and its autoencoder blurs patterns finer than four pixels. The CLIP-style
-pair knows classes as they are drawn; of objects in strange colours and patterns it tells the place, not the class. Its
-scores compare models that were tuned on this base with each
-other; they say nothing about pictures from elsewhere, and must not be set beside scores by CLIP or DINO.
+detail (spots, hands of clocks, eyes) is often wrong, and its autoencoder blurs patterns finer than four pixels. The
+CLIP-style pair knows classes as they are drawn; of objects in strange colours and patterns it tells the place, not the
+class. Its scores compare models that were tuned on this base with each other; they say nothing about pictures from
+elsewhere, and must not be set beside scores by CLIP or DINO.
 """
