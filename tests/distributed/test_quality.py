@@ -14,7 +14,7 @@ from tests.distributed.conftest import losses, quick
 
 pytestmark = pytest.mark.slow
 
-#: So small a rate that nothing is learnt: no look is above the base, so the newest one counts and none is stale.
+#: So small a rate that nothing is learnt: which look is best is up to the last bit, and none ends the run.
 STILL: dict[str, Any] = {
     "optim__lr": 1e-12,
     "optim__steps": 4,
@@ -25,7 +25,7 @@ STILL: dict[str, Any] = {
     "evaluation__every": 2,
     "evaluation__num_inference_steps": 4,
     "evaluation__guidance_scale": 4.0,
-    "evaluation__patience": 1,
+    "evaluation__patience": 0,
     "evaluation__class_pictures": 4,
 }
 
@@ -40,8 +40,8 @@ def test_two_workers_score_choose_and_export_as_one_does(ray_cluster: None, tmp_
     recipe = quick("tiny_lora", parallel__workers=2, parallel__zero_stage=3, **STILL)
     both = launch(recipe, storage=tmp_path / "two", name="run", on_row=rows.append)
     summary = both.summary
-    assert (summary["steps"], summary["best_step"], summary["stopped_early"]) == (4, 4, False)
-    assert Artifact.open(both.artifact).manifest.step == 4
+    assert (summary["steps"], summary["stopped_early"]) == (4, False)
+    assert Artifact.open(both.artifact).manifest.step == summary["best_step"] > 0
     assert len(losses(both.folder)) == 4
     told = [row for row in rows if row["kind"] == "scores"]
     assert [row["step"] for row in told] == [0, 2, 4] and "rows" not in told[0]
@@ -50,7 +50,7 @@ def test_two_workers_score_choose_and_export_as_one_does(ray_cluster: None, tmp_
     alone = launch(
         quick("tiny_lora", parallel__workers=1, parallel__engine="local", **STILL), storage=tmp_path / "one", name="run"
     )
-    assert (alone.summary["stopped_early"], alone.summary["best_step"]) == (False, 4)
+    assert not alone.summary["stopped_early"]
     mine, other = scores(both.folder), scores(alone.folder)
     assert mine.keys() == other.keys()
     assert {key: pytest.approx(value, abs=1e-4) for key, value in other.items()} == mine
