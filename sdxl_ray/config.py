@@ -2,8 +2,8 @@
 
 A recipe is a YAML file (`sdxl_ray/recipes/*.yaml` or your own); `load("lora")` reads one, `override` changes
 dotted paths. The command line, search trials and tests all go through these two functions. The sections that
-cannot change the result (`parallel`, `checkpoint`, `resources`) are left out of `Recipe.identity`, so a run can be
-continued on another number of workers.
+cannot change the result (`parallel` but for its precision, `checkpoint`, `resources`) are left out of
+`Recipe.identity`, so a run can be continued on another number of workers.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _workers(value: Any) -> Any:
 
 
 class Parallel(Section):
-    """How the same computation is laid over machines; any choice gives the same losses (up to summation order)."""
+    """How the same computation is laid over machines: the same losses, up to summation order and to `precision`."""
 
     engine: Literal["zero", "local"] = Field("zero", description="zero: Ray Train + DeepSpeed; local: this process")
     workers: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_workers)] = Field(
@@ -300,7 +300,7 @@ class Resources(Section):
     mlflow: Mlflow | None = Field(None, description="needs the mlflow extra")
 
 
-#: Sections that change where and how safely a run computes, but not what it computes.
+#: Sections that change where and how safely a run computes, but not what it computes; `parallel.precision` does.
 NOT_IDENTITY = frozenset({"parallel", "checkpoint", "resources"})
 
 
@@ -349,7 +349,7 @@ class Recipe(Section):
     @property
     def identity(self) -> str:
         """SHA-256 of what decides the result; equal for runs that may continue each other."""
-        plain = self.model_dump(mode="json", exclude=set(NOT_IDENTITY))
+        plain = deciding(self.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -364,6 +364,12 @@ def load(name_or_path: str) -> Recipe:
     Raises UserError: no such recipe (nearest name), broken YAML (line), an unknown or invalid key (nearest spelling).
     """
     return parse(plain_data.read(name_or_path, _folder(), "recipe"), name_or_path)
+
+
+def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plain recipe decides the result: whole sections, and the precision of `parallel`."""
+    kept = {section: value for section, value in plain.items() if section not in NOT_IDENTITY}
+    return kept | {"parallel": {"precision": plain.get("parallel", {}).get("precision", "auto")}}
 
 
 def parse(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:

@@ -185,12 +185,12 @@ def test_identity_is_what_is_computed_not_where() -> None:
     same = {
         "parallel.workers": [1, 8],
         "parallel.zero_stage": 3,
-        "parallel.precision": "bf16",
         "checkpoint.every": 7,
         "resources.max_failures": 0,
     }
     assert override(recipe, same).identity == recipe.identity
-    for path, value in {"optim.lr": 2e-4, "seed": 1, "data.flip": True, "tuning.rank": 8, "base": "tiny"}.items():
+    others = {"optim.lr": 2e-4, "seed": 1, "data.flip": True, "tuning.rank": 8, "base": "tiny"}
+    for path, value in {**others, "parallel.precision": "fp16"}.items():
         assert override(recipe, {path: value}).identity != recipe.identity, path
 
 
