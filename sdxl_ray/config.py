@@ -229,6 +229,9 @@ class Parallel(Section):
             raise ValueError(f"offload_parameters needs zero_stage 3, got {self.zero_stage}")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
+        if self.engine == "zero" and self.zero_stage == 0 and self.precision == "fp16":
+            # DeepSpeed then scales losses by itself, and tells nobody of the steps that it leaves out.
+            raise ValueError("precision fp16 needs zero_stage 1, 2 or 3, got 0: or use precision bf16 or fp32")
         if self.engine == "local" and (self.offload_optimizer or self.offload_parameters):
             raise ValueError("engine local has no offload: use engine zero")
         return self

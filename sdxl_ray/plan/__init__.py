@@ -204,7 +204,7 @@ class Plan:
         if self.setting.recipe.parallel.engine == "local":
             yield "one process", {}
             return
-        for stage in range(4):
+        for stage in range(1 if self.setting.recipe.parallel.precision == "fp16" else 0, 4):
             yield f"ZeRO-{stage}", {"parallel.zero_stage": stage, optimizer: False, parameters: False}
         if self.setting.device.kind == "gpu":
             yield "ZeRO-2, optimizer on CPU", {"parallel.zero_stage": 2, optimizer: True, parameters: False}
