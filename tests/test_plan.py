@@ -15,6 +15,8 @@ from rich.console import Console
 from sdxl_ray import config
 from sdxl_ray.config import Recipe, override
 from sdxl_ray.errors import UserError
+from sdxl_ray.plan.devices import card
+from sdxl_ray.plan.driver import Gpu
 from sdxl_ray.plan import DEVICES, Device, DoesNotFit, Plan, architecture, device, memory_bytes, zero_settings
 from sdxl_ray.plan.duration import picture_flop, step_floor
 from sdxl_ray.plan.memory import CONTEXT_BYTES, FRAGMENTATION
@@ -329,6 +331,39 @@ def test_devices() -> None:
     with pytest.raises(UserError, match="no device"):
         device()
     assert list(DEVICES.values()) == sorted(DEVICES.values(), key=lambda d: d.memory_bytes)
+
+@pytest.mark.parametrize(
+    ("name", "mebibytes", "like"),
+    [
+        ("NVIDIA H100 80GB HBM3", 81559, "h100"),
+        ("NVIDIA GeForce RTX 4090", 24564, "4090"),
+        ("NVIDIA GeForce RTX 4060 Ti", 16380, "4060ti-16"),
+        ("Tesla T4", 15360, "t4"),
+        ("Tesla V100-SXM2-32GB", 32768, "v100-32"),
+        ("NVIDIA A100-SXM4-40GB", 40960, "a100-40"),
+        ("NVIDIA RTX A6000", 49140, "a6000"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, None),
+        ("NVIDIA GeForce RTX 4080 SUPER", 16376, None),
+        ("NVIDIA H100 NVL", 95830, None),
+        ("NVIDIA L40", 46068, None),
+        ("Quadro P5000", 16384, None),
+    ],
+)
+def test_a_card_is_what_its_driver_says(name: str, mebibytes: int, like: str | None) -> None:
+    found = card(Gpu(name, mebibytes))
+    assert found.name == name
+    notes = Plan.of(recipe(), found).assumptions
+    if like is not None:
+        assert found == replace(DEVICES[like], name=name)
+    else:
+        assert found.memory_bytes == mebibytes * 1024**2
+    assert any("the slowest known GPU with as much memory" in note for note in notes) == (like is None)
+
+
+def test_fp16_is_planned_where_it_can_be() -> None:
+    rows = Plan.of(recipe(parallel__precision="fp16"), "t4").rows()
+    assert [row["layout"] for row in rows][:2] == ["ZeRO-1", "ZeRO-2"]
+
 
 
 def test_a_device_without_bf16_computes_in_fp32_or_fp16() -> None:

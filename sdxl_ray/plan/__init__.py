@@ -110,6 +110,8 @@ class Plan:
     def advice(self) -> Advice:
         """Which of the three methods for this data and hardware."""
         s = self.setting
+        if s.device.assumed:
+            notes.append(s.device.assumed)
         return advise(s.recipe, self.pictures, s.workers, self._needed, s.device.memory_bytes)
 
     @property
