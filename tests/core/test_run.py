@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Base, Recipe, override
 from sdxl_ray.core.bases import Components, own_memory
-from sdxl_ray.core.local import run_local
+from sdxl_ray.core.local import precision_on, run_local
 from sdxl_ray.core.pipeline import LORA_WEIGHTS, generate, load_pipeline
 from sdxl_ray.core.runfolder import open_run, scan_pictures
 from sdxl_ray.core.samples import sample_prompts
