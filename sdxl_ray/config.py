@@ -289,8 +289,18 @@ class Wandb(Section):
 
 
 class Mlflow(Section):
-    tracking_uri: str
+    tracking_uri: str = Field(description="without user and password: MLFLOW_TRACKING_USERNAME and _PASSWORD hold them")
     experiment: str = "sdxl_ray"
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> Mlflow:
+        # Of the section and not of the field, whose value the message would show.
+        if "@" in self.tracking_uri.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "tracking_uri holds a user or password, which run.json, the artifact and its card would keep: leave it "
+                "out of the address and export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
 
 
 class Resources(Section):
@@ -356,6 +366,12 @@ class Recipe(Section):
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plain recipe decides the result: whole sections, and the precision of `parallel`."""
+    kept = {section: value for section, value in plain.items() if section not in NOT_IDENTITY}
+    return kept | {"parallel": {"precision": plain.get("parallel", {}).get("precision", "auto")}}
+
+
 def names() -> list[str]:
     """Names of the recipes shipped with the package."""
     return plain_data.shipped(_folder())
@@ -367,12 +383,6 @@ def load(name_or_path: str) -> Recipe:
     Raises UserError: no such recipe (nearest name), broken YAML (line), an unknown or invalid key (nearest spelling).
     """
     return parse(plain_data.read(name_or_path, _folder(), "recipe"), name_or_path)
-
-
-def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a plain recipe decides the result: whole sections, and the precision of `parallel`."""
-    kept = {section: value for section, value in plain.items() if section not in NOT_IDENTITY}
-    return kept | {"parallel": {"precision": plain.get("parallel", {}).get("precision", "auto")}}
 
 
 def parse(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
