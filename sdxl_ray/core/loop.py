@@ -225,11 +225,13 @@ class Ledger:
         ranks = engine.group.gather((mine, peak_bytes(engine.device)))
         seconds = (time.monotonic() - self._since) / len(self._steps)
         for k, (step, examples, _, lr) in enumerate(self._steps):
+        last = self._steps[-1][0]
             losses = {i: value for values, _ in ranks for i, value in values[k].items()}
             self._require_finite(step, examples, losses, norm)
             # fsum in index order: the same number for any number of workers, as far as the forwards agree.
             loss = math.fsum(e.weight * losses[e.index] for e in examples) / len(examples)
-            row = {"kind": "step", "step": step, "loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}
+            row = {"kind": "step", "step": step, "loss": loss, "lr": lr, "seconds": seconds}
+            row["grad_norm"] = norm if step == last else None  # the engine knows that of its last step
             row |= {"samples_per_s": len(examples) / seconds, "peak_bytes": max(peak for _, peak in ranks)}
             row |= {"workers": engine.group.world, "steps": self._run.recipe.optim.steps}
             row["examples"] = [(e.index, e.view.key, losses[e.index]) for e in examples]
