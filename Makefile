@@ -2,9 +2,11 @@
 #
 #   make install   the package and its development tools, into .venv (Python 3.11 or newer)
 #   make demo      train the three arms on the embedded base and compare them
-#   make test      every check and every test
+#   make test      every check, and the tests but for those marked gpu or exhaustive
 #   make check     formatting, lint, types, import layers
 #   make bench     training speed and memory, printed
+#   make soak      long tests of the endpoint: overload, faults, memory, fuzzing
+#   make chaos     long tests of training: seeded schedules of kills
 #
 # Another interpreter: make install PYTHON=/path/to/python3.12
 

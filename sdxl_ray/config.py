@@ -2,8 +2,8 @@
 
 A recipe is a YAML file (`sdxl_ray/recipes/*.yaml` or your own); `load("lora")` reads one, `override` changes
 dotted paths. The command line, search trials and tests all go through these two functions. The sections that
-cannot change the result (`parallel`, `checkpoint`, `resources`) are left out of `Recipe.identity`, so a run can be
-continued on another number of workers.
+cannot change the result (`parallel` but for its precision, `checkpoint`, `resources`) are left out of
+`Recipe.identity`, so a run can be continued on another number of workers.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _workers(value: Any) -> Any:
 
 
 class Parallel(Section):
-    """How the same computation is laid over machines; any choice gives the same losses (up to summation order)."""
+    """How the same computation is laid over machines: the same losses, up to summation order and to `precision`."""
 
     engine: Literal["zero", "local"] = Field("zero", description="zero: Ray Train + DeepSpeed; local: this process")
     workers: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_workers)] = Field(
@@ -229,6 +229,9 @@ class Parallel(Section):
             raise ValueError(f"offload_parameters needs zero_stage 3, got {self.zero_stage}")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
+        if self.engine == "zero" and self.zero_stage == 0 and self.precision == "fp16":
+            # DeepSpeed then scales losses by itself, and tells nobody of the steps that it leaves out.
+            raise ValueError("precision fp16 needs zero_stage 1, 2 or 3, got 0: or use precision bf16 or fp32")
         if self.engine == "local" and (self.offload_optimizer or self.offload_parameters):
             raise ValueError("engine local has no offload: use engine zero")
         return self
@@ -286,8 +289,18 @@ class Wandb(Section):
 
 
 class Mlflow(Section):
-    tracking_uri: str
+    tracking_uri: str = Field(description="without user and password: MLFLOW_TRACKING_USERNAME and _PASSWORD hold them")
     experiment: str = "sdxl_ray"
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> Mlflow:
+        # Of the section and not of the field, whose value the message would show.
+        if "@" in self.tracking_uri.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "tracking_uri holds a user or password, which run.json, the artifact and its card would keep: leave it "
+                "out of the address and export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
 
 
 class Resources(Section):
@@ -300,7 +313,7 @@ class Resources(Section):
     mlflow: Mlflow | None = Field(None, description="needs the mlflow extra")
 
 
-#: Sections that change where and how safely a run computes, but not what it computes.
+#: Sections that change where and how safely a run computes, but not what it computes; `parallel.precision` does.
 NOT_IDENTITY = frozenset({"parallel", "checkpoint", "resources"})
 
 
@@ -349,8 +362,14 @@ class Recipe(Section):
     @property
     def identity(self) -> str:
         """SHA-256 of what decides the result; equal for runs that may continue each other."""
-        plain = self.model_dump(mode="json", exclude=set(NOT_IDENTITY))
+        plain = deciding(self.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plain recipe decides the result: whole sections, and the precision of `parallel`."""
+    kept = {section: value for section, value in plain.items() if section not in NOT_IDENTITY}
+    return kept | {"parallel": {"precision": plain.get("parallel", {}).get("precision", "auto")}}
 
 
 def names() -> list[str]:

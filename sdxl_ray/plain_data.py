@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+import re
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -21,26 +22,41 @@ def shipped(folder: Traversable) -> list[str]:
 def read(name_or_path: str, folder: Traversable, kind: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """A mapping from a shipped file by name or from a path, merged over the file that its `extends` names.
 
-    `kind` is what messages call it. Raises UserError: no such name (nearest), unreadable, not YAML (line), a key that
-    stands twice (line), a circle.
+    `kind` is what messages call it; a file that is extended is named as seen from the one that extends it.
+    Raises UserError: no such name (nearest), unreadable, not YAML (line), a key that stands twice (line), a circle.
     """
     if name_or_path in seen:
         raise UserError(f"{kind} {name_or_path!r} extends itself: {' -> '.join((*seen, name_or_path))}")
+    text = _text(name_or_path, folder, kind)
     try:
-        plain = yaml.load(_text(name_or_path, folder, kind), _Strict) or {}
-    except yaml.YAMLError as error:
+        plain = yaml.load(text, _Strict) or {}
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number that is none, as 0x_
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"{kind} {name_or_path!r} is not YAML{line}: {getattr(error, 'problem', error)}") from None
     if not isinstance(plain, dict):
         raise UserError(f"{kind} {name_or_path!r} is a {type(plain).__name__}, not a mapping of sections")
     parent = plain.pop("extends", None)
-    below = read(parent, folder, kind, (*seen, name_or_path)) if parent else {}
+    if parent and _is_file(name_or_path, folder) and _is_file(str(parent), folder):
+        parent = os.path.normpath(Path(name_or_path).parent / str(parent))
+    below = read(str(parent), folder, kind, (*seen, name_or_path)) if parent else {}
     return {key: merge(below.get(key), plain.get(key, below.get(key))) for key in {**below, **plain}}
 
 
+#: YAML 1.1 wants a dot in them, people do not.
+_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+
+
 class _Strict(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error: PyYAML would drop the first without a word."""
+    """YAML in which a key that stands twice is an error: PyYAML would drop the first without a word.
+
+    Numbers such as 1e-4 are numbers, and nothing is a date: no setting is one.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -51,6 +67,22 @@ class _Strict(yaml.SafeLoader):
                 seen.add(key.value)
         plain: dict[Any, Any] = super().construct_mapping(node, deep)
         return plain
+
+
+_Strict.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+class _OneLine(_Strict):
+    """The same without comments: what a command line says after a # is meant."""
+
+    def scan_to_next_token(self) -> None:
+        while self.peek() == " " or self.scan_line_break():  # type: ignore[no-untyped-call]  # yaml's own gap
+            if self.peek() == " ":
+                self.forward()
+
+
+def _is_file(name_or_path: str, folder: Traversable) -> bool:
+    return name_or_path not in shipped(folder) and name_or_path.endswith((".yaml", ".yml"))
 
 
 def _text(name_or_path: str, folder: Traversable, kind: str) -> str:
@@ -71,12 +103,12 @@ def merge(below: Any, above: Any) -> Any:
     """`above` laid over `below`, mapping by mapping; settings of another `kind` do not shine through."""
     both = isinstance(below, dict) and isinstance(above, dict)
     if not both or below.get("kind") != above.get("kind", below.get("kind")):
-        return numbers(above)
+        return above
     return {**below, **{key: merge(below.get(key), value) for key, value in above.items()}}
 
 
 def numbers(value: Any) -> Any:
-    """The same with strings such as `1e-4` as numbers: YAML 1.1 wants a dot in them, people do not."""
+    """The same with strings such as `1e-4` as numbers, for what another program has read as YAML 1.1."""
     if isinstance(value, dict):
         return {key: numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -100,9 +132,19 @@ def assignment(word: str) -> tuple[str, Any]:
     if not equals or not path:
         raise UserError(f"{word!r} is not a setting: write path=value, for example optim.lr=1e-4")
     try:
-        return path, numbers(yaml.safe_load(text))
-    except yaml.YAMLError:
+        return path, _said(text)
+    except (yaml.YAMLError, ValueError):
         return path, text
+
+
+def _said(text: str) -> Any:
+    """A value of the command line: lists, mappings and quoted text are YAML, anything else is one plain scalar."""
+    loader = _OneLine(text)
+    if text.lstrip()[:1] in ("[", "{", '"', "'"):
+        return loader.get_single_data()
+    text = text.strip()
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]  # yaml's own gap
+    return loader.construct_object(yaml.ScalarNode(tag, text))
 
 
 def assign(plain: dict[str, Any], path: str, value: Any) -> None:
@@ -113,10 +155,12 @@ def assign(plain: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     here: Any = plain
     for depth, key in enumerate(parents):
-        if not isinstance(here, dict) or key not in here:
+        if not isinstance(here, dict):
+            raise UserError(f"no setting {path!r}: {'.'.join(parents[:depth])} is a value, not a section")
+        if key not in here:
             # A junk name that was assigned before is found out when the whole is validated: it is no advice.
-            known = [name for name in plain if name.isidentifier()] if isinstance(plain, Mapping) else []
-            raise UserError(f"no setting {path!r}: {nearest('.'.join(parents[: depth + 1]), known)}")
+            known = [name for name in here if str(name).isidentifier()]
+            raise UserError(f"no setting {path!r}: {nearest(key, known)}")
         if here[key] is None:
             here[key] = {}
         here = here[key]

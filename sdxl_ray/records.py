@@ -40,19 +40,18 @@ _WHOLE, _REAL, _TEXT = pa.int64(), pa.float64(), pa.string()
 
 #: Columns of every table. `step` counts optimizer steps from 1; step 0 is what was measured before the first one.
 TABLES: dict[str, pa.Schema] = {
-    # One row an optimizer step. loss: weighted mean over the global batch; peak_bytes: of the fullest worker.
+    # One row an optimizer step. loss: weighted mean over the global batch; grad_norm: null where nobody looked;
+    # peak_bytes: of the fullest worker.
     "steps": _schema(
-        step_=_WHOLE, loss_=_REAL, lr=_REAL, text_lr=_REAL, grad_norm=_REAL, samples=_WHOLE, samples_per_s=_REAL,
+        step_=_WHOLE, loss_=_REAL, lr=_REAL, grad_norm=_REAL, samples=_WHOLE, samples_per_s=_REAL,
         seconds=_REAL, peak_bytes=_WHOLE, workers=_WHOLE,
     ),
     # One row an example of a step; index: its place in the global batch; picture: SHA-256 of the file's bytes.
     "examples": _schema(
-        step_=_WHOLE, index_=_WHOLE, picture_=_TEXT, loss_=_REAL, weight=_REAL, timestep=_WHOLE, role=_TEXT,
+        step_=_WHOLE, index_=_WHOLE, picture_=_TEXT, loss_=_REAL,
     ),
     # One row a look at the held-out pictures; n: (picture, noise, timestep) triples behind the mean.
-    "validation": _schema(step_=_WHOLE, loss_=_REAL, n_=_WHOLE, seconds=_REAL),
-    # One row a worker and phase. peak_bytes: the allocator's on a GPU, the resident set's on a CPU.
-    "memory": _schema(step_=_WHOLE, rank_=_WHOLE, phase_=_TEXT, peak_bytes_=_WHOLE, now_bytes=_WHOLE),
+    "validation": _schema(step_=_WHOLE, loss_=_REAL, n_=_WHOLE),
     # One row a named stretch of time (prepare, cache, train, checkpoint, export).
     "timings": _schema(step_=_WHOLE, name_=_TEXT, seconds_=_REAL),
     # One row a model, subject and metric; a score that could not be computed has no row. model: "base", an artifact's
@@ -107,7 +106,6 @@ KEYS: dict[str, tuple[str, ...]] = {
     "steps": ("step",),
     "examples": ("step", "index"),
     "validation": ("step",),
-    "memory": ("step", "rank", "phase"),
     "timings": ("step", "name"),
     "scores": ("step", "model", "subject", "metric", "split"),
     "differences": ("model", "against", "subject", "metric", "split"),

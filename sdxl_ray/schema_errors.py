@@ -11,9 +11,6 @@ from sdxl_ray.errors import UserError, nearest
 
 M = TypeVar("M", bound=BaseModel)
 
-#: Tags of unions by `kind`, which pydantic puts into a location and no file has there.
-_KINDS = ("lora", "full", "loguniform", "uniform", "int", "choice")
-
 
 def validated(model: type[M], plain: Any, where: str) -> M:
     """Plain data as a model. Raises UserError, one line that begins with `where`: its first problem."""
@@ -26,7 +23,7 @@ def validated(model: type[M], plain: Any, where: str) -> M:
 def first_problem(error: ValidationError, model: type[BaseModel], plain: Any) -> str:
     """The first problem of a pydantic error as one line: path, value, what is allowed."""
     problem = error.errors()[0]
-    location = [part for part in problem["loc"] if part not in _KINDS]
+    location = _place(problem["loc"], plain)
     path = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
         siblings = _known_fields(location[:-1], model, plain)
@@ -34,6 +31,20 @@ def first_problem(error: ValidationError, model: type[BaseModel], plain: Any) ->
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" = {problem['input']!r}"
     return f"{path}{given}: {message[0].lower()}{message[1:]}" if path else message
+
+
+def _place(location: tuple[int | str, ...], plain: Any) -> list[int | str]:
+    """A location as the file has it: without the tags of unions by `kind`, which pydantic puts there."""
+    kept: list[int | str] = []
+    for part in location:
+        if isinstance(plain, Mapping):
+            if plain.get("kind") == part and part not in plain:
+                continue
+            plain = plain.get(part)
+        else:
+            plain = plain[part] if isinstance(plain, list) and isinstance(part, int) else None
+        kept.append(part)
+    return kept
 
 
 def _known_fields(parents: list[Any], model: type[BaseModel], plain: Any) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -38,6 +38,14 @@ _LAST = ("summary.json", "manifest.json")
 def is_url(where: str | Path) -> bool:
     """Whether a storage is named by a URL; one letter before the colon is a Windows drive."""
     return len(urlsplit(str(where)).scheme) > 1
+
+
+def shown(url: str | None) -> str:
+    """A URL as messages show it: without its options and its user, which may be secrets."""
+    parts = urlsplit(url or "")
+    user, _, host = parts.netloc.rpartition("@")
+    container = user and parts.scheme.startswith("abfs") and ":" not in user  # Azure's, which is a part of the address
+    return urlunsplit((parts.scheme, parts.netloc if container else host, parts.path, "", ""))
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Storage:
         """Where something under `root` is kept, for a person."""
         if self.url is None:
             return str(path)
-        return f"{self.url.partition('?')[0].rstrip('/')}/{path.relative_to(self.root).as_posix()}"
+        return f"{shown(self.url).rstrip('/')}/{path.relative_to(self.root).as_posix()}"
 
     def filesystem(self) -> tuple[Any, str]:
         """pyarrow's file system of the storage, and the path of `root` in it."""
@@ -80,7 +88,7 @@ class Storage:
             found = _patiently(lambda: self._files.get_file_info(selector))
         except RunError as error:
             raise UserError(
-                f"storage {self.url!r} cannot be read: {error}; check the address and your rights"
+                f"storage {shown(self.url)!r} cannot be read: {error}; check the address and your rights"
             ) from None
         names = {info.path[len(self._at(folder)) + 1 :]: info.size for info in found if info.is_file}
         return {name: size for name, size in names.items() if _plain(name)}
@@ -95,7 +103,7 @@ class Storage:
             if self._files.get_file_info(target).size != path.stat().st_size:
                 raise OSError(f"{target} is shorter than what was sent")
 
-        _patiently(send, f"{path.name} could not be sent to {self.url!r}")
+        _patiently(send, f"{path.name} could not be sent to {shown(self.url)!r}")
 
     def get(self, path: Path) -> None:
         """Fetch a file, which appears whole. Raises RunError after some tries."""
@@ -107,7 +115,7 @@ class Storage:
                 shutil.copyfileobj(source, sink, _BLOCK_BYTES)
 
         try:
-            _patiently(fetch, f"{path.name} could not be fetched from {self.url!r}")
+            _patiently(fetch, f"{path.name} could not be fetched from {shown(self.url)!r}")
             beside.rename(path)
         finally:
             beside.unlink(missing_ok=True)
@@ -162,7 +170,7 @@ class Storage:
             elif kind == pafs.FileType.Directory:
                 self._files.delete_dir(target)
 
-        _patiently(forget, f"{path.name} could not be removed from {self.url!r}")
+        _patiently(forget, f"{path.name} could not be removed from {shown(self.url)!r}")
 
     def _at(self, path: Path) -> str:
         return f"{self._base}/{path.relative_to(self.root).as_posix()}".rstrip("/.")
@@ -191,8 +199,9 @@ def open_url(url: str) -> tuple[Any, str]:
             files = pafs.PyFileSystem(pafs.FSSpecHandler(handler))
     except (ImportError, OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason.replace(url, shown(url))
         raise UserError(
-            f"storage {url!r} cannot be opened: {reason}; give a path, s3://…, gs://… or abfss://…"
+            f"storage {shown(url)!r} cannot be opened: {reason}; give a path, s3://…, gs://… or abfss://…"
         ) from None
     return files, str(path)
 

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from PIL import Image
@@ -18,7 +19,8 @@ from sdxl_ray.__main__ import COMMANDS
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.cli.arguments import read_base, read_recipe
 from sdxl_ray.cli.config import reference
-from sdxl_ray.cli.devices import count_pictures, gpu_here
+from sdxl_ray.cli.devices import count_pictures, cpu_here, elsewhere
+from sdxl_ray.cli.serve import _configuration
 from sdxl_ray.config import Recipe, load, names, override
 from sdxl_ray.distributed.doctor import (
     FLOORS,
@@ -118,16 +120,50 @@ def test_a_failed_run_is_exit_1_and_ctrl_c_130(
     assert here("broken") == (code, "", line)
 
 
-def test_plan_prints_what_a_run_needs(here: Here, tmp_path: Path) -> None:
+def test_plan_prints_what_a_run_needs(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = here("plan", "lora", "--gpu", "4090")
     assert (code, err) == (0, "")
     assert "2,567,463,684" in out
     assert "ZeRO-3" in out
-    assert "planned for cpu" in here("plan", "tiny_lora")[2] or gpu_here() is not None
-    (tmp_path / "photos").mkdir()
-    for name in ("a.jpg", "b.PNG", "notes.txt"):
+    monkeypatch.setenv("PATH", "")  # no driver to ask, even where there is a GPU
+    assert "planned for cpu" in here("plan", "tiny_lora")[2]
+
+
+def test_a_plan_counts_the_pictures_that_train(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for name in ("a.jpg", "b.PNG", "c.png", "d.webp", "notes.txt", "more/e.jpg"):
         (tmp_path / "photos" / name).touch()
-    assert count_pictures(override(load("lora"), {"data.images": "photos"})) == 2
+    recipe = override(load("lora"), {"data.images": str(tmp_path / "photos")})
+    assert count_pictures(recipe) == 3  # one is held out
+    assert count_pictures(override(recipe, {"data.limit": 2})) == 2
+    assert count_pictures(override(recipe, {"data.validation": "elsewhere"})) == 4
+    assert count_pictures(override(recipe, {"data.holdout": 4})) is None
+    assert count_pictures(override(recipe, {"data.images": "subject:robot"})) == 4
+    assert count_pictures(override(recipe, {"data.images": "nowhere"})) is None
+
+
+def test_a_cpu_has_what_its_container_has() -> None:
+    whole = psutil.virtual_memory().total
+    assert cpu_here(Recipe()).memory_bytes == min(whole, container_memory_bytes() or whole)
+
+
+def test_a_variants_name_may_have_dots() -> None:
+    found = _configuration("compare", [], ["v1.5=runs/a", "v1=runs/b"], None, None, False).variants
+    assert {name: variant.artifact for name, variant in found.items()} == {
+        "base": None,
+        "v1": "runs/b",
+        "v1.5": "runs/a",
+    }
+
+
+def test_what_a_cluster_has_is_not_planned_by_this_machine(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not elsewhere(None)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    # An optimizer that is not installed ends the run before any cluster is looked for.
+    words = ("train", "tiny_lora", "data.images=subject:robot", "data.subject=sks robot", "optim.name=adamw8bit")
+    code, _, err = here(*words)
+    assert code == 2
+    assert "memory is not checked: name the cluster's GPUs" in err
 
 
 def test_a_plan_that_does_not_fit_is_printed_and_refused(here: Here) -> None:

@@ -147,6 +147,9 @@ def test_a_recipe_is_frozen_and_override_makes_a_new_one() -> None:
         ({"parallel.zero_stage": 4}, "parallel.zero_stage = 4"),
         ({"parallel.zero_stage": 2, "parallel.offload_parameters": True}, "needs zero_stage 3"),
         ({"parallel.engine": "local", "parallel.workers": 2}, "workers 1"),
+        ({"parallel.zero_stage": 0, "parallel.precision": "fp16"}, "fp16 needs zero_stage 1, 2 or 3, got 0"),
+        ({"data.priro.count": 3}, "no setting 'data.priro.count': did you mean 'prior'?"),
+        ({"optim.lr.x.y": 3}, "optim.lr is a value, not a section"),
         ({"objective.prediction": "epsilon", "objective.zero_terminal_snr": True}, "needs prediction v_prediction"),
         ({"seed": -1}, "seed = -1"),
         ({"tuning.kind": "lroa"}, "lora"),
@@ -185,12 +188,12 @@ def test_identity_is_what_is_computed_not_where() -> None:
     same = {
         "parallel.workers": [1, 8],
         "parallel.zero_stage": 3,
-        "parallel.precision": "bf16",
         "checkpoint.every": 7,
         "resources.max_failures": 0,
     }
     assert override(recipe, same).identity == recipe.identity
-    for path, value in {"optim.lr": 2e-4, "seed": 1, "data.flip": True, "tuning.rank": 8, "base": "tiny"}.items():
+    others = {"optim.lr": 2e-4, "seed": 1, "data.flip": True, "tuning.rank": 8, "base": "tiny"}
+    for path, value in {**others, "parallel.precision": "fp16"}.items():
         assert override(recipe, {path: value}).identity != recipe.identity, path
 
 
@@ -210,6 +213,39 @@ def test_assignments_are_yaml_values() -> None:
     for word in ("optim.lr", "=3", ""):
         with pytest.raises(UserError, match="path=value"):
             parse_assignments([word])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a photo of sks dog # outside", "a photo of sks dog # outside"),
+        ("dog: a photo", "dog: a photo"),
+        ("2024-13-45", "2024-13-45"),
+        ("0x_", "0x_"),
+        ("[0x_]", "[0x_]"),
+        ('["a dog", b #c]', '["a dog", b #c]'),
+        ('["1e-4", 1e-4, 1E3, "a # b"]', ["1e-4", 1e-4, 1e3, "a # b"]),
+        ("'2024'", "2024"),
+        ("2024", 2024),
+    ],
+)
+def test_the_command_line_means_what_it_says(text: str, value: object) -> None:
+    assert parse_assignments([f"data.prompt={text}"]) == {"data.prompt": value}
+
+
+def test_text_of_a_file_stays_text(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text('data: {class_name: "2024", subject: 2024-13-45}\noptim: {lr: 1e-3, eps: 1E-7}\n')
+    mine = load(str(path))
+    assert (mine.data.class_name, mine.data.subject, mine.optim.lr, mine.optim.eps) == (
+        "2024",
+        "2024-13-45",
+        1e-3,
+        1e-7,
+    )
+    path.write_text("data: {class_name: 0x_}\n")
+    with pytest.raises(UserError, match="is not YAML"):
+        load(str(path))
 
 
 def test_recipes_that_are_not_there_or_not_recipes(tmp_path: Path) -> None:
@@ -243,6 +279,33 @@ def test_extends_merges_below_the_child(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: lora\ntuning: {rank: 4}\noptim: {lr: 1e-3}\n")
     mine = load(str(tmp_path / "mine.yaml"))
     assert mine == override(load("lora"), {"tuning.rank": 4, "optim.lr": 1e-3})
+
+
+def test_extends_is_read_from_where_the_file_is(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "below.yaml").write_text("extends: ../lowest.yaml\nseed: 7\n")
+    (tmp_path / "lowest.yaml").write_text("extends: lora\ntuning: {rank: 4}\n")
+    (tmp_path / "mine.yaml").write_text("extends: deep/below.yaml\n")
+    assert load(str(tmp_path / "mine.yaml")) == override(load("lora"), {"tuning.rank": 4, "seed": 7})
+    (tmp_path / "lowest.yaml").write_text("extends: mine.yaml\n")
+    with pytest.raises(UserError, match="extends itself"):
+        load(str(tmp_path / "mine.yaml"))
+
+
+def test_a_name_of_the_users_own_is_shown_though_it_is_a_kind_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("arms: {lora: {recpe: lora}}\n")
+    with pytest.raises(UserError, match=r"arms\.lora\.recipe: field required"):
+        load_experiment(str(path))
+    assert refused({"tuning": {"kind": "lora", "rnk": 4}}) == "recipe: no setting 'tuning.rnk': did you mean 'rank'?"
+
+
+def test_no_secret_of_a_tracker_is_kept_or_shown() -> None:
+    line = refused({"resources.mlflow": {"tracking_uri": "https://ada:secret@flow.example.com/x"}})
+    assert "secret" not in line
+    assert "MLFLOW_TRACKING_PASSWORD" in line
+    for uri in ("https://flow.example.com/a@b", "file:/tmp/x", "databricks"):
+        override(Recipe(), {"resources.mlflow": {"tracking_uri": uri}})
 
 
 def test_what_a_run_needs_is_asked_for_in_one_line() -> None:

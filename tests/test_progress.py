@@ -54,6 +54,11 @@ def test_scores_say_what_they_are_and_what_they_took() -> None:
     assert lines[2].endswith("quality 0.500 at 40")
 
 
+def test_a_checkpoint_is_one_line() -> None:
+    rows = [{"kind": "saving", "step": 5}, {"kind": "checkpoint", "step": 5, "seconds": 1.4}]
+    assert logged([(0, row) for row in rows]) == ["step 5: checkpoint written in 1.4 s"]
+
+
 def test_a_log_gets_a_line_every_few_seconds() -> None:
     lines = logged([(1.0, step(number)) for number in range(1, 101)])
     assert len(lines) == 21

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdxl_ray.errors import RunError, UserError
-from sdxl_ray.storage import Storage, is_url
+from sdxl_ray.storage import Storage, is_url, shown
 from tests.bucket import Bucket, bucket
 
 
@@ -135,6 +135,24 @@ def test_a_store_that_is_not_there_is_said_soon(tmp_path: Path, monkeypatch: pyt
 def test_an_address_that_cannot_be_is_one_line(url: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         Storage.of(url)
+
+
+def test_what_may_be_secret_in_an_address_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown("s3://key:secret@bucket/runs?token=secret") == "s3://bucket/runs"
+    assert shown("abfss://runs@account.dfs.core.windows.net/x") == "abfss://runs@account.dfs.core.windows.net/x"
+    for url in ("nothing://key:secret@x/y", "s3://key:secret@bucket/x?endpont=secret"):
+        with pytest.raises(UserError) as refused:
+            Storage.of(url)
+        assert "secret" not in str(refused.value)
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path))
+    monkeypatch.setattr("sdxl_ray.storage._TRIES", 1)
+    gone = Storage.of("s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http&region=secret")
+    _write(gone.root, a="1")
+    for work in (lambda: gone.put(gone.root / "a"), lambda: gone.get(gone.root / "b"), lambda: gone.names(gone.root)):
+        with pytest.raises((RunError, UserError)) as failed:
+            work()
+        assert "secret" not in str(failed.value)
+    assert gone.kept_at(gone.root / "a") == "s3://bucket/runs/a"
 
 
 def test_any_file_system_of_fsspec_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import os
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +19,10 @@ GpuMemory = Annotated[
     str | None, typer.Option("--gpu-memory", metavar="SIZE", help="plan for a GPU of this memory: 24GiB")
 ]
 
-_PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+def elsewhere(address: str | None) -> bool:
+    """Whether Ray will be a cluster that is there already, as `distributed.cluster.connected` decides."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
 
 
 def named(gpu: str | None, memory: str | None) -> Device | None:
@@ -33,33 +34,35 @@ def named(gpu: str | None, memory: str | None) -> Device | None:
 
 def gpu_here() -> Device | None:
     """This machine's GPU (the smallest, when there are several), as its driver tells; None when there is none."""
-    from sdxl_ray.plan import device
+    from sdxl_ray.plan.devices import card
+    from sdxl_ray.plan.driver import gpus_here
 
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-gpu=memory.total,name", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-        cards = [line.split(", ", 1) for line in told.splitlines() if line.strip()]
-        mebibytes, name = min((int(memory), name) for memory, name in cards)
-    except (OSError, subprocess.SubprocessError, ValueError):  # a driver that does not answer is no GPU to plan for
-        return None
-    return replace(device(memory=f"{mebibytes}MiB"), name=name)
+    gpus = gpus_here()
+    return card(min(gpus, key=lambda gpu: gpu.memory_mib)) if gpus else None
 
 
 def cpu_here(recipe: Recipe) -> Device:
     """This machine's CPU with the memory that each of the recipe's workers may have."""
     import psutil
 
+    from sdxl_ray.distributed.doctor import container_memory_bytes
     from sdxl_ray.plan import CPU
 
-    return replace(CPU, memory_bytes=psutil.virtual_memory().total // recipe.parallel.workers[0])
+    whole = psutil.virtual_memory().total
+    return replace(CPU, memory_bytes=min(whole, container_memory_bytes() or whole) // recipe.parallel.workers[0])
 
 
 def count_pictures(recipe: Recipe) -> int | None:
-    """Picture files in the recipe's folder, by name alone; None when it has none or is no folder here."""
-    folder = Path(recipe.data.images or "")
-    if recipe.data.images is None or not folder.is_dir():
+    """Pictures that the recipe trains on, by name alone; None when `data.images` is not here or leaves none."""
+    from sdxl_ray.core.sources import entries
+    from sdxl_ray.errors import UserError
+
+    data = recipe.data
+    if data.images is None:
         return None
-    return sum(file.suffix.lower() in _PICTURES for file in folder.rglob("*")) or None
+    try:
+        count = len(entries(data.images, "prompt", "any caption", "data.images"))
+    except UserError:  # what is wrong with it is said by the run
+        return None
+    count -= data.holdout if data.validation is None else 0
+    return max(0, min(count, data.limit or count)) or None

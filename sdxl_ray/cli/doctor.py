@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,14 +48,13 @@ def run(
 def _cluster(address: str, storage: str) -> tuple[list[Finding], list[str]]:
     """What there is to say about a cluster, and what it can train with a worker on each of its GPUs (or nodes)."""
     from sdxl_ray.distributed.clusterdoctor import examine_cluster
-    from sdxl_ray.plan import device
+    from sdxl_ray.plan.devices import card
     from sdxl_ray.storage import Storage
 
     with libraries_on_stderr():
         findings, gpus, nodes = examine_cluster(address, Storage.of(storage))
     smallest = min(gpus, key=lambda gpu: gpu.memory_mib) if gpus else None
-    card = replace(device(memory=f"{smallest.memory_mib}MiB"), name=smallest.name) if smallest else None
-    return findings, _what_fits(card, workers=len(gpus) or nodes)
+    return findings, _what_fits(card(smallest) if smallest else None, workers=len(gpus) or nodes)
 
 
 def _what_fits(gpu: Device | None, workers: int) -> list[str]:

@@ -44,7 +44,9 @@ def run(
     ] = None,
     base: BaseId = None,
     batch: Annotated[int, typer.Option(min=1, max=256, help="pictures drawn at once")] = 4,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16; auto: bf16 on a GPU, else fp32")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32, bf16 or fp16; auto: bf16 on a GPU (fp16 on one without it), else fp32")
+    ] = "auto",
     json: AsJson = False,
 ) -> None:
     """Draw pictures with an artifact or the base, and a grid of them."""
@@ -139,12 +141,14 @@ def _advise(base: Base, texts: list[str]) -> None:
 def _device(precision: str) -> tuple[Literal["cuda", "cpu"], torch.dtype]:
     import torch
 
+    from sdxl_ray.core.device import has_bf16
+
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if not torch.cuda.is_available():
         # transformers imports deepspeed, which otherwise warns that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return "cpu", dtypes.get(precision, torch.float32)
-    return "cuda", dtypes.get(precision, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+    return "cuda", dtypes.get(precision, torch.bfloat16 if has_bf16() else torch.float16)
 
 
 def _read_size(text: str | None) -> tuple[int | None, int | None]:

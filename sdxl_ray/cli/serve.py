@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -100,14 +100,16 @@ def _configuration(
     from sdxl_ray.config import parse_assignments
     from serve.config import load, override
 
-    changes: dict[str, Any] = parse_assignments(settings)
+    changed = override(load(name), parse_assignments(settings))
+    # As one section: a variant's name may have dots, which a path would lead through.
+    named: dict[str, str] = {}
     for word in variants:
         key, equals, folder = word.partition("=")
         if not equals or not folder:
             raise UserError(f"--variant {word!r}: write NAME=ARTIFACT, for example dog=runs/dog/artifact")
-        changes[f"variants.{key}"] = folder
-    given = {"host": host, "port": port, "allow_open": allow_open or None}
-    return override(load(name), {**changes, **{key: value for key, value in given.items() if value is not None}})
+        named[key] = folder
+    given = {"variants": named or None, "host": host, "port": port, "allow_open": allow_open or None}
+    return override(changed, {key: value for key, value in given.items() if value is not None})
 
 
 def _show(layout: Layout, states: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ from sdxl_ray.cli.arguments import (
     print_json,
     read_recipe,
 )
-from sdxl_ray.cli.devices import Gpu, GpuMemory, cpu_here, gpu_here, named
+from sdxl_ray.cli.devices import Gpu, GpuMemory, cpu_here, elsewhere, gpu_here, named
 
 if TYPE_CHECKING:
     from sdxl_ray.config import Base, Recipe
@@ -49,7 +49,8 @@ def run(
     chosen.require_complete()
     require_local_base(chosen.base)
     if plan_check:
-        require_fit(chosen, gpu, gpu_memory, remote=address is not None)
+        remote = chosen.parallel.engine == "zero" and elsewhere(address)
+        require_fit(chosen, gpu, gpu_memory, remote=remote)
 
     from sdxl_ray.display.progress import Progress
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, StorageAt, libraries_on_stderr, print_json
-from sdxl_ray.cli.devices import Gpu, GpuMemory
+from sdxl_ray.cli.devices import Gpu, GpuMemory, elsewhere
 from sdxl_ray.cli.train import require_fit, require_local_base
 
 EXAMPLES = (
@@ -58,7 +58,7 @@ def run(
     wanted.check(recipe)
     require_local_base(recipe.base)
     if plan_check:
-        require_fit(recipe, gpu, gpu_memory, remote=address is not None)
+        require_fit(recipe, gpu, gpu_memory, remote=elsewhere(address))
 
     from sdxl_ray.display.trials import TrialsProgress, trials_table
 

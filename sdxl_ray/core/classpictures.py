@@ -1,7 +1,7 @@
 """Class (prior) pictures: drawn by the base on all ranks at once, kept, and used again by any run that asks for them.
 
-The folder's name is a hash of what decides the pictures (base, prompt, settings, size); picture i has its own seed. So
-raising `data.prior.count` draws only the missing ones, and an interrupted run goes on where it was.
+The folder's name is a hash of what decides the pictures (base, precision, prompt, settings, size); picture i has its
+own seed. So raising `data.prior.count` draws only the missing ones, and an interrupted run goes on where it was.
 Source: DreamBooth's autogenous prior, arXiv 2208.12242, section 3.2.
 """
 
@@ -42,6 +42,7 @@ def class_pictures(
     kind = namespace(
         "class",
         base=components.files.content,
+        precision=str(components.unet.dtype),
         prompt=data.class_prompt,
         steps=prior.num_inference_steps,
         guidance=prior.guidance_scale,

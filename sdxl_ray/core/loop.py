@@ -1,7 +1,8 @@
 """The training loop: the only one, for LoRA and full tuning, one process and a cluster, every ZeRO stage.
 
 A global batch is cut into chunks, `accumulation` per rank; all randomness is addressed by (seed, step, index in the
-global batch), and the loss of a step is the weighted mean over the whole global batch. So the cut does not matter.
+global batch), and the loss of a step is the weighted mean over the whole global batch. So the cut does not matter, but
+for `tuning.dropout`: its masks are drawn for a chunk as a whole, so another cut draws others.
 """
 
 from __future__ import annotations
@@ -224,12 +225,14 @@ class Ledger:
         norm = engine.grad_norm()
         ranks = engine.group.gather((mine, peak_bytes(engine.device)))
         seconds = (time.monotonic() - self._since) / len(self._steps)
+        last = self._steps[-1][0]
         for k, (step, examples, _, lr) in enumerate(self._steps):
             losses = {i: value for values, _ in ranks for i, value in values[k].items()}
             self._require_finite(step, examples, losses, norm)
             # fsum in index order: the same number for any number of workers, as far as the forwards agree.
             loss = math.fsum(e.weight * losses[e.index] for e in examples) / len(examples)
-            row = {"kind": "step", "step": step, "loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}
+            row = {"kind": "step", "step": step, "loss": loss, "lr": lr, "seconds": seconds}
+            row["grad_norm"] = norm if step == last else None  # the engine knows that of its last step
             row |= {"samples_per_s": len(examples) / seconds, "peak_bytes": max(peak for _, peak in ranks)}
             row |= {"workers": engine.group.world, "steps": self._run.recipe.optim.steps}
             row["examples"] = [(e.index, e.view.key, losses[e.index]) for e in examples]

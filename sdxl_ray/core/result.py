@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sdxl_ray.artifact import write_manifest
+from sdxl_ray.artifact import publish, write_manifest
 from sdxl_ray.config import LoraTuning
 from sdxl_ray.core.bases import Components
 from sdxl_ray.core.checkpoints import disk_problem
@@ -47,8 +47,7 @@ def export(run: Training, step: int, components: Components, final: Path, precis
         if group.rank == 0:
             try:
                 _write_artifact(run, step, components, precision, beside)
-                shutil.rmtree(final, ignore_errors=True)
-                beside.rename(final)
+                publish(beside, final)
             except Exception as error:
                 shutil.rmtree(beside, ignore_errors=True)
                 if (reason := disk_problem(error)) is None:

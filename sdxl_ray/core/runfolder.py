@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import NOT_IDENTITY, Recipe, parse
+from sdxl_ray.config import Recipe, deciding, parse
 from sdxl_ray.core.dataset import PictureSet, scan, scan_class, split
 from sdxl_ray.core.quality.live import require_scorable
 from sdxl_ray.core.run import Pictures
@@ -162,10 +162,10 @@ def _made_by(folder: Path) -> dict[str, Any]:
 
 
 def _identity(plain: dict[str, Any]) -> dict[str, Any]:
-    """The sections that decide what a run computes, with the settings that came after the recipe was written."""
+    """The settings that decide what a run computes, with those that came after the recipe was written."""
     with contextlib.suppress(UserError):  # a setting of a later version: compared as it is
         plain = parse(plain).model_dump(mode="json")
-    return {section: value for section, value in plain.items() if section not in NOT_IDENTITY}
+    return deciding(plain)
 
 
 def _require_same(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:

@@ -120,10 +120,6 @@ class Sampler:
         """Examples in a global batch, class pictures included."""
         return self.batch_size + self.class_count
 
-    def epoch_of(self, step: int) -> float:
-        """How often each instance picture has been seen when `step` steps are done, on average."""
-        return step * self.batch_size / len(self._instances)
-
     def batch(self, step: int) -> list[Example]:
         """The global batch of a step (from 0), by index; every view has the same bucket."""
         number, use = self._bucket_at(step)

@@ -66,5 +66,5 @@ class Scribe:
         self._scalars(row, "train", ("loss", "lr", "grad_norm", "samples_per_s", "peak_bytes"))
 
     def _scalars(self, row: dict[str, Any], group: str, names: tuple[str, ...]) -> None:
-        for name in names:
+        for name in (name for name in names if row[name] is not None):
             self._board.add_scalar(f"{group}/{name}", row[name], row["step"])

@@ -1,5 +1,6 @@
-"""A training state as files, free of the number of workers, of the ZeRO stage and of pickle.
+"""A training state as files, free of the number of workers, of the ZeRO stage and of code.
 
+Tensors are safetensors; `rest-*.pt` holds a few counters, a pickle that torch reads with `weights_only`.
 Each parameter is gathered in turn (so memory holds one at a time) and kept by one rank, which writes it whole: its
 master weight, its moments, its average. Reading copies each rank's part out of the whole.
 """

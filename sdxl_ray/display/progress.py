@@ -118,6 +118,8 @@ class Progress:
                 self._say(f"step {step}: overfitting: {text}")
             case {"kind": "sample", "step": step, "path": path}:
                 self._say(f"step {step}: samples in {path}")
+            case {"kind": "saving"}:
+                pass  # the checkpoint itself is told when it is there
             case {"kind": "checkpoint", "step": step, "seconds": seconds}:
                 self._say(f"step {step}: checkpoint written in {seconds_text(seconds)}")
             case {"kind": "resume", "step": step, "workers": workers}:

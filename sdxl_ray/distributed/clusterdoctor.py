@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,19 +16,12 @@ from typing import Any
 
 from sdxl_ray.display.units import bytes_text
 from sdxl_ray.distributed.doctor import FLOORS, Finding
+from sdxl_ray.plan.driver import Gpu, gpus_here
 from sdxl_ray.storage import Storage
 
 #: Different ones on two nodes: pickles and collectives of one are not those of the other.
 _MUST_AGREE = ("python", "ray", "torch", "deepspeed", "diffusers", "transformers", "peft")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A card as its driver names it, with all of its memory in MiB."""
-
-    name: str
-    memory_mib: int
 
 
 @dataclass(frozen=True)
@@ -77,8 +68,7 @@ def about_this_node() -> Answer:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "missing"
-    gpus = tuple(_gpus())
-    return Answer(found, gpus, psutil.virtual_memory().total, os.environ.get("RAY_AUTH_MODE", "").lower())
+    return Answer(found, tuple(gpus_here()), psutil.virtual_memory().total, os.environ.get("RAY_AUTH_MODE", "").lower())
 
 
 def versions(told: dict[str, Answer]) -> Iterator[Finding]:
@@ -151,18 +141,3 @@ def _dashboard_host() -> str | None:
 
     url = get_webui_url_from_internal_kv()
     return url.rpartition(":")[0].removeprefix("http://").strip("[]") if url else None
-
-
-def _gpus() -> Iterator[Gpu]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return
-    query = [program, "--query-gpu=memory.total,name", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):  # a driver that does not answer is no GPU to count on
-        return
-    for line in lines:
-        memory, _, name = line.partition(", ")
-        if memory.isdigit():
-            yield Gpu(name, int(memory))

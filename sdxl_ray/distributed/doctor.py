@@ -34,7 +34,7 @@ FLOORS = {
     "peft": "0.19",
     "Pillow": "12.3",
     "pyarrow": "17",
-    "ray": "2.54",
+    "ray": "2.60",
     "torch": "2.11",
     "transformers": "5",
 }

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from sdxl_ray.errors import UserError
-from sdxl_ray.storage import Storage
+from sdxl_ray.storage import Storage, shown
 
 #: A node that has not answered by then is reported, not waited for.
 ANSWER_WITHIN_S = 60.0
@@ -85,7 +85,7 @@ def require_shared(storage: Storage) -> None:
     nodes = alive()
     blind = unseen(storage, nodes) if len(nodes) > 1 else []
     if blind:
-        where = storage.url or str(storage.root)
+        where = shown(storage.url) if storage.url else str(storage.root)
         names = ", ".join(node.label for node in blind)
         raise UserError(
             f"storage {where!r} is not seen by {len(blind)} of {len(nodes)} nodes ({names}): give a folder that every "

@@ -57,4 +57,4 @@ def _log(row: dict[str, Any], log: Callable[[dict[str, float], int], None]) -> N
         log({f"quality/{name}": value for name, value in row["metrics"].items()}, row["step"])
     elif names:
         group = "train" if row["kind"] == "step" else row["kind"]
-        log({f"{group}/{name}": row[name] for name in names}, row["step"])
+        log({f"{group}/{name}": row[name] for name in names if row[name] is not None}, row["step"])

@@ -19,6 +19,7 @@ from sdxl_ray.core.optim import require_available
 from sdxl_ray.core.preflight import preflight
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.core.runfolder import APART, RunFolder, default_name, open_run, scan_pictures
+from sdxl_ray.core.runlock import locked
 from sdxl_ray.distributed.trackers import require_trackers
 from sdxl_ray.distributed.worker import TOMBSTONE, train_worker
 from sdxl_ray.errors import RunError, UserError
@@ -48,7 +49,7 @@ def launch(
     address: str | None = None,
     on_row: OnRow = lambda row: None,
 ) -> RunResult:
-    """Train, or go on with the run of this name; `on_row` gets progress rows (see `report/progress.py`).
+    """Train, or go on with the run of this name; `on_row` gets progress rows (see `display/progress.py`).
 
     storage: a folder that every node sees, or a URL (`sdxl_ray.storage`), which is copied to a scratch folder here.
     Raises UserError before anything is started when the input is wrong, RunError when the run failed for good.
@@ -59,8 +60,10 @@ def launch(
         from sdxl_ray.core.local import default_device, run_local
 
         preflight(recipe, default_device().type)
-        run = _open(recipe, place, name, scan_pictures(recipe))
-        summary = _ended(run, on_row) or run_local(recipe, run, on_row, place)
+        pictures = scan_pictures(recipe)
+        with locked(place.root / name):
+            run = _open(recipe, place, name, pictures)
+            summary = _ended(run, on_row) or run_local(recipe, run, on_row, place)
         return RunResult(run.folder, run.artifact, summary, place.kept_at(run.folder))
     return _launch_on_ray(recipe, place, name, address, on_row)
 
@@ -87,12 +90,14 @@ def _launch_on_ray(recipe: Recipe, storage: Storage, name: str, address: str | N
         gpus = gpus_per_worker(recipe)
         require_available(recipe.optim, "cuda" if gpus else "cpu")
         require_shared(storage)
-        run = _open(recipe, storage, name, pictures or scan_stream(recipe, on_row))
-        summary = _ended(run, on_row)
-        if summary is None:
-            if streaming:
-                encode_stream(recipe, run, storage, gpus, on_row)
-            summary = _fit(recipe, run, storage, gpus, on_row)
+        pictures = pictures or scan_stream(recipe, on_row)
+        with locked(storage.root / name):
+            run = _open(recipe, storage, name, pictures)
+            summary = _ended(run, on_row)
+            if summary is None:
+                if streaming:
+                    encode_stream(recipe, run, storage, gpus, on_row)
+                summary = _fit(recipe, run, storage, gpus, on_row)
     return RunResult(run.folder, run.artifact, summary, storage.kept_at(run.folder))
 
 

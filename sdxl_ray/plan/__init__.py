@@ -9,11 +9,10 @@ Nothing here loads a framework: sizes come from a census of the architecture tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from sdxl_ray.config import Recipe, override
 from sdxl_ray.display.units import bytes_text
@@ -36,12 +35,6 @@ class DoesNotFit(UserError):  # noqa: N818  # a statement, as it reads in `excep
     def __init__(self, message: str, needed_bytes: int, limit_bytes: int, found: list[Remedy]) -> None:
         super().__init__(message)
         self.needed_bytes, self.limit_bytes, self.remedies = needed_bytes, limit_bytes, found
-
-
-class Printer(Protocol):
-    """The part of a `rich.console.Console` that a plan needs."""
-
-    def print(self, *objects: Any, markup: bool | None, highlight: bool | None, soft_wrap: bool | None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -117,6 +110,8 @@ class Plan:
         """What the numbers rest on and was not counted or measured."""
         s = self.setting
         notes = list(self.duration.assumptions)
+        if s.device.assumed:
+            notes.append(s.device.assumed)
         if s.device.kind == "gpu":
             notes.append("1 GiB of CUDA context and 3 % of fragmentation, estimated; everything else is counted")
         if self.architecture.assumption:
@@ -184,17 +179,9 @@ class Plan:
             "assumptions": list(self.assumptions),
         }
 
-    def to_json(self) -> str:
-        """`plain` as indented JSON."""
-        return json.dumps(self.plain(), indent=2)
-
     def text(self) -> str:
         """The plan as aligned lines for a terminal."""
         return table.text(self)
-
-    def render(self, console: Printer) -> None:
-        """Print `text` on a rich console."""
-        console.print(self.text(), markup=False, highlight=False, soft_wrap=True)
 
     def _needed(self, recipe: Recipe, workers: int) -> int:
         return memory(setting(recipe, self.architecture.census, self.setting.device, workers)).needed_bytes
@@ -204,7 +191,7 @@ class Plan:
         if self.setting.recipe.parallel.engine == "local":
             yield "one process", {}
             return
-        for stage in range(4):
+        for stage in range(1 if self.setting.recipe.parallel.precision == "fp16" else 0, 4):
             yield f"ZeRO-{stage}", {"parallel.zero_stage": stage, optimizer: False, parameters: False}
         if self.setting.device.kind == "gpu":
             yield "ZeRO-2, optimizer on CPU", {"parallel.zero_stage": 2, optimizer: True, parameters: False}

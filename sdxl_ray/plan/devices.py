@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdxl_ray.errors import UserError, nearest
+from sdxl_ray.plan.driver import Gpu
 
 GIB = 1024**3
 
@@ -21,6 +22,7 @@ class Device:
 
     memory_bytes: what CUDA can allocate, a little less than what the box says. teraflops: dense 16-bit tensor
     arithmetic. bandwidth: of memory, GB/s. link: between two devices, GB/s one way. bf16: whether it has it.
+    assumed: what of these is another card's.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Device:
     link: float
     bf16: bool = True
     kind: Literal["gpu", "cpu"] = "gpu"
+    assumed: str = ""
 
 
 def _gpu(name: str, gib: float, teraflops: float, bandwidth: float, *, link: float = 20.0, bf16: bool = True) -> Device:
@@ -81,7 +84,24 @@ def device(name: str | None = None, memory: str | None = None) -> Device:
     # Arithmetic of the slowest known card that has bf16 and as much memory: a time that is not too good to be true.
     like = [d for d in DEVICES.values() if d.bf16 and d.memory_bytes >= 0.9 * size] or [DEVICES["h200"]]
     slow = min(like, key=lambda d: d.teraflops)
-    return replace(slow, name=f"gpu-{size / GIB:.3g}gib", memory_bytes=size)
+    assumed = f"the arithmetic and bandwidth of a {slow.name}, the slowest known GPU with as much memory"
+    return replace(slow, name=f"gpu-{size / GIB:.3g}gib", memory_bytes=size, assumed=assumed)
+
+
+def card(gpu: Gpu) -> Device:
+    """The device that a driver names: the known card, or one of that memory whose arithmetic is assumed."""
+    known = [like for like in DEVICES.values() if _is(gpu, like)]
+    if known:
+        return replace(known[0], name=gpu.name)
+    return replace(device(memory=f"{gpu.memory_mib}MiB"), name=gpu.name)
+
+
+def _is(gpu: Gpu, like: Device) -> bool:
+    # "NVIDIA GeForce RTX 4060 Ti" has the words geforce, 4060ti; a laptop's or PCIe card is another than those known.
+    words = re.split(r"[\s-]+", re.sub(r"\s(ti|super)\b", r"\1", gpu.name.lower()))
+    whole = gpu.memory_mib * 1024**2
+    same = like.name.partition("-")[0] in words and like.memory_bytes <= whole <= 1.12 * like.memory_bytes
+    return same and not {"laptop", "max", "pcie", "nvl", "ada", "mig", "d"} & set(words)
 
 
 def memory_bytes(text: str) -> int:

@@ -168,7 +168,7 @@ def _run(storage: Path, name: str) -> RunSource:
     if not folder.is_dir():
         return RunSource(name, None, f"run folder {name} is not beside the comparison", {}, {}, None, None, None)
     records = folder / "records"
-    wanted = ("steps", "validation", "memory", "timings", "scores")
+    wanted = ("steps", "validation", "timings", "scores")
     tables = _tables(records, wanted)
     artifact, size = _artifact(folder / "artifact")
     return RunSource(name, folder, "", tables, _summary(folder), artifact, size, _photos(folder))

@@ -109,5 +109,5 @@ def test_a_cluster_file_names_its_storage_by_url_and_installs_this_project(name:
     assert is_url(storage.partition("=")[2])
     assert config["file_mounts"]["/home/ray/sdxl-ray"] == "."
     torch, project = config["setup_commands"][:2]
-    assert project == "pip install --quiet /home/ray/sdxl-ray"
+    assert project == 'pip install --quiet "/home/ray/sdxl-ray[loadtest]"'  # compare ends with a load test
     assert torch == f'pip install --quiet "{torch_range()}"'

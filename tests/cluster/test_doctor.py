@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.distributed.clusterdoctor import Answer, Gpu, authentication, dashboard, versions
+from sdxl_ray.distributed.clusterdoctor import Answer, authentication, dashboard, versions
+from sdxl_ray.plan.driver import Gpu
 from tests.conftest import Cli
 from tests.nodes import Cluster
 

@@ -87,6 +87,7 @@ def test_the_image_is_built_from_what_is_here_and_holds_no_secret() -> None:
     assert [line for line in lines if line.startswith("USER")][-1] == "USER ray"
     assert "ENV RAY_AUTH_MODE=token" in lines and not any("AUTH_TOKEN" in line for line in lines)
     assert f'RUN pip install --no-cache-dir "{torch_range()}"' in lines
+    assert 'RUN pip install --no-cache-dir ".[loadtest]"' in lines
 
 
 @pytest.mark.parametrize("name", [*CLOUDS, *KUBERAY, *OTHERS])

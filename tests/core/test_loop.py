@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,12 @@ from safetensors.torch import load_file
 
 from sdxl_ray.config import Recipe, override
 from sdxl_ray.core.dataset import Picture
-from sdxl_ray.core.loop import cut
+from sdxl_ray.core.group import Alone
+from sdxl_ray.core.loop import Ledger, cut
 from sdxl_ray.core.sampler import Example
+from sdxl_ray.core.scribe import Scribe
 from sdxl_ray.errors import RunError
+from sdxl_ray.records import read
 
 FULL = {"tuning": {"kind": "full"}, "optim.lr": 1e-4}
 #: Of `recipe`, on the CPU in fp32. Raise them only for a change that is meant to change every run (another base).
@@ -70,6 +75,23 @@ def test_a_batch_that_does_not_divide_weighs_the_same(train: Train, recipe: Reci
     assert relative(whole.losses, parts.losses) < 1e-5
     norms = [(a["grad_norm"], b["grad_norm"]) for a, b in zip(whole.of("step"), parts.of("step"), strict=True)]
     assert all(a == pytest.approx(b, rel=1e-3) for a, b in norms)
+
+
+def test_a_look_at_many_steps_knows_the_gradient_of_the_last(recipe: Recipe, tmp_path: Path) -> None:
+    """As on a GPU, where nobody waits for a step's gradient before its window ends."""
+    rows: list[dict[str, Any]] = []
+    engine = SimpleNamespace(grad_norm=lambda: 2.5, group=Alone(), device=torch.device("cpu"))
+    ledger = Ledger(SimpleNamespace(engine=engine, recipe=recipe, report=rows.append), 10)  # type: ignore[arg-type]  # what it asks
+    example = SimpleNamespace(index=0, weight=1.0, view=SimpleNamespace(key="ab", picture=None))
+    for step in (1, 2, 3):
+        ledger.add(step, [example], [(SimpleNamespace(indices=[0]), torch.ones(1))], 1e-3)  # type: ignore[list-item]
+    ledger.flush()
+    assert [(row["step"], row["grad_norm"]) for row in rows] == [(1, None), (2, None), (3, 2.5)]
+    scribe = Scribe(tmp_path)
+    for row in rows:
+        scribe(row)
+    scribe.close()
+    assert read(tmp_path / "records", "steps")["grad_norm"].to_pylist() == [None, None, 2.5]
 
 
 def test_the_cut_gives_every_rank_as_much_and_loses_nothing(recipe: Recipe) -> None:

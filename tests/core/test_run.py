@@ -12,14 +12,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
-from running import Outcome, Train
+from running import Killed, Outcome, Train
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Base, Recipe, override
 from sdxl_ray.core.bases import Components, own_memory
-from sdxl_ray.core.local import run_local
+from sdxl_ray.core.local import precision_on, run_local
 from sdxl_ray.core.pipeline import LORA_WEIGHTS, generate, load_pipeline
 from sdxl_ray.core.runfolder import open_run, scan_pictures
 from sdxl_ray.core.samples import sample_prompts
@@ -199,6 +199,46 @@ def test_an_artifact_that_cannot_be_written_leaves_the_checkpoints(
         train(recipe)
     monkeypatch.setattr(module, "_write_artifact", real)
     assert train(recipe).summary["resumed_at"] == 1
+
+
+def test_the_old_artifact_goes_only_when_the_new_one_is_there(
+    train: Train, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = override(recipe, {"optim.steps": 1, "optim.batch_size": 1})
+    first = train(recipe)
+    before = Artifact.open(first.folder / "artifact").hash
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "artifact.partial":
+            raise Killed
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    train(recipe, kill_at=1)
+    kept = [first.folder / name for name in ("artifact", ".artifact.before")]
+    assert [Artifact.open(folder).hash for folder in kept if folder.is_dir()] == [before]
+    monkeypatch.setattr(Path, "rename", rename)
+    again = train(recipe)
+    assert (again.folder / "artifact" / "manifest.json").is_file()
+    assert not list(again.folder.glob(".artifact*")) + list(again.folder.glob("*.partial"))
+
+
+def test_class_pictures_of_another_precision_are_others(train: Train, recipe: Recipe, tmp_path: Path) -> None:
+    prior = {"count": 1, "num_inference_steps": 1}
+    recipe = override(recipe, {"data.prior": prior, "optim.steps": 1, "optim.batch_size": 1})
+    for name, precision in (("full", torch.float32), ("half", torch.bfloat16)):
+        train(recipe, name, precision=precision)
+    assert len(list((tmp_path / "cache" / "class").iterdir())) == 2
+
+
+def test_auto_is_never_a_precision_that_the_card_imitates(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto, gpu = override(recipe, {"parallel.precision": "auto"}), torch.device("cuda")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert precision_on(auto, gpu) == torch.float32
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
+    assert precision_on(auto, gpu) == torch.bfloat16
+    assert precision_on(auto, torch.device("cpu")) == torch.float32
 
 
 def test_a_run_in_this_process_keeps_its_records(recipe: Recipe, tmp_path: Path) -> None:

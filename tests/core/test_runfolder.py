@@ -54,6 +54,9 @@ def test_another_recipe_is_refused_and_the_first_difference_named(recipe: Recipe
     with pytest.raises(UserError, match=r"\(tuning.rank_pattern.to_q is None there, 8 here\)"):
         open_run(other, tmp_path, "dog", scan_pictures(other))
     assert json.loads((run.folder / "run.json").read_text())["recipe"]["optim"]["lr"] == 1e-3
+    other = override(recipe, {"parallel.precision": "bf16"})
+    with pytest.raises(UserError, match=r"\(parallel.precision is 'fp32' there, 'bf16' here\)"):
+        open_run(other, tmp_path, "dog", scan_pictures(other))
 
 
 def test_other_pictures_or_captions_are_refused(recipe: Recipe, tmp_path: Path) -> None:

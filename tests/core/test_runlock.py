@@ -1,0 +1,43 @@
+"""Two processes never work in one run's folder, and a process that is gone never keeps anybody out of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdxl_ray.config import Recipe
+from sdxl_ray.core.runlock import locked
+from sdxl_ray.distributed.train import launch
+from sdxl_ray.errors import UserError
+
+HOLD = "import pathlib, sys, time\nfrom sdxl_ray.core.runlock import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
+HOLD += "    print('mine', flush=True)\n    time.sleep(120)"
+
+
+def test_a_second_command_is_told_who_works_there(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdxl_ray.core.runlock._WAIT_S", 0.3)
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "dog")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "mine\n"
+            with pytest.raises(UserError, match=rf"in use by process {other.pid} on .*give another --name"):
+                launch(recipe, storage=tmp_path, name="dog")
+            assert not (tmp_path / "dog").exists()
+            with locked(tmp_path / "cat"):
+                pass
+        finally:
+            other.kill()
+    with locked(tmp_path / "dog"):  # killed: nothing has to be cleaned up
+        pass
+
+
+def test_a_storage_that_cannot_be_made_is_not_the_locks_to_tell(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with locked(tmp_path / "file" / "dog"):
+        pass
