@@ -82,7 +82,7 @@ def test_the_demo_lays_three_arms_side_by_side(cli: Cli, tmp_path: Path) -> None
 
 
 def test_shipped_experiments_hold_complete_recipes() -> None:
-    assert names() == ["demo", "photos", "study"]
+    assert names() == ["curves", "demo", "photos", "study"]
     for name in names():
         assert load_experiment(name).runs({})
 
@@ -205,6 +205,15 @@ def test_a_storage_that_cannot_be_made_is_one_line(here: Here, tmp_path: Path) -
     code, _, err = here("compare", "mine.yaml", "--storage", "/dev/null/x")
     assert code == 2
     assert "--storage '/dev/null/x'" in err
+
+
+def test_the_curves_are_those_of_the_studys_arms() -> None:
+    curves, study = load_experiment("curves"), load_experiment("study")
+    assert curves.arms == study.arms
+    for run in curves.runs({}):
+        assert (run.recipe.optim.steps, run.recipe.evaluation.every, run.recipe.evaluation.patience) == (300, 25, 0)
+        assert (run.recipe.parallel.engine, run.recipe.parallel.workers, run.recipe.seed) == ("local", (1, 1), 0)
+    assert {run.recipe.optim.steps for run in study.runs({})} == {300}
 
 
 def test_subjects_and_seeds_make_runs_seed_by_seed() -> None:
