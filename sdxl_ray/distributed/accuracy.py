@@ -141,6 +141,7 @@ def judge(
         class_name = recipe.data.known_class
         if class_name is None or recipe.data.subject is None:
             on_row({"kind": "note", "text": "no accuracy: the arms have no subject, only captions"})
+            _record(None, home)
             return None
         lists = _prompts(experiment, recipe)
         other = _other(experiment, subject)
@@ -162,10 +163,7 @@ def judge(
         prompts += [fill(prompt, class_name, article=True) for prompt in lists.of(settings.split)]
     pool = Pool(found, members, settings.resamples)
     joined = Evaluation(pool.scores(), pool.differences(), _pictures(found, members), _missing(found), {})
-    with Recorder(home / "records") as recorder:
-        for table in ("scores", "differences", "pictures"):
-            recorder.forget(table)  # of an earlier call, perhaps with subjects that are no longer compared
-        joined.record(recorder)
+    _record(joined, home)
     drawing = Drawing(
         seeds=list(settings.seeds_of(settings.seeds)),
         steps=settings.drawing.num_inference_steps,
@@ -175,6 +173,15 @@ def judge(
     )
     encoders = {name: encoder_revision(name) for name in (settings.identity, settings.clip)}
     return Judgement(joined, drawing, encoders)
+
+
+def _record(found: Evaluation | None, home: Path) -> None:
+    """Write the rows in the place of those of earlier calls, which may be of subjects that are no longer compared."""
+    with Recorder(home / "records") as recorder:
+        for table in ("scores", "differences", "pictures"):
+            recorder.forget(table)
+        if found is not None:
+            found.record(recorder)
 
 
 def _by_subject(runs: Sequence[Run]) -> dict[str, list[Run]]:

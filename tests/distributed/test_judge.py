@@ -22,7 +22,7 @@ def _taught(name: str) -> dict[str, Any]:
             "data.subject": f"sks {name}", "data.class_name": name}  # fmt: skip
 
 
-def _judged(tmp_path: Path, **plain: Any) -> Judgement:
+def _judged(tmp_path: Path, **plain: Any) -> Judgement | None:
     """Arms that were not trained: one random LoRA each."""
     (tmp_path / "prompts.txt").write_text("a photo of {a_subject}\n")
     known = {"prompts": str(tmp_path / "prompts.txt"), "seeds": 1, "class_pictures": 2, "steps": [2]}
@@ -33,9 +33,7 @@ def _judged(tmp_path: Path, **plain: Any) -> Judgement:
     for number, run in enumerate(runs):
         folder = storage / f"{len(list(storage.glob('*')))}-{number}"
         artifacts.append(random_run(folder, run.recipe))
-    found = judge(experiment, runs, artifacts, tmp_path / "home", 0, lambda row: None)
-    assert found is not None
-    return found
+    return judge(experiment, runs, artifacts, tmp_path / "home", 0, lambda row: None)
 
 
 def test_what_is_no_longer_compared_is_forgotten(tmp_path: Path) -> None:
@@ -48,11 +46,16 @@ def test_what_is_no_longer_compared_is_forgotten(tmp_path: Path) -> None:
         rows = read(tmp_path / "home" / "records", name).to_pylist()
         assert {row["subject"] for row in rows} == {"robot"}
         assert {row["split"] for row in rows} == {"final"}
+    captions = {"data.images": "subject:robot", "data.prompt": "a photo of a robot"}
+    assert _judged(tmp_path, settings=SETTINGS | captions) is None
+    assert read(tmp_path / "home" / "records", "scores").num_rows == 0
 
 
 def test_without_held_out_photos_the_scores_that_need_them_are_missing(tmp_path: Path) -> None:
     alone = {**SETTINGS, **_taught("robot"), "data.validation": None, "data.holdout": 0}
-    found = _judged(tmp_path, settings=alone).evaluation
+    judged = _judged(tmp_path, settings=alone)
+    assert judged is not None
+    found = judged.evaluation
     needed = "0 held-out photos, at least 2 are needed"
     assert {found.missing[name] for name in ("dino_i", "clip_i", "pres")} == {needed}
     assert {row["metric"] for row in found.scores} >= {"clip_t", "class_kid", "prior_loss"}
