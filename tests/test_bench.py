@@ -38,7 +38,7 @@ def test_the_photos_that_choose_a_checkpoint_do_not_judge_it(tmp_path: Path, mon
     choosing, judging = ({photo.pixels for photo in load_photos(str(folder))} for folder in folders)
     assert (len(choosing), len(judging)) == (2, 3)
     assert not choosing & judging
-    options = argparse.Namespace(steps=10, lr=1e-4, every=5, drawing_steps=1)
+    options = argparse.Namespace(steps=40, lr=1e-4, every=5, drawing_steps=1)
     assert best_last.recipe_of("robot", 0, folders[0], options).data.validation == str(folders[0])
 
 

@@ -189,9 +189,9 @@ def test_a_run_folder_of_another_recipe_or_base_is_refused_before_anything_runs(
     runs = load_experiment(str(tmp_path / "mine.yaml")).runs({})
     recipe = runs[1].recipe
     folder = open_run(recipe, tmp_path / "runs", "mine-b", scan_pictures(recipe)).folder
-    code, _, err = here("compare", "mine.yaml", "optim.steps=7")
+    code, _, err = here("compare", "mine.yaml", "optim.steps=70")
     assert code == 2
-    assert "(optim.steps is" in err and "7 here): give another --storage" in err
+    assert "(optim.steps is" in err and "70 here): give another --storage" in err
     made = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**made, "base": "f" * 64}))
     code, _, err = here("compare", "mine.yaml")

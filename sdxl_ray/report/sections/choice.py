@@ -97,12 +97,10 @@ def _compatibility(facts: Facts) -> Choice:
     """How an artifact is used is a fact of its kind; what it takes to hand it over are its bytes."""
     words = {"lora": "loads onto the base it was made on", "full": "a whole model, needs no base"}
     sizes = {method: arm.cost.artifact_bytes for method, arm in arms(facts).items()}
-    figures: dict[str, str | Absent] = {
-        method: sizes[method]
-        if isinstance(sizes[method], Absent)
-        else f"{bytes_text(sizes[method])}, {words.get(arm.setting('tuning.kind'), 'its kind is not recorded')}"
-        for method, arm in arms(facts).items()
-    }
+    figures: dict[str, str | Absent] = {}
+    for method, arm in arms(facts).items():
+        size, use = sizes[method], words.get(arm.setting("tuning.kind"), "its kind is not recorded")
+        figures[method] = size if isinstance(size, Absent) else f"{bytes_text(size)}, {use}"
     return Choice("Compatibility", "what is handed over, and what it loads onto", figures, _cheaper(sizes))
 
 

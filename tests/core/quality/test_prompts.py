@@ -38,9 +38,7 @@ def test_the_embedded_base_knows_every_word_of_its_list() -> None:
 
 def test_a_prompt_in_two_lists_of_a_file_is_refused(tmp_path: Path) -> None:
     lists = tmp_path / "mine.yaml"
-    lists.write_text(
-        "final: [a {subject}, a red {subject}]\ntune: [a blue {subject}]\nvalidation: ['a red {subject}']\n"
-    )
+    lists.write_text("final: ['a {subject}', 'a red {subject}']\nvalidation: ['a red {subject}']\n")
     with pytest.raises(UserError, match=r"prompt 'a red {subject}' is in validation and in final: keep it in one"):
         load_prompts(str(lists))
 
