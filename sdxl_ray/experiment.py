@@ -112,7 +112,19 @@ class Experiment(Section):
                 about = f", subject {subject!r}" if subject else ""
                 raise UserError(f"arm {name!r}{about}: {error}") from None
             found.append(Run(name, subject, label, recipe))
+        _require_own_folders(found)
         return found
+
+
+def _require_own_folders(runs: list[Run]) -> None:
+    """Raise UserError when two runs, or a run and the comparison itself, would have one folder."""
+    taken: dict[str, str] = {"comparison": "the comparison itself"}
+    for run in runs:
+        what = f"arm {run.arm!r}{f' on {run.label!r}' if run.label else ''}"
+        folder = run.named("")
+        if folder in taken:
+            raise UserError(f"{what} would have the folder of {taken[folder]}, EXPERIMENT-{folder}: rename the arm")
+        taken[folder] = what
 
 
 def names() -> list[str]:

@@ -51,7 +51,7 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
     for path in experiments:
         assert load_experiment(path.stem) == load_experiment(str(ROOT / path)), path
         assert load_experiment(path.stem).runs({}), path
-    assert len(experiments) == 3
+    assert len(experiments) == 4
     bench = {path for path in found if path.parent == Path("tests/bench")}
     for path in bench:
         assert load_experiment(str(ROOT / path)).runs({}), path

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Recipe, override
+from sdxl_ray.config import Recipe, override, parse
 from sdxl_ray.records import read
 from tests.random_lora import random_run
 
@@ -131,3 +131,17 @@ def test_an_artifact_that_was_changed_or_saw_the_photos_is_refused(
     code, _, err = here("evaluate", "base", "--class-name", "dog", "--prompts", "empty.txt")
     assert code == 2
     assert "is empty" in err
+
+
+def test_artifacts_of_different_subjects_are_refused(here: Here, artifact: Artifact, tmp_path: Path) -> None:
+    own = artifact.manifest.recipe
+    photos = _photos(tmp_path / "photos" / "max", 3, 2)
+    changes = {"data.images": str(photos), "data.validation": str(_photos(photos / "held_out", 2, 3))}
+    other = random_run(tmp_path / "runs" / "max-lora", override(parse(own), changes))
+    code, out, err = here("evaluate", str(artifact.folder), str(other.folder), *QUICK)
+    assert (code, out) == (2, "")
+    assert "they held out different photos" in err and "--subject DIR" in err
+    cat = random_run(tmp_path / "runs" / "cat-lora", override(parse(own), {**changes, "data.subject": "sks cat"}))
+    code, out, err = here("evaluate", str(artifact.folder), str(cat.folder), *QUICK)
+    assert (code, out) == (2, "")
+    assert "different classes ('rex-lora' of class 'dog', 'cat-lora' of class 'cat')" in err

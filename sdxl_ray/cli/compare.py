@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "sdxl-ray compare demo",
-    "sdxl-ray compare demo optim.steps=300 --storage runs",
+    "sdxl-ray compare demo optim.steps=300 --storage longer",
     "sdxl-ray compare my_experiment.yaml",
 )
 

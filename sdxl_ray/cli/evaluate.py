@@ -88,6 +88,8 @@ def run(
     named = _named(sources)  # what is quickly found wrong comes before the libraries are loaded
     artifacts = _open(named)
     recipe = _recipe(artifacts, base)
+    if class_name is None:
+        _require_same_class(artifacts)
     what = class_name or recipe.data.known_class
     if what is None:
         raise UserError("what the subject is cannot be told: give --class-name, for example --class-name dog")
@@ -214,21 +216,47 @@ def _models(
 
 
 def _subject(where: str | None, other: str | None, class_name: str, artifacts: dict[str, Artifact]) -> Subject:
-    from sdxl_ray.core.quality.subject import Subject, held_out_photos, load_photos, subject_name
+    from sdxl_ray.core.quality.subject import Subject, held_out_photos, load_photos, require_another, subject_name
 
     if where is not None:
         photos, name = load_photos(where), subject_name(where)
     elif artifacts:
         first = next(iter(artifacts.values()))
         photos, name = held_out_photos(first), subject_name(str(first.manifest.recipe["data"]["images"]))
+        _require_same_photos(artifacts, {photo.pixels for photo in photos})
     else:
         raise UserError("nothing tells the subject: give a folder of photos, --subject DIR")
     others = load_photos(other, "--other") if other is not None else ()
-    same = {photo.pixels: photo for photo in photos}
-    for photo in others:
-        if photo.pixels in same:
-            raise UserError(f"--other: {photo.name!r} is a photo of the subject too: give another subject of the class")
+    require_another(others, photos, "--other")
     return Subject(name, class_name, photos, others)
+
+
+def _require_same_photos(artifacts: dict[str, Artifact], pixels: set[str]) -> None:
+    """Raise UserError when an artifact of another folder of photos held out others than the first did."""
+    from sdxl_ray.core.quality.subject import held_out_photos
+
+    (first, judge), *others = artifacts.items()
+    images = judge.manifest.recipe["data"]["images"]
+    for name, artifact in others:
+        own = artifact.manifest.recipe["data"]["images"]
+        if own != images and {photo.pixels for photo in held_out_photos(artifact)} != pixels:
+            raise UserError(
+                f"{name!r} is of {own!r}, {first!r} of {images!r}, and they held out different photos: evaluate them "
+                "apart, or give the photos of all with --subject DIR"
+            )
+
+
+def _require_same_class(artifacts: dict[str, Artifact]) -> None:
+    """Raise UserError when artifacts are of different classes, whose pictures no one prompt asks for."""
+    from sdxl_ray import config
+
+    classes = {
+        config.parse(artifact.manifest.recipe, f"{artifact.folder}: recipe").data.known_class: name
+        for name, artifact in artifacts.items()
+    }
+    if len(classes) > 1:
+        told = ", ".join(f"{name!r} of class {what!r}" for what, name in classes.items())
+        raise UserError(f"the artifacts are of different classes ({told}): evaluate them apart, or give --class-name")
 
 
 def _advise(recipe: Recipe, lists: Prompts, split: Split, class_name: str, on_row: Any) -> None:

@@ -8,8 +8,6 @@ for `tuning.dropout`: its masks are drawn for a chunk as a whole, so another cut
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +26,7 @@ from sdxl_ray.core.ema import Ema
 from sdxl_ray.core.engine import Engine
 from sdxl_ray.core.optim import lr_multiplier
 from sdxl_ray.core.parts import Inputs, Parts
+from sdxl_ray.core.peak import peak_bytes
 from sdxl_ray.core.quality.live import Look
 from sdxl_ray.core.sampler import Example, Sampler
 from sdxl_ray.core.state import write_state
@@ -281,11 +280,3 @@ class Prefetch:
             if step + 1 < last:
                 coming = self._pool.submit(self._prepare, step + 1)
             yield step, ready
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Peak memory so far: allocated on a GPU, resident in a CPU process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # kilobytes on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -32,6 +32,7 @@ from sdxl_ray.core.exchange import exchange
 from sdxl_ray.core.group import Group, share
 from sdxl_ray.core.loop import Report, Training, accumulation_of, train
 from sdxl_ray.core.parts import Parts
+from sdxl_ray.core.peak import restart_peak
 from sdxl_ray.core.quality import live
 from sdxl_ray.core.result import export, go_back
 from sdxl_ray.core.sampler import Example, Sampler, View, validation_examples
@@ -78,6 +79,7 @@ class Pictures:
 def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, Any]:
     """Collective. Train (or go on training) in `place.folder` and write the artifact; a summary of plain numbers."""
     started = time.monotonic()
+    restart_peak(place.device)
     place.report({"kind": "phase", "name": f"loading the base {recipe.base.id}", "done": 0, "total": 0})
     components = load_components(locate(recipe.base), recipe.base, dtype=place.precision, device="cpu")
     if place.device.type == "cpu":

@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdxl_ray.artifact import Artifact
+from sdxl_ray.artifact import MANIFEST, Artifact, Manifest
 from sdxl_ray.config import Recipe, deciding, parse
+from sdxl_ray.core.basefiles import locate
 from sdxl_ray.core.dataset import PictureSet, scan, scan_class, split
 from sdxl_ray.core.quality.live import require_scorable
 from sdxl_ray.core.run import Pictures
@@ -93,17 +94,15 @@ def scan_pictures(recipe: Recipe) -> Pictures:
 def open_run(recipe: Recipe, storage: Path, name: str | None, pictures: Pictures) -> RunFolder:
     """Create the run's folder, or go on in it.
 
-    Raises UserError when it was made by another recipe (naming the first difference) or with other pictures.
+    Raises UserError when it was made by another recipe (naming the first difference), on another base or with other
+    pictures.
     """
     folder = (storage / (name or default_name(recipe))).absolute()
     run = RunFolder(folder, storage.absolute() / "cache")
-    mine = {"format": 1, "recipe": recipe.model_dump(mode="json"), "pictures": _fingerprint(pictures)}
     try:
-        if (folder / "run.json").is_file():
-            _require_same(_made_by(folder), mine, folder)
+        if require_own(recipe, folder, pictures):
             return run
-        if folder.is_dir() and not _is_unfinished(folder):
-            raise UserError(f"{str(folder)!r} is not empty and not a run folder: give another --name")
+        mine = {"format": 1, **_making(recipe, pictures)}
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         for key in _SETS:
             rows = getattr(pictures, key).index_rows()
@@ -116,10 +115,26 @@ def open_run(recipe: Recipe, storage: Path, name: str | None, pictures: Pictures
     return run
 
 
+def require_own(recipe: Recipe, folder: Path, pictures: Pictures, fix: str = "give another --name") -> bool:
+    """Whether a run of this recipe is in the folder already; False: there is none, and it can be begun there.
+
+    Raises UserError for a folder of anything else; `fix`: what the user can do about it.
+    """
+    if (folder / "run.json").is_file():
+        _require_same(_made_by(folder), _making(recipe, pictures), folder, fix)
+        return True
+    if folder.is_dir() and not _is_unfinished(folder):
+        raise UserError(f"{str(folder)!r} is not empty and not a run folder: {fix}")
+    return False
+
+
 def finished_run(recipe: Recipe, storage: Path) -> str | None:
-    """The name of a run in the storage that has ended and computed what `recipe` does, from the same pictures."""
+    """The name of a run in the storage that has ended and computed what `recipe` does.
+
+    That is: on the base as it is now, and from the same pictures.
+    """
     mine = _flat(_identity(recipe.model_dump(mode="json")))
-    pictures: str | None = None
+    made_here: dict[str, Any] | None = None
     for file in sorted(storage.glob("*/run.json")):
         run = RunFolder(file.parent.absolute(), storage.absolute() / "cache")
         try:
@@ -128,8 +143,9 @@ def finished_run(recipe: Recipe, storage: Path) -> str | None:
             continue
         if _flat(_identity(made["recipe"])) != mine:
             continue
-        pictures = pictures or _fingerprint(scan_pictures(recipe))
-        if made["pictures"] == pictures and run.summary() is not None:
+        made_here = made_here or _making(recipe, scan_pictures(recipe))
+        same = made["pictures"] == made_here["pictures"] and made["base"] in (None, made_here["base"])
+        if same and run.summary() is not None:
             return file.parent.name
     return None
 
@@ -152,13 +168,28 @@ def _fingerprint(pictures: Pictures) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
+def _making(recipe: Recipe, pictures: Pictures) -> dict[str, Any]:
+    """All that decides what a run here would compute: the recipe, the base's revision, the pictures."""
+    plain = recipe.model_dump(mode="json")
+    return {"recipe": plain, "base": locate(recipe.base).revision, "pictures": _fingerprint(pictures)}
+
+
 def _made_by(folder: Path) -> dict[str, Any]:
-    """What made a run folder. Raises UserError when its run.json says nothing that can be read."""
+    """What made a run folder, as `_making` has it; base None: it was begun before that was written down.
+
+    Raises UserError when its run.json says nothing that can be read.
+    """
     try:
         plain = json.loads((folder / "run.json").read_text())
-        return {"recipe": dict(plain["recipe"]), "pictures": str(plain["pictures"])}
+        base = plain.get("base") or _artifacts_base(folder)
+        return {"recipe": dict(plain["recipe"]), "base": base, "pictures": str(plain["pictures"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(folder / 'run.json')!r} is damaged ({error}): give another --name") from None
+
+
+def _artifacts_base(folder: Path) -> str | None:
+    file = folder / "artifact" / MANIFEST
+    return Manifest.model_validate_json(file.read_bytes()).base.revision if file.is_file() else None
 
 
 def _identity(plain: dict[str, Any]) -> dict[str, Any]:
@@ -168,16 +199,21 @@ def _identity(plain: dict[str, Any]) -> dict[str, Any]:
     return deciding(plain)
 
 
-def _require_same(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:
+def _require_same(there: dict[str, Any], here: dict[str, Any], folder: Path, fix: str) -> None:
     old, new = (_flat(_identity(recipe["recipe"])) for recipe in (there, here))
     for path in sorted(old.keys() | new.keys()):
         if old.get(path) != new.get(path):
             raise UserError(
                 f"run folder {str(folder)!r} was made by another recipe ({path} is {old.get(path)!r} there, "
-                f"{new.get(path)!r} here): give another --name, or the old value"
+                f"{new.get(path)!r} here): {fix}, or the old value"
             )
+    if there["base"] not in (None, here["base"]):
+        raise UserError(
+            f"run folder {str(folder)!r} was made on base {here['recipe']['base']['id']!r} at {there['base'][:12]}, "
+            f"which is at {here['base'][:12]} now: {fix}"
+        )
     if there["pictures"] != here["pictures"]:
-        raise UserError(f"run folder {str(folder)!r} was made with other pictures or captions: give another --name")
+        raise UserError(f"run folder {str(folder)!r} was made with other pictures or captions: {fix}")
 
 
 def _flat(plain: Any, path: str = "") -> dict[str, Any]:

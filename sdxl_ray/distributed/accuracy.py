@@ -9,50 +9,113 @@ from typing import Any
 
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Recipe
+from sdxl_ray.core.basefiles import locate
 from sdxl_ray.core.quality.defaults import settings_of
-from sdxl_ray.core.quality.encoders import load_encoder
+from sdxl_ray.core.quality.encoders import encoder_revision, load_encoder
 from sdxl_ray.core.quality.evaluate import Evaluation, Settings, evaluate
 from sdxl_ray.core.quality.models import BASE, Model
 from sdxl_ray.core.quality.pooling import Pool
 from sdxl_ray.core.quality.prompts import Prompts, default_prompts, fill, load_prompts
-from sdxl_ray.core.quality.subject import Subject, held_out_photos, load_photos, subject_name
-from sdxl_ray.core.runfolder import scan_pictures
+from sdxl_ray.core.quality.subject import (
+    Subject,
+    kept_photos,
+    load_photos,
+    photos_of,
+    require_another,
+    require_untrained,
+    subject_name,
+)
+from sdxl_ray.core.run import Pictures
+from sdxl_ray.core.runfolder import APART, require_own, scan_pictures
 from sdxl_ray.distributed.drawing import draw_on_workers
 from sdxl_ray.distributed.stream import streams
+from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import Experiment, Run
 from sdxl_ray.records import Recorder
 from sdxl_ray.report.source import Drawing
+from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Scores of arms by subject and over all, and how the pictures behind them were drawn."""
+    """Scores of arms by subject and over all, and how the pictures behind them were drawn.
+
+    encoders: name -> SHA-256 over its files.
+    """
 
     evaluation: Evaluation
     drawing: Drawing
+    encoders: dict[str, str]
 
 
-def require_judgeable(experiment: Experiment, runs: Sequence[Run]) -> None:
-    """Raise UserError for what would stop the judging after hours of training: prompts, photos, encoders.
+def require_judgeable(experiment: Experiment, runs: Sequence[Run], place: Storage, name: str) -> None:
+    """Raise UserError for what would stop a comparison after hours of training.
 
-    Photos: those of references, and held-out ones that an arm trains on (large sets are looked at when they are read).
+    That is: prompts, photos, encoders, arms of different bases, and run folders in the storage that are of
+    something else. Photos: those of references, and held-out ones that an arm trains on (large sets are looked at
+    when they are read).
     """
-    for recipe in {run.recipe.data: run.recipe for run in runs if not streams(run.recipe)}.values():
-        scan_pictures(recipe)
+    some_of = {run.recipe.data: run.recipe for run in runs if not streams(run.recipe)}
+    scanned = {data: scan_pictures(recipe) for data, recipe in some_of.items()}
+    _require_one_base(runs)
+    for run in runs:
+        if run.recipe.data in scanned:
+            folder = place.root / run.named(name)
+            place.get_folder(folder, APART)
+            fix = "give another --storage, or move the folder away"
+            require_own(run.recipe, folder, scanned[run.recipe.data], fix)
     judged = [run for run in runs if run.recipe.data.known_class is not None and run.recipe.data.subject is not None]
     for subject, some in _by_subject(judged).items():
         recipe = some[0].recipe
         _prompts(experiment, recipe).of(_settings(experiment, recipe).split)
-        other = _other(experiment, subject)
-        if other is not None:
-            load_photos(other, "other")
+        _require_photos(some, _other(experiment, subject), [scanned.get(run.recipe.data) for run in some])
     if not judged:
         return
     settings = _settings(experiment, judged[0].recipe)
-    for kind, name in (("identity", settings.identity), ("clip", settings.clip)):
-        load_encoder(name, setting=f"--{kind}")
+    for kind, encoder in (("identity", settings.identity), ("clip", settings.clip)):
+        _require_same_encoder(kind, judged)
+        load_encoder(encoder, setting=f"evaluation.{kind}")
+
+
+def _require_one_base(runs: Sequence[Run]) -> None:
+    """By revision, as the models are compared when they are judged."""
+    revisions = {base: locate(base).revision for base in {run.recipe.base for run in runs}}
+    first = runs[0]
+    for run in runs:
+        if revisions[run.recipe.base] != revisions[first.recipe.base]:
+            raise UserError(
+                f"arm {run.arm!r} is of base {run.recipe.base.id!r}, arm {first.arm!r} of {first.recipe.base.id!r}: "
+                "arms are compared on one base, make an experiment for each"
+            )
+
+
+def _require_photos(runs: Sequence[Run], other: str | None, scanned: Sequence[Pictures | None]) -> None:
+    """Of one subject: no arm trains on the photos that all of them are judged by, and `other` is another one.
+
+    scanned: the pictures of each run, None for those that are read later.
+    """
+    others = load_photos(other, "other") if other is not None else ()
+    first = scanned[0]
+    photos = photos_of(first.held_out) if first is not None else ()
+    for run, pictures in zip(runs, scanned, strict=True):
+        if pictures is not None and (pictures is not first or first.given_class):
+            require_untrained(photos, (*pictures.train, *pictures.given_class), run.arm, _held_out_by(runs[0]))
+        if pictures is not None and others:
+            require_another(others, (*photos, *photos_of(pictures.train)), "other")
+
+
+def _held_out_by(run: Run) -> str:
+    data = run.recipe.data
+    return f"arm {run.arm!r}, data.{f'holdout={data.holdout}' if data.validation is None else 'validation'}"
+
+
+def _require_same_encoder(kind: str, runs: Sequence[Run]) -> None:
+    named = {getattr(run.recipe.evaluation, kind): run.arm for run in runs}
+    if len(named) > 1:
+        told = ", ".join(f"{name or 'the default'} in arm {arm!r}" for name, arm in named.items())
+        raise UserError(f"evaluation.{kind} is {told}: all are judged by one encoder, set it for every arm")
 
 
 def judge(
@@ -78,13 +141,14 @@ def judge(
         class_name = recipe.data.known_class
         if class_name is None or recipe.data.subject is None:
             on_row({"kind": "note", "text": "no accuracy: the arms have no subject, only captions"})
+            _record(None, home)
             return None
         lists = _prompts(experiment, recipe)
         other = _other(experiment, subject)
         judged = Subject(
             subject or subject_name(str(recipe.data.images)),
             class_name,
-            held_out_photos(of[id(some[0])]),
+            kept_photos(of[id(some[0])]),
             load_photos(other, "other") if other is not None else (),
         )
         members = _members(some)
@@ -98,9 +162,8 @@ def judge(
         found[judged.name] = scored
         prompts += [fill(prompt, class_name, article=True) for prompt in lists.of(settings.split)]
     pool = Pool(found, members, settings.resamples)
-    joined = Evaluation(pool.scores(), pool.differences(), _pictures(found, members), _absent(found), {})
-    with Recorder(home / "records") as recorder:
-        joined.record(recorder)
+    joined = Evaluation(pool.scores(), pool.differences(), _pictures(found, members), _missing(found), {})
+    _record(joined, home)
     drawing = Drawing(
         seeds=list(settings.seeds_of(settings.seeds)),
         steps=settings.drawing.num_inference_steps,
@@ -108,7 +171,17 @@ def judge(
         batch=settings.drawing.batch_size,
         prompts=list(dict.fromkeys(prompts)),
     )
-    return Judgement(joined, drawing)
+    encoders = {name: encoder_revision(name) for name in (settings.identity, settings.clip)}
+    return Judgement(joined, drawing, encoders)
+
+
+def _record(found: Evaluation | None, home: Path) -> None:
+    """Write the rows in the place of those of earlier calls, which may be of subjects that are no longer compared."""
+    with Recorder(home / "records") as recorder:
+        for table in ("scores", "differences", "pictures"):
+            recorder.forget(table)
+        if found is not None:
+            found.record(recorder)
 
 
 def _by_subject(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -127,7 +200,7 @@ def _members(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def _settings(experiment: Experiment, recipe: Recipe) -> Settings:
-    settings = settings_of(recipe)
+    settings = settings_of(recipe, identity=recipe.evaluation.identity, clip=recipe.evaluation.clip)
     return replace(
         settings,
         seeds=experiment.seeds,
@@ -158,7 +231,12 @@ def _pictures(found: Mapping[str, Evaluation], members: Mapping[str, Sequence[st
     ]
 
 
-def _absent(found: Mapping[str, Evaluation]) -> list[str]:
-    several = len(found) > 1
-    said = [f"{name}: {line}" if several else line for name, scored in found.items() for line in scored.absent]
-    return list(dict.fromkeys(said))
+def _missing(found: Mapping[str, Evaluation]) -> dict[str, str]:
+    """Metric -> why a subject has no scores of it; the subject is named where that is not so of all."""
+    missing: dict[str, str] = {}
+    for metric in dict.fromkeys(metric for scored in found.values() for metric in scored.missing):
+        reasons = {name: scored.missing[metric] for name, scored in found.items() if metric in scored.missing}
+        same = len(reasons) == len(found) and len(set(reasons.values())) == 1
+        said = reasons.values() if same else (f"{name}: {reason}" for name, reason in reasons.items())
+        missing[metric] = "; ".join(dict.fromkeys(said))
+    return missing

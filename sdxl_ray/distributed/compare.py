@@ -26,6 +26,7 @@ from sdxl_ray.distributed.accuracy import judge, require_judgeable
 from sdxl_ray.distributed.cluster import connected
 from sdxl_ray.distributed.environment import environment
 from sdxl_ray.distributed.train import RunResult, launch
+from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import Experiment, Run
 from sdxl_ray.records import read
 from sdxl_ray.report.build import Written, write_report
@@ -81,14 +82,17 @@ def compare(
     then: what else is to be measured, once everything is judged.
     Raises UserError before the first arm starts when any arm's input is wrong that can be known by then.
     """
-    require_judgeable(experiment, runs)
+    place = Storage.of(storage)
+    require_judgeable(experiment, runs, place, name)
     zero = [run.recipe for run in runs if run.recipe.parallel.engine == "zero"]
     workers = max((recipe.parallel.workers[1] for recipe in zero), default=0)
     cpus = max((recipe.parallel.workers[1] * recipe.resources.cpus_per_worker for recipe in zero), default=0)
-    place = Storage.of(storage)
     home = place.root / f"{name}-comparison"
     place.get_folder(home)
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--storage {str(storage)!r}: {str(home)!r} cannot be made: {error.strerror}") from None
     with connected(address, cpus) if zero else nullcontext():
         results = _train(name, runs, storage, address, on_row)
         rows = [
@@ -99,7 +103,8 @@ def compare(
         judged = judge(experiment, runs, artifacts, home, workers, on_row)
     card = _card(name, experiment, runs, results, artifacts)
     if judged is not None:
-        card = card.model_copy(update={"settings": judged.drawing})
+        known = {"settings": judged.drawing, "absent": judged.evaluation.missing, "encoders": judged.encoders}
+        card = card.model_copy(update=known)
     card.write(home)
     first = {run.arm: artifact for run, artifact in reversed(list(zip(runs, artifacts, strict=True)))}
     then(home, {arm: first[arm] for arm in experiment.arms})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,9 @@ def trial_recipe(space: Space, recipe: Recipe, home: Path, on_row: Callable[[dic
         return scored(space, recipe)
     changes: dict[str, Any] = {}
     if space.final.photos is None and recipe.data.validation is not None:
-        photos = sorted(load_photos(recipe.data.validation, "data.validation"), key=lambda photo: photo.key)
+        photos = load_photos(recipe.data.validation, "data.validation")
         if len(photos) >= 2 * LEAST_PHOTOS:
-            changes["data.validation"] = str(_keep(home / _FOLDER / "tune", photos[1::2]))
-            _keep(home / _FOLDER / "final", photos[::2])
+            changes["data.validation"] = str(divided(photos, home / _FOLDER)[0])
     if space.final.photos is None and "data.validation" not in changes:
         text = "final differs from tune by prompts and seeds; by photos too with 4 in data.validation, or final.photos"
         on_row({"kind": "note", "text": text})
@@ -50,7 +49,13 @@ def final_photos(space: Space, home: Path, artifact: Artifact) -> tuple[Photo, .
     return load_photos(str(kept), "final.photos") if kept.is_dir() else held_out_photos(artifact)
 
 
-def _keep(folder: Path, photos: list[Photo]) -> Path:
+def divided(photos: Sequence[Photo], home: Path) -> tuple[Path, Path]:
+    """Photos in two folders below `home`: those that choose, and as many or one more that the chosen is judged by."""
+    ordered = sorted(photos, key=lambda photo: photo.key)
+    return _keep(home / "tune", ordered[1::2]), _keep(home / "final", ordered[::2])
+
+
+def _keep(folder: Path, photos: Sequence[Photo]) -> Path:
     for number, photo in enumerate(photos):
         path = folder / f"{number}.png"
         if not path.is_file():  # other bytes would be other photos to the runs that go on

@@ -88,7 +88,7 @@ def as_json(facts: Facts, document: Document) -> dict[str, Any]:
             "second": outcome.second.name if outcome.second is not None else None,
         },
         "scores": {
-            model: {metric: _plain(facts.score(model, metric)) for metric in facts.metrics}
+            model: {metric: _plain(facts.score(model, metric)) for metric in facts.shown}
             for model in [*models.names(facts), *REFERENCES]
         },
         "gains": {arm.name: {m: _plain(facts.gain(arm.name, m)) for m in facts.metrics} for arm in facts.arms},

@@ -15,7 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdxl_ray.report.metrics import BASE, METRICS, REFERENCES, Absent, Gain, Score, difference, mean, metric_of
+from sdxl_ray.report.metrics import (
+    BASE,
+    FIDELITY,
+    METRICS,
+    REFERENCES,
+    Absent,
+    Gain,
+    Score,
+    difference,
+    mean,
+    metric_of,
+)
 from sdxl_ray.report.scores import Scores
 from sdxl_ray.report.source import ArmCard, ComparisonCard, Row, RunSource, Source
 
@@ -60,7 +71,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of tuning, as it was trained. method: in the proposal's words, from the recipe."""
+    """One way of tuning, as it was trained. method: in the proposal's words, from the recipe, its first run's own."""
 
     name: str
     method: str
@@ -115,6 +126,12 @@ class Facts:
         """Metrics with at least one final score of a model."""
         return self.scores.metrics
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The same, and those that could not be scored: a table says why."""
+        known = {*self.metrics, *self.scores.missing} if self.metrics else set()
+        return (*(name for name in METRICS if name in known), *(n for n in self.metrics if n not in METRICS))
+
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
 
@@ -156,8 +173,8 @@ class Facts:
 
 
 def main_metric(facts: Facts) -> str:
-    """The metric that decides: the first subject fidelity that was scored."""
-    return next((name for name in METRICS if name in facts.metrics), next(iter(METRICS)))
+    """The metric that decides: the first subject fidelity that was scored; the first at all where none was."""
+    return next((name for name in FIDELITY if name in facts.metrics), FIDELITY[0])
 
 
 def value_of(score: Score | Absent) -> float:
@@ -169,7 +186,7 @@ def gather(source: Source) -> Facts:
     """Everything a report shows. Reads no picture and no weight."""
     arms = tuple(_arm(name, card, source) for name, card in source.card.arms.items())
     hashes = {arm.name: arm.hashes for arm in arms}
-    scores = Scores.of(source.tables["scores"], hashes, source.tables["differences"])
+    scores = Scores.of(source.tables["scores"], hashes, source.tables["differences"], source.card.absent)
     pictures = tuple(_picture(source.folder, row) for row in source.tables["pictures"])
     requests = tuple(source.tables["requests"])
     return Facts(source.card, source.folder, arms, scores, pictures, requests, tuple(_warnings(source, arms)))
@@ -188,7 +205,8 @@ def method_of(recipe: Mapping[str, Any]) -> str:
 
 def _arm(name: str, card: ArmCard, source: Source) -> Arm:
     runs = source.runs[name]
-    recipe = card.recipe or next((r.artifact.manifest.recipe for r in runs.values() if r.artifact is not None), {})
+    made = (run.recipe or (run.artifact.manifest.recipe if run.artifact is not None else {}) for run in runs.values())
+    recipe = next(filter(None, (*made, card.recipe)), {})
     curves = tuple(_curves(name, label, run, source.tables["scores"]) for label, run in runs.items())
     photos = _least([run.photos for run in runs.values()], _why(runs, "the run's list of training pictures"))
     hashes = tuple(card.hashes.values()) or tuple(r.artifact.hash for r in runs.values() if r.artifact is not None)
@@ -267,7 +285,18 @@ def _picture(folder: Path, row: Row) -> Picture:
 
 def _warnings(source: Source, arms: Sequence[Arm]) -> Iterable[str]:
     for arm in arms:
+        yield from _reused(source, arm)
         scored = source.card.arms[arm.name].hashes
         for label, run in source.runs[arm.name].items():
             if label in scored and run.artifact is not None and run.artifact.hash != scored[label]:
                 yield f"the artifact of {arm.name} has changed since it was scored: its scores are of the one before"
+
+
+def _reused(source: Source, arm: Arm) -> Iterable[str]:
+    """Runs that were trained before, under a layout that the experiment does not ask for: their costs are of that."""
+    asked = source.card.arms[arm.name].recipe.get("parallel") or {}
+    for run in source.runs[arm.name].values():
+        own = run.recipe.get("parallel") or {}
+        other = [f"parallel.{key} is {own[key]!r}" for key in asked if own.get(key, asked[key]) != asked[key]]
+        if other:
+            yield f"{arm.name}: {', '.join(other)} in run {run.name}, trained before; its time and memory are of that"

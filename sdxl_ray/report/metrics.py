@@ -37,7 +37,7 @@ class Metric:
         return self.title.partition(" (")[0].lower()
 
 
-#: In the order that tables and plots show them; the first decides which arm wins.
+#: In the order that tables and plots show them.
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -72,6 +72,9 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+
+#: Subject fidelity: what decides, the first that was scored. Nothing else may.
+FIDELITY = ("dino_i", "clip_i")
 
 #: The composite that chooses checkpoints, trials and the winner (`sdxl_ray.quality_rule`). No column of the tables: its
 #: parts are.

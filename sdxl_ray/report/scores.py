@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self, TypeVar
 
 from sdxl_ray.records import ALL_SUBJECTS
 from sdxl_ray.report.metrics import BASE, GAIN, METRICS, REFERENCES, Absent, Gain, Score, mean
 from sdxl_ray.report.source import Row
 
-#: The split that neither chose a checkpoint nor a setting: the only one that decides anything here.
+#: The split whose prompts and seeds chose neither a checkpoint nor a setting: the only one that decides anything here.
 FINAL = "final"
 #: Splits `final@8`: the final prompts drawn with another number of denoising steps.
 DRAWN_WITH = f"{FINAL}@"
@@ -25,7 +25,7 @@ class Scores:
 
     checkpoints: (model, step, metric) -> score, of models whose final score was taken at more than one step.
     pairs: (model, against, metric, subject) -> their paired difference. Where the evaluator joined all subjects, the
-    joined numbers are under the subject ALL_SUBJECTS.
+    joined numbers are under the subject ALL_SUBJECTS. missing: metric -> why nothing has a score of it.
     """
 
     by: dict[tuple[str, str, str], Score]
@@ -34,9 +34,16 @@ class Scores:
     checkpoints: dict[tuple[str, int, str], Score]
     broken: dict[tuple[str, str], str]
     pairs: dict[tuple[str, str, str, str], Gain]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rows: Iterable[Row], hashes: Mapping[str, Sequence[str]], differences: Iterable[Row] = ()) -> Self:
+    def of(
+        cls,
+        rows: Iterable[Row],
+        hashes: Mapping[str, Sequence[str]],
+        differences: Iterable[Row] = (),
+        missing: Mapping[str, str] | None = None,
+    ) -> Self:
         """From records, of the base, the references and the arms in `hashes` alone.
 
         hashes: of each arm's artifacts, which tell its own scores from those of other checkpoints. differences: of the
@@ -45,20 +52,17 @@ class Scores:
         known = {BASE, *REFERENCES, *hashes}
         rows = [row for row in rows if row["model"] in known]
         final = [row for row in rows if row["split"] == FINAL]
-        chosen: dict[tuple[str, str, str], Row] = {}
-        for row in final:  # by ascending step: the last one counts, unless an earlier one is the artifact's
-            key = (row["model"], row["metric"], row["subject"])
-            if key not in chosen or _own(row, hashes) >= _own(chosen[key], hashes):
-                chosen[key] = row
-        read = {key: cls.score_of(row) for key, row in chosen.items()}
+        chosen = _chosen(rows, hashes)
+        read = {(r["model"], r["metric"], r["subject"]): cls.score_of(r) for r in chosen if r["split"] == FINAL}
         whole = {key: score for key, score in read.items() if score is not None}
         return cls(
             by={key: score for key, score in whole.items() if not key[1].endswith(GAIN)},
             gains={(m, name.removesuffix(GAIN), s): v for (m, name, s), v in whole.items() if name.endswith(GAIN)},
-            drawn=_drawn(rows),
+            drawn=_drawn(chosen),
             checkpoints=_checkpoints(final),
             broken={(m, name): "it was recorded as not a number" for (m, name, _), v in read.items() if v is None},
             pairs=_pairs(differences, known),
+            missing=missing or {},
         )
 
     @staticmethod
@@ -100,6 +104,8 @@ class Scores:
             return mean(found)
         if (model, metric) in self.broken:
             return Absent(self.broken[model, metric])
+        if metric in self.missing:
+            return Absent(self.missing[metric])
         return Absent("no final score of it is recorded" if self.by else "no final scores are recorded")
 
     def gain(self, model: str, metric: str) -> Gain | None:
@@ -118,6 +124,16 @@ class Scores:
             if found is not None:
                 return found if sign > 0 else found.reversed
         return None
+
+
+def _chosen(rows: Iterable[Row], hashes: Mapping[str, Sequence[str]]) -> list[Row]:
+    """Of each score one row, by ascending step: the last one counts, unless an earlier one is the artifact's."""
+    chosen: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        key = (row["model"], row["metric"], row["subject"], row["split"])
+        if key not in chosen or _own(row, hashes) >= _own(chosen[key], hashes):
+            chosen[key] = row
+    return list(chosen.values())
 
 
 def _own(row: Row, hashes: Mapping[str, Sequence[str]]) -> bool:

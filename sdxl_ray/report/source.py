@@ -12,7 +12,7 @@ Opening checks everything that can be wrong with the folder; what is merely not 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,7 +76,10 @@ class Drawing(_Part):
 
 
 class ComparisonCard(_Part):
-    """`comparison.json`: written by whoever compares, read here. base: its id, revision and whatever else is known."""
+    """`comparison.json`: written by whoever compares, read here. base: its id, revision and whatever else is known.
+
+    absent: metric -> why there are no scores of it. encoders: name -> SHA-256 over its files.
+    """
 
     name: str
     experiment: str = ""
@@ -84,6 +87,8 @@ class ComparisonCard(_Part):
     base: dict[str, Any] = {}
     environment: Environment = Environment()
     settings: Drawing = Drawing()
+    absent: dict[str, str] = {}
+    encoders: dict[str, str] = {}
 
     def write(self, folder: Path) -> Path:
         """Write the card, beside and renamed, so that no reader sees half of it."""
@@ -95,7 +100,7 @@ class ComparisonCard(_Part):
 
 @dataclass(frozen=True)
 class RunSource:
-    """One run as far as it is there. folder None: `why` says what is missing."""
+    """One run as far as it is there. folder None: `why` says what is missing. recipe: its own, empty if not known."""
 
     name: str
     folder: Path | None
@@ -105,6 +110,7 @@ class RunSource:
     artifact: Artifact | None
     artifact_bytes: int | None
     photos: int | None
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,11 +177,13 @@ def _run(storage: Path, name: str) -> RunSource:
     wanted = ("steps", "validation", "timings", "scores")
     tables = _tables(records, wanted)
     artifact, size = _artifact(folder / "artifact")
-    return RunSource(name, folder, "", tables, _summary(folder), artifact, size, _photos(folder))
+    recipe = _plain(folder / "run.json").get("recipe") or {}
+    summary = _plain(folder / "summary.json")
+    return RunSource(name, folder, "", tables, summary, artifact, size, _photos(folder), recipe)
 
 
-def _summary(folder: Path) -> Row:
-    path = folder / "summary.json"
+def _plain(path: Path) -> Row:
+    """What a JSON file says; nothing where there is none."""
     if not path.is_file():
         return {}
     try:

@@ -48,6 +48,8 @@ def allowed(facts: Facts) -> float:
 
 def rule(facts: Facts) -> str:
     """The rule as the page says it."""
+    if main_metric(facts) not in facts.metrics:
+        return "Only likeness to held-out photos of the subject may decide, and it was not scored."
     if quality_of(facts):
         return (
             "The winner has the highest quality: the share of the way to real photos, times the shares of prompt "

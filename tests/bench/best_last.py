@@ -1,9 +1,10 @@
-"""Does the checkpoint that a run's own scores chose beat the last one, on prompts and seeds that chose nothing?
+"""Does the checkpoint that a run's own scores chose beat the last one, on photos and prompts that chose nothing?
 
     python tests/bench/best_last.py --work /tmp/best-last --subjects mushroom penguin elephant --seeds 0 1 2
 
-Each run trains too long on purpose (DreamBooth without class pictures). It scores itself on the validation split and
-exports its best step; the last step's weights are exported too, and both are judged with the base on the final split.
+Each run trains too long on purpose (DreamBooth without class pictures). It scores itself on the validation split by
+two of the subject's held-out photos and exports its best step; the last step's weights are exported too, and both are
+judged with the base by the other three photos, under the prompts and seeds of the final split.
 What is there already is not done again, so that an interrupted call goes on.
 """
 
@@ -33,6 +34,7 @@ from sdxl_ray.core.quality.subject import Subject, load_photos
 from sdxl_ray.core.runfolder import open_run, scan_pictures
 from sdxl_ray.core.sampler import counted
 from sdxl_ray.display.table import Column, Table
+from sdxl_ray.distributed.holdout import divided
 from sdxl_ray.distributed.train import RunResult, launch
 from sdxl_ray.quality_rule import References, quality
 from sdxl_ray.tiny.catalog import SUBJECTS
@@ -42,13 +44,13 @@ METRICS = ("quality", "dino_i", "clip_t", "pres", "class_kid", "prior_loss", "di
 RESAMPLES = 10_000
 
 
-def recipe_of(subject: str, seed: int, options: argparse.Namespace) -> Recipe:
+def recipe_of(subject: str, seed: int, choosing: Path, options: argparse.Namespace) -> Recipe:
     """DreamBooth without class pictures, too long: what it learns last it learns at the class's cost."""
     steps = options.steps
     name = SUBJECTS[subject].class_name
     changes = {
         "data.images": f"subject:{subject}",
-        "data.validation": f"subject:{subject}/held_out",
+        "data.validation": str(choosing),
         "data.subject": f"sks {name}",
         "data.class_name": name,
         "data.prior": None,
@@ -77,7 +79,9 @@ def last_of(result: RunResult, recipe: Recipe, storage: Path) -> RunResult:
     return launch(plain, storage=storage, name=name)
 
 
-def judge(subject: str, recipe: Recipe, best: RunResult, last: RunResult, home: Path, seeds: int) -> Evaluation:
+def judge(
+    subject: str, recipe: Recipe, best: RunResult, last: RunResult, photos: Path, home: Path, seeds: int
+) -> Evaluation:
     """The base, the best and the last on the final split."""
     design = SUBJECTS[subject]
     models = [
@@ -85,7 +89,7 @@ def judge(subject: str, recipe: Recipe, best: RunResult, last: RunResult, home: 
         Model("last", recipe.base, Artifact.open(last.artifact), recipe.data.subject),
         Model("best", recipe.base, Artifact.open(best.artifact), recipe.data.subject),
     ]
-    judged = Subject(subject, design.class_name, load_photos(f"subject:{subject}/held_out"))
+    judged = Subject(subject, design.class_name, load_photos(str(photos)))
     settings = replace(settings_of(recipe), seeds=seeds)
     found = evaluate(models, judged, load_prompts("tiny"), settings, home=home)
     assert found is not None
@@ -128,10 +132,13 @@ def main() -> None:
     differences: dict[str, list[float]] = {name: [] for name in METRICS}
     for seed in options.seeds:
         for subject in options.subjects:
-            recipe = recipe_of(subject, seed, options)
+            held_out = load_photos(f"subject:{subject}/held_out")
+            choosing, judging = divided(held_out, options.work / "photos" / subject)
+            recipe = recipe_of(subject, seed, choosing, options)
             best = launch(recipe, storage=options.work / "runs", name=f"{subject}-{seed}")
             last = last_of(best, recipe, options.work / "runs")
-            found = judge(subject, recipe, best, last, options.work / f"judged-{subject}", options.final_seeds)
+            home = options.work / f"judged-{subject}"
+            found = judge(subject, recipe, best, last, judging, home, options.final_seeds)
             scores = scores_of(found)
             overfitted = best.summary["overfitting"]
             row: Row = {

@@ -26,8 +26,9 @@ from sdxl_ray.core.denoiser import Denoiser
 from sdxl_ray.core.diffusion import Diffusion
 from sdxl_ray.core.encode import LatentSource, TextSource
 from sdxl_ray.core.engine import Engine, LocalEngine
-from sdxl_ray.core.loop import Training, accumulation_of, peak_bytes, train
+from sdxl_ray.core.loop import Training, accumulation_of, train
 from sdxl_ray.core.parts import Parts
+from sdxl_ray.core.peak import peak_bytes
 from sdxl_ray.core.runfolder import scan_pictures
 from sdxl_ray.core.sampler import Sampler
 from sdxl_ray.core.tuning import TUNINGS, Trainable

@@ -9,9 +9,11 @@ import pytest
 import torch
 from running import draw_pictures
 
+from sdxl_ray.artifact import write_manifest
 from sdxl_ray.config import Recipe, override
+from sdxl_ray.core.basefiles import locate
 from sdxl_ray.core.preflight import preflight
-from sdxl_ray.core.runfolder import default_name, open_run, scan_pictures
+from sdxl_ray.core.runfolder import default_name, finished_run, open_run, scan_pictures
 from sdxl_ray.errors import UserError
 
 
@@ -68,6 +70,34 @@ def test_other_pictures_or_captions_are_refused(recipe: Recipe, tmp_path: Path) 
     (photos / "renamed.png").unlink()
     with pytest.raises(UserError, match="was made with other pictures or captions: give another --name"):
         open_run(recipe, tmp_path, "dog", scan_pictures(recipe))
+
+
+def test_a_run_goes_on_only_on_the_base_that_it_was_begun_on(recipe: Recipe, tmp_path: Path) -> None:
+    pictures = scan_pictures(recipe)
+    run = open_run(recipe, tmp_path, "dog", pictures)
+    made = json.loads((run.folder / "run.json").read_text())
+    assert made["base"] == locate(recipe.base).revision
+    (run.folder / "run.json").write_text(json.dumps({**made, "base": "f" * 64}))
+    with pytest.raises(
+        UserError, match=r"was made on base 'tiny' at f{12}, which is at \w{12} now: give another --name"
+    ):
+        open_run(recipe, tmp_path, "dog", pictures)
+    del made["base"]  # begun before it was written down
+    (run.folder / "run.json").write_text(json.dumps(made))
+    assert open_run(recipe, tmp_path, "dog", pictures) == run
+
+
+def test_a_finished_run_on_another_base_is_not_taken_for_this_one(recipe: Recipe, tmp_path: Path) -> None:
+    run = open_run(recipe, tmp_path, "dog", scan_pictures(recipe))
+    (run.folder / "summary.json").write_text("{}")
+    for revision, name in ((locate(recipe.base).revision, "dog"), ("f" * 64, None)):
+        (run.folder / "run.json").write_text(
+            json.dumps({k: v for k, v in json.loads((run.folder / "run.json").read_text()).items() if k != "base"})
+        )
+        run.artifact.mkdir(exist_ok=True)
+        write_manifest(run.artifact, kind="lora", recipe={}, recipe_identity="", base_id="tiny",
+                       base_revision=revision, step=1)  # fmt: skip
+        assert finished_run(recipe, tmp_path) == name
 
 
 def test_a_folder_of_something_else_is_refused_but_an_unfinished_one_is_not(recipe: Recipe, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from sdxl_ray.core.runfolder import open_run, scan_pictures
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import load_experiment, names
 from sdxl_ray.records import ALL_SUBJECTS
@@ -80,7 +82,7 @@ def test_the_demo_lays_three_arms_side_by_side(cli: Cli, tmp_path: Path) -> None
 
 
 def test_shipped_experiments_hold_complete_recipes() -> None:
-    assert names() == ["demo", "photos", "study"]
+    assert names() == ["curves", "demo", "photos", "study"]
     for name in names():
         assert load_experiment(name).runs({})
 
@@ -106,7 +108,42 @@ def _ordinary(**changes: Any) -> dict[str, Any]:
         (_ordinary(prompts="nowhere.txt"), "nowhere.txt"),
         (_ordinary(prompts="tinny"), "did you mean 'tiny'"),
         (_ordinary(other="nowhere"), "other 'nowhere' does not exist"),
+        (_ordinary(other="subject:robot"), "is a photo of the subject too"),
         (_ordinary(settings={"data.validation": "subject:robot"}), "is also trained on"),
+        (
+            _ordinary(
+                settings={"data.validation": "subject:robot/held_out"},
+                arms={
+                    "a": {"recipe": "tiny_lora"},
+                    "b": {
+                        "recipe": "tiny_lora",
+                        "settings": {"data.images": "subject:robot/held_out", "data.validation": None},
+                    },
+                },
+            ),
+            "arm 'a', data.validation: photo '0.png' is one that 'b' was trained on",
+        ),
+        (
+            _ordinary(settings={"evaluation.every": 0, "evaluation.identity": "nowhere/at-all"}),
+            "evaluation.identity 'nowhere/at-all'",
+        ),
+        (
+            _ordinary(
+                arms={
+                    "a": {"recipe": "tiny_lora"},
+                    "b": {"recipe": "tiny_lora", "settings": {"evaluation.clip": "clip-vit-b32"}},
+                }
+            ),
+            "evaluation.clip is the default in arm 'a', clip-vit-b32 in arm 'b': all are judged by one encoder",
+        ),
+        (
+            _ordinary(
+                subjects={name: {"settings": {"data.images": "subject:robot"}} for name in ("x-y", "y")},
+                arms={"a": {"recipe": "tiny_lora"}, "a-x": {"recipe": "tiny_lora"}},
+            ),
+            "arm 'a-x' on 'y' would have the folder of arm 'a' on 'x-y'",
+        ),
+        (_ordinary(arms={"comparison": {"recipe": "tiny_lora"}}), "would have the folder of the comparison itself"),
         (_ordinary(settings={"data.limit": 9}), "data.limit = 9: there are only 4 pictures"),
         (_ordinary(arms={"base": {"recipe": "tiny_lora"}}), "an arm cannot be called 'base'"),
         (_ordinary(arms={"../a": {"recipe": "tiny_lora"}}), "'../a'"),
@@ -132,6 +169,51 @@ def test_what_is_wrong_is_said_before_anything_runs(
     assert len(errors) == 1, err
     assert line in errors[0]
     assert not (tmp_path / "runs").exists()
+
+
+def test_arms_on_two_bases_are_refused_before_anything_runs(here: Here, embedded: Path, tmp_path: Path) -> None:
+    shutil.copytree(embedded, tmp_path / "mine")
+    config = tmp_path / "mine" / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("leading", "trailing"))
+    arms = {"a": {"recipe": "tiny_lora"}, "b": {"recipe": "tiny_lora", "settings": {"base.id": str(tmp_path / "mine")}}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(_ordinary(arms=arms)))
+    code, _, err = here("compare", "mine.yaml")
+    assert code == 2
+    assert "arms are compared on one base" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_of_another_recipe_or_base_is_refused_before_anything_runs(here: Here, tmp_path: Path) -> None:
+    arms = {"a": {"recipe": "tiny_lora"}, "b": {"recipe": "tiny_dreambooth_lora"}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(_ordinary(arms=arms, settings={"data.class_name": "robot"})))
+    runs = load_experiment(str(tmp_path / "mine.yaml")).runs({})
+    recipe = runs[1].recipe
+    folder = open_run(recipe, tmp_path / "runs", "mine-b", scan_pictures(recipe)).folder
+    code, _, err = here("compare", "mine.yaml", "optim.steps=70")
+    assert code == 2
+    assert "(optim.steps is" in err and "70 here): give another --storage" in err
+    made = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**made, "base": "f" * 64}))
+    code, _, err = here("compare", "mine.yaml")
+    assert code == 2
+    assert "was made on base 'tiny' at ffffffffffff, which is at" in err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mine-b"]
+
+
+def test_a_storage_that_cannot_be_made_is_one_line(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(json.dumps(_ordinary()))
+    code, _, err = here("compare", "mine.yaml", "--storage", "/dev/null/x")
+    assert code == 2
+    assert "--storage '/dev/null/x'" in err
+
+
+def test_the_curves_are_those_of_the_studys_arms() -> None:
+    curves, study = load_experiment("curves"), load_experiment("study")
+    assert curves.arms == study.arms
+    for run in curves.runs({}):
+        assert (run.recipe.optim.steps, run.recipe.evaluation.every, run.recipe.evaluation.patience) == (300, 25, 0)
+        assert (run.recipe.parallel.engine, run.recipe.parallel.workers, run.recipe.seed) == ("local", (1, 1), 0)
+    assert {run.recipe.optim.steps for run in study.runs({})} == {300}
 
 
 def test_subjects_and_seeds_make_runs_seed_by_seed() -> None:

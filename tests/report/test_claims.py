@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sdxl_ray.records import Recorder, read
 from sdxl_ray.report.arithmetic import Sdxl
 from sdxl_ray.report.facts import Facts, gather
 from sdxl_ray.report.metrics import Absent
@@ -78,7 +79,28 @@ def test_which_to_choose_has_every_row_of_the_proposal(home: Path) -> None:
     found = {row.measure if row.question == "Forgetting" else row.question: row for row in rows}
     assert found["Efficiency"].better == "LoRA" and found["Efficiency"].figures["DreamBooth"] == "11,201,924"
     assert found["Personalisation"].better == "DreamBooth"
-    assert found["Image quality"].better == "neither"  # 0.37 and 0.33 lie within their intervals
+    assert found["Variety"].better == "neither"  # 0.37 and 0.33 lie within their intervals
+    quality = [row.measure for row in rows if row.question == "Image quality"]
+    assert [words.partition(":")[0] for words in quality] == ["Subject fidelity (DINO-I)", "Prompt fidelity (CLIP-T)"]
+    assert found["Compatibility"].better == "LoRA"
+    assert found["Compatibility"].figures["DreamBooth"] == "2.1 MiB, a whole model, needs no base"
+
+
+def test_compatibility_speaks_for_the_smaller_artifact(home: Path) -> None:
+    full = home.parent / "demo-dreambooth" / "artifact" / "weights.safetensors"
+    full.write_bytes((home.parent / "demo-lora" / "artifact" / "weights.safetensors").read_bytes())
+    (row,) = (row for row in choices(facts_of(home)) if row.question == "Compatibility")
+    assert row.better == "neither"
+
+
+def test_a_speed_that_is_even_is_not_faster(home: Path, sdxl: Sdxl) -> None:
+    steps = read(home.parent / "demo-lora" / "records", "steps").to_pylist()
+    with Recorder(home.parent / "demo-dreambooth" / "records") as recorder:
+        for row in steps:
+            recorder.write("steps", {**row, "samples_per_s": row["samples_per_s"] / 1.05})
+    claim = by_name(home, sdxl)["LoRA trains faster"]
+    assert claim.verdict == "does not hold"
+    assert "1.05 times" in str(claim.measured) and "is even" in str(claim.measured)
 
 
 def test_a_method_that_was_not_trained_is_not_invented(tmp_path: Path, sdxl: Sdxl) -> None:

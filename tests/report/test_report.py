@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdxl_ray.records import ALL_SUBJECTS, Recorder
+from sdxl_ray.records import ALL_SUBJECTS, Recorder, read
+from sdxl_ray.report.arithmetic import Sdxl
 from sdxl_ray.report.build import write_report
 from sdxl_ray.report.facts import Facts, gather, method_of
 from sdxl_ray.report.images import BUDGET_BYTES, inline_all
 from sdxl_ray.report.metrics import Absent, Gain, Score, difference, mean
 from sdxl_ray.report.sections import SECTIONS
+from sdxl_ray.report.sections.choice import choices
+from sdxl_ray.report.sections.claims import claims
 from sdxl_ray.report.sections.inference import seconds_per_picture
 from sdxl_ray.report.source import open_comparison
 from sdxl_ray.report.winner import decide, share_of_the_way
@@ -364,3 +367,51 @@ def test_what_a_runs_own_scores_decided_is_told(home: Path) -> None:
     assert "overfitting showed at step 100: since step 75 subject fidelity rose, but diversity fell" in text
     assert "Quality against steps: lora from 0.400 to 0.500" in written.html.read_text()
     assert "dreambooth: step" not in text
+    assert "photos that chose neither" not in text
+    assert "The held-out photos are those that, under other prompts and seeds, chose the checkpoint of lora." in text
+
+
+def test_only_likeness_to_photos_decides(home: Path) -> None:
+    reason = "1 held-out photo, at least 2 are needed"
+    rows = read(home / "records", "scores").to_pylist()
+    without = ("dino_i", "clip_i", "pres")
+    with Recorder(home / "records") as recorder:
+        recorder.forget("scores")
+        for row in rows:
+            if row["metric"].removesuffix("_gain") not in without:
+                recorder.write("scores", row)
+    change(home, absent=dict.fromkeys(without, reason))
+    facts = facts_of(home)
+    outcome = decide(facts)
+    assert outcome.winner is None and outcome.why == reason
+    found = {claim.claim: claim for claim in claims(facts, Sdxl())}
+    assert found["3 to 5 photos suffice"].measured == Absent(reason)
+    rows_of = {row.question: row for row in choices(facts)}
+    assert rows_of["Personalisation"].better == Absent(reason) and "DINO-I" in rows_of["Personalisation"].measure
+    written = write_report(home)
+    text = written.markdown.read_text()
+    assert f"Not decided: {reason}." in text and "highest subject fidelity" not in text
+    assert "Subject fidelity (DINO-I)" in text and "Prompt fidelity (CLIP-T)" in text
+    assert written.plain["scores"]["lora"]["dino_i"] == {"absent": reason}
+    assert written.plain["answer"]["winner"] is None
+
+
+def test_other_numbers_of_steps_are_those_of_the_artifact(home: Path) -> None:
+    several_step_counts(home)
+    rescore(home, "lora", "dino_i", 0.01, step=75, artifact="f" * 64, split="final@4")
+    drawn = facts_of(home).scores.drawn["lora", "dino_i", 4]
+    assert drawn.value == pytest.approx(ENDS["lora"]["dino_i"] * (1 - math.exp(-4 / 6)))
+
+
+def test_a_run_that_was_trained_otherwise_says_so_and_shows_its_own_recipe(home: Path) -> None:
+    card = json.loads((home / "comparison.json").read_text())
+    recipe = card["arms"]["lora"]["recipe"]
+    (home.parent / "demo-lora" / "run.json").write_text(json.dumps({"recipe": recipe}))
+    assert facts_of(home).warnings == ()
+    own = {**recipe, "parallel": {**recipe["parallel"], "zero_stage": 3}}
+    (home.parent / "demo-lora" / "run.json").write_text(json.dumps({"recipe": own}))
+    facts = facts_of(home)
+    assert facts.arm("lora").setting("parallel.zero_stage") == 3
+    assert facts.warnings == (
+        "lora: parallel.zero_stage is 3 in run demo-lora, trained before; its time and memory are of that",
+    )

@@ -25,7 +25,7 @@ from sdxl_ray.core import hub
 from sdxl_ray.core.bases import own_memory
 from sdxl_ray.core.quality.preprocessing import Preprocessing
 from sdxl_ray.core.text import token_ids
-from sdxl_ray.core.weightfiles import PICKLES, find_weights, read_json
+from sdxl_ray.core.weightfiles import PICKLES, content_revision, find_weights, read_json
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.tiny import shipped
 from sdxl_ray.tiny.quiet import no_progress_bars
@@ -152,6 +152,11 @@ def locate_encoder(name: str, revision: str = "", *, setting: str = "encoder") -
             f"{where} is no folder here, and a hub id needs its commit: write {plain}@COMMIT, 40 hex digits"
         )
     return hub.snapshot(setting, known, pinned, _FILES, lambda folder: _check(folder, where))
+
+
+def encoder_revision(name: str) -> str:
+    """SHA-256 over the files of an encoder, whatever its name stands for. Raises UserError as `locate_encoder` does."""
+    return content_revision(locate_encoder(name), _FILES)
 
 
 def _check(folder: Path, where: str) -> None:

@@ -29,6 +29,7 @@ from sdxl_ray.core.quality.prompts import Prompts, Split, fill
 from sdxl_ray.core.quality.subject import Subject, require_unseen
 from sdxl_ray.core.quality.table import Looks, Scores, split_at
 from sdxl_ray.records import Recorder
+from sdxl_ray.report.document import joined
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -111,7 +112,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows of the tables `scores` and `pictures`; `absent` says which scores there are none of, and why.
+    """Rows of the tables `scores` and `pictures`; missing: metric -> why there are no scores of it.
 
     A score that could not be computed has the value None in `scores`; it is no row of the records. differences: of
     every two models, under the same prompts, seeds and photos. terms: (split, model, metric) -> what that score is the
@@ -121,8 +122,18 @@ class Evaluation:
     scores: list[dict[str, Any]]
     differences: list[dict[str, Any]]
     pictures: list[dict[str, Any]]
-    absent: list[str]
+    missing: dict[str, str]
     terms: dict[tuple[str, str, str], Terms]
+
+    @property
+    def absent(self) -> list[str]:
+        """A line for each reason, with the metrics that it concerns."""
+        by: dict[str, list[str]] = {}
+        for metric, reason in self.missing.items():
+            by.setdefault(reason, []).append(metric)
+        return [
+            f"{joined(names)} {'is' if len(names) == 1 else 'are'} absent: {reason}" for reason, names in by.items()
+        ]
 
     def record(self, recorder: Recorder) -> None:
         """Write every row."""
@@ -175,7 +186,7 @@ def evaluate(
     if base is not None:
         scores.add_gains(base.name)
     pictures = _picture_rows(models, subject, plan, store, settings, home)
-    return Evaluation(scores.rows, scores.differences(), pictures, scores.absent, scores.terms)
+    return Evaluation(scores.rows, scores.differences(), pictures, scores.missing, scores.terms)
 
 
 def check(

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -58,12 +59,17 @@ class Prompts(Section):
 def load_prompts(name_or_path: str) -> Prompts:
     """A shipped list by name, a .yaml file of lists, or a .txt file with one prompt a line (used for every split).
 
-    Raises UserError, one line: not there, empty, a prompt without a place for the subject.
+    Raises UserError, one line: not there, empty, a prompt without a place for the subject, or in two of a file's lists.
     """
     if name_or_path.endswith(".txt"):
         return _from_text(name_or_path)
     plain = plain_data.read(name_or_path, _folder(), "prompt list")
-    return validated(Prompts, plain, name_or_path)
+    prompts = validated(Prompts, plain, name_or_path)
+    for one, two in combinations(get_args(Split), 2):
+        for prompt in getattr(prompts, one):
+            if prompt in getattr(prompts, two):
+                raise UserError(f"{name_or_path}: prompt {prompt!r} is in {one} and in {two}: keep it in one of them")
+    return prompts
 
 
 def default_prompts(base_id: str, class_name: str) -> str:

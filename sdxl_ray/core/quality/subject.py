@@ -1,7 +1,8 @@
 """The photos that pictures are judged by, and the proof that none of them was trained on.
 
 A score against training photos rewards copying, so a folder that shares a picture with a model's training set is
-refused: by the bytes of the file, and by its decoded pixels, so that neither a new name nor a re-saved copy hides it.
+refused: by the bytes of the file, and by its decoded pixels, so that neither a new name nor a lossless copy hides it.
+A lossy copy (another JPEG, another size) is not recognised: such are to be kept apart by who holds photos out.
 """
 
 from __future__ import annotations
@@ -64,12 +65,18 @@ def subject_name(where: str) -> str:
 
 def held_out_photos(artifact: Artifact) -> tuple[Photo, ...]:
     """The photos that the artifact's own run held out. Raises UserError when they are not to be found."""
+    photos = kept_photos(artifact)
+    if not photos:
+        raise UserError(f"artifact {str(artifact.folder)!r} tells of no held-out photos: give them with --subject")
+    return photos
+
+
+def kept_photos(artifact: Artifact) -> tuple[Photo, ...]:
+    """The same, none where the run held out none."""
     recipe = config.parse(artifact.manifest.recipe, f"{artifact.folder}: recipe")
     if recipe.data.validation is not None:
         return load_photos(recipe.data.validation, "data.validation")
-    rows = _run_pictures(artifact, "held_out")
-    if not rows:
-        raise UserError(f"artifact {str(artifact.folder)!r} tells of no held-out photos: give them with --subject")
+    rows = _run_pictures(artifact, "held_out") or ()
     return _read([Entry(row.source, "") for row in rows])
 
 
@@ -105,6 +112,14 @@ def require_untrained(photos: Sequence[Photo], trained: Iterable[Picture], name:
                 f"{setting}: photo {seen.name!r} is one that {name!r} was trained on ({row.source}), and "
                 "would flatter it: give photos that were held out"
             )
+
+
+def require_another(others: Sequence[Photo], photos: Iterable[Photo], setting: str) -> None:
+    """Raise UserError when one of `others`, said to show another subject of the class, is among the subject's own."""
+    own = {photo.pixels for photo in photos}
+    for photo in others:
+        if photo.pixels in own:
+            raise UserError(f"{setting}: {photo.name!r} is a photo of the subject too: give another one of the class")
 
 
 def photos_of(pictures: PictureSet) -> tuple[Photo, ...]:

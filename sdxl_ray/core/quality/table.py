@@ -38,14 +38,17 @@ class Looks:
 
 @dataclass
 class Scores:
-    """Collects rows. terms: (split, model, metric) -> what a score is the mean of, so that differences are paired."""
+    """Collects rows. terms: (split, model, metric) -> what a score is the mean of, so that differences are paired.
+
+    missing: metric -> why no model has a score of it.
+    """
 
     subject: Subject
     split: str
     resamples: int
     looks: Looks
     rows: list[dict[str, Any]] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
     terms: dict[tuple[str, str, str], Terms] = field(default_factory=dict)
     _models: list[str] = field(default_factory=list)
 
@@ -152,16 +155,13 @@ class Scores:
         return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
 
     def _explain(self, photos: int, has_base: bool, seeds: int) -> None:
-        reasons = []
         if photos < metrics.LEAST_PHOTOS:
-            reasons.append(
-                f"dino_i, clip_i and pres are absent: {photos} held-out photos, at least {metrics.LEAST_PHOTOS} needed"
-            )
+            known = f"{photos} held-out photo{'s' if photos != 1 else ''}, at least {metrics.LEAST_PHOTOS} are needed"
+            self.missing |= dict.fromkeys(("dino_i", "clip_i", "pres"), known)
         if not has_base:
-            reasons.append("class_kid and prior_loss are absent: they compare with the base, which is not evaluated")
+            self.missing |= dict.fromkeys(("class_kid", "prior_loss"), "the base, to compare with, is not evaluated")
         if seeds < 2:
-            reasons.append("div is absent: it needs at least 2 seeds")
-        self.absent += [reason for reason in reasons if reason not in self.absent]
+            self.missing["div"] = "it needs at least 2 seeds"
 
 
 def _rows(encoder: Encoder, photos: Sequence[Photo]) -> Any:

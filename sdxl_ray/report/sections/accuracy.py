@@ -16,6 +16,7 @@ from sdxl_ray.report.document import (
     absent,
     cell,
     interval_text,
+    joined,
     score_cell,
     score_text,
 )
@@ -34,19 +35,31 @@ _TONES: dict[str, Tone] = {"better": "good", "worse": "bad", "even": "", "unknow
 
 def section(facts: Facts) -> Section:
     metrics = [metric_of(name) for name in facts.metrics]
-    title, lead = "Accuracy", "Final scores: prompts, seeds and photos that chose neither a checkpoint nor a setting."
+    title, lead = "Accuracy", _lead(facts)
     if not metrics:
         nothing = Paragraph("Not measured: no final scores are recorded.", tone="muted")
         return Section("accuracy", title, lead, (nothing,))
-    blocks: list[Block] = [_scores(facts, metrics), _gains(facts, metrics)]
+    shown = [metric_of(name) for name in facts.shown]
+    blocks: list[Block] = [_scores(facts, shown), _gains(facts, shown)]
     if len(facts.arms) > 1:
-        blocks.append(_leads(facts, metrics))
+        blocks.append(_leads(facts, shown))
     panels = tuple(_panel(facts, metric) for metric in metrics)
     blocks.append(Panels("Each metric with its intervals. Dashed: the reference rows.", panels))
     if len(facts.subjects) > 1:
         blocks += [_subjects(facts, metric) for metric in metrics if metric.name in (main_metric(facts), *_BY_SUBJECT)]
     blocks.append(_method(facts, metrics))
     return Section("accuracy", title, lead, tuple(blocks))
+
+
+def _lead(facts: Facts) -> str:
+    """What the final scores rest on, and what of that has chosen something."""
+    chose = [arm.name for arm in facts.arms if any(curve.kept is not None for curve in arm.curves)]
+    if not chose:
+        return "Final scores: prompts, seeds and photos that chose neither a checkpoint nor a setting."
+    return (
+        "Final scores: prompts and seeds that chose neither a checkpoint nor a setting. The held-out photos are those "
+        f"that, under other prompts and seeds, chose the checkpoint of {joined(chose)}."
+    )
 
 
 def _scores(facts: Facts, metrics: list[Metric]) -> DataTable:

@@ -69,7 +69,9 @@ def choices(facts: Facts) -> Iterator[Choice]:
     yield _complexity(facts)
     yield _power(facts)
     yield _score(facts, "Customisation", "clip_t", "the subject in other places, as prompted")
-    yield _score(facts, "Image quality", "div", "pictures of one prompt still differ")
+    yield _score(facts, "Image quality", main_metric(facts), "likeness to real photos of the subject")
+    yield _score(facts, "Image quality", "clip_t", "what the prompt says is in the picture")
+    yield _score(facts, "Variety", "div", "pictures of one prompt still differ")
 
 
 def _cost(facts: Facts, question: str, measure: str, attribute: str, write: Callable[[Any], str]) -> Choice:
@@ -92,15 +94,14 @@ def _cheaper(values: dict[str, Any]) -> str | Absent:
 
 
 def _compatibility(facts: Facts) -> Choice:
-    """A fact of the artifact's kind, not a matter of degree: what its manifest says it is."""
-    words = {"lora": "an adapter: any program that loads LoRA onto this base", "full": "a model of its own"}
-    chosen = arms(facts)
-    figures: dict[str, str | Absent] = {
-        method: words.get(arm.setting("tuning.kind"), Absent("the recipe is not recorded"))
-        for method, arm in chosen.items()
-    }
-    better = LORA if LORA in chosen else Absent("it takes a LoRA arm")
-    return Choice("Compatibility", "what the artifact is", figures, better)
+    """How an artifact is used is a fact of its kind; what it takes to hand it over are its bytes."""
+    words = {"lora": "loads onto the base it was made on", "full": "a whole model, needs no base"}
+    sizes = {method: arm.cost.artifact_bytes for method, arm in arms(facts).items()}
+    figures: dict[str, str | Absent] = {}
+    for method, arm in arms(facts).items():
+        size, use = sizes[method], words.get(arm.setting("tuning.kind"), "its kind is not recorded")
+        figures[method] = size if isinstance(size, Absent) else f"{bytes_text(size)}, {use}"
+    return Choice("Compatibility", "what is handed over, and what it loads onto", figures, _cheaper(sizes))
 
 
 def _gain(facts: Facts, question: str, name: str) -> Choice:

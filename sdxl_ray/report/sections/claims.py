@@ -15,6 +15,7 @@ from sdxl_ray.report.arithmetic import GPU, RANKS, Sdxl
 from sdxl_ray.report.document import Cell, DataTable, Section, absent, joined, score_text
 from sdxl_ray.report.facts import BOTH, DREAMBOOTH, LORA, NO_PRIOR, Arm, Facts, main_metric
 from sdxl_ray.report.metrics import Absent, Gain, metric_of
+from sdxl_ray.report.sections.choice import NOTICEABLE
 from sdxl_ray.report.sections.inference import seconds_per_picture
 
 Verdict = Literal["holds", "holds in part", "does not hold", "open"]
@@ -106,7 +107,8 @@ def _photos(facts: Facts, sdxl: Sdxl) -> Claim:
                 sides.append(gain.direction(metric.better))
     claim, real = "3 to 5 photos suffice", "not a matter of arithmetic"
     if not sides:
-        why = "no arm with 3 to 5 photos was scored" if not few else f"no difference in {metric.short} is recorded"
+        gains = [facts.gain(arm.name, name) for arm in few]
+        why = next((gain.reason for gain in gains if isinstance(gain, Absent)), "no arm with 3 to 5 photos was scored")
         return Claim(claim, Absent(why), real, "open")
     return Claim(claim, "; ".join(parts), real, _by_sides(sides))
 
@@ -154,7 +156,9 @@ def _speed(facts: Facts, sdxl: Sdxl) -> Claim:
     times = (lora.cost.train_s, full.cost.train_s)
     if not isinstance(times[0], Absent) and not isinstance(times[1], Absent):
         text += f"; all steps {seconds_text(times[0])} against {seconds_text(times[1])}"
-    return Claim(claim, text, real, "holds" if fast > slow else "does not hold")
+    if max(fast, slow) < NOTICEABLE * min(fast, slow):
+        text += f"; under {NOTICEABLE} times is even"
+    return Claim(claim, text, real, "holds" if fast >= NOTICEABLE * slow else "does not hold")
 
 
 def _forgets(facts: Facts, sdxl: Sdxl) -> Claim:

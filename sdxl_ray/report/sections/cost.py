@@ -45,7 +45,8 @@ def section(facts: Facts) -> Section:
     titles = ("arm", "method", *(title for _, title, _ in COLUMNS))
     caption = (
         "Bytes are the largest over an arm's runs, times the mean; a step is the median. Memory is the allocator's on "
-        "a GPU and the whole process on a CPU, libraries included. The whole run prepares, trains, looks and saves."
+        "a GPU and the whole process on a CPU, libraries included, since the run began. The whole run prepares, "
+        "trains, looks and saves."
     )
     blocks: list[Block] = [DataTable(caption, titles, rows)]
     panels = tuple(panel for axis in _AXES if (panel := _panel(facts, *axis)) is not None)

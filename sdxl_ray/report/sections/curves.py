@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdxl_ray.report.document import Block, Cell, DataTable, Panel, Panels, Paragraph, Section, score_cell, score_text
 from sdxl_ray.report.facts import Arm, Curves, Facts, main_metric
-from sdxl_ray.report.metrics import METRICS, QUALITY, Score, metric_of
+from sdxl_ray.report.metrics import METRICS, QUALITY, Absent, Score, metric_of
 from sdxl_ray.report.plots import Line, lines, look, smooth
 from sdxl_ray.report.sections import models
 
@@ -124,6 +124,10 @@ def _photos(facts: Facts) -> Block:
             points.setdefault(arm.method, []).append((arm.photos, score, arm.name))
     several = {method: sorted(found, key=lambda point: point[0]) for method, found in points.items()}
     several = {method: found for method, found in several.items() if len({count for count, _, _ in found}) > 1}
+    if not points:
+        score = facts.score(facts.arms[0].name, name)
+        why = score.reason if isinstance(score, Absent) else "the runs' lists of photos are not here"
+        return Paragraph(f"Quality against the number of photos is not measured: {why}.", tone="muted")
     if not several:
         counts = sorted({arm.photos for arm in facts.arms if isinstance(arm.photos, int)})
         known = f"every arm was trained on {counts[0]} photos" if len(counts) == 1 else "no method had two photo counts"

@@ -17,6 +17,7 @@ def section(facts: Facts) -> Section:
     drawing = card.settings
     items = [
         ("base", _words(card.base) or "not recorded"),
+        ("encoders (SHA-256 of their files)", _words(card.encoders) if card.encoders else "not recorded"),
         ("seeds", ", ".join(map(str, drawing.seeds)) or "not recorded"),
         ("denoising steps", str(drawing.steps) if drawing.steps is not None else "not recorded"),
         ("guidance", f"{drawing.guidance:g}" if drawing.guidance is not None else "not recorded"),

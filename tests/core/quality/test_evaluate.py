@@ -202,7 +202,7 @@ def test_what_cannot_be_scored_is_absent_and_says_why(models: list[Model], subje
     found = _run(models[1:], few, tmp_path, settings)
     assert {name for (_, name), value in _values(found).items() if value is not None} == {"clip_t"}
     assert len(found.absent) == 3
-    assert "1 held-out photos, at least 2 needed" in found.absent[0]
+    assert "1 held-out photo, at least 2 are needed" in found.absent[0]
     with Recorder(tmp_path / "records") as recorder:
         found.record(recorder)
     assert read(tmp_path / "records", "scores")["metric"].to_pylist() == ["clip_t"]

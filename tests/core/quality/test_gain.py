@@ -35,7 +35,7 @@ def evaluation(levels: dict[str, float], noise: float = 0.01) -> Evaluation:
     ]
     rows.append({"model": "real", "metric": "dino_i", "value": 0.9})
     by = {("final", model, metric): of for model, some in found.items() for metric, of in some.items()}
-    return Evaluation(rows, [], [], [], by)
+    return Evaluation(rows, [], [], {}, by)
 
 
 def test_the_gain_is_the_difference_of_the_composites() -> None:
@@ -69,5 +69,5 @@ def test_without_base_or_photos_there_is_none() -> None:
     assert quality_gain(evaluation({"default": 0.5, "tuned": 0.6}), "final", "tuned", "default", "x") is None
     found = evaluation({"base": 0.2, "tuned": 0.5})
     rows = [row for row in found.scores if row["model"] != "real"]
-    bare = Evaluation(rows, [], [], [], found.terms)
+    bare = Evaluation(rows, [], [], {}, found.terms)
     assert quality_gain(bare, "final", "tuned", "base", "x") is None

@@ -85,7 +85,7 @@ def _evaluation(subject: str, levels: dict[str, float]) -> Evaluation:
          "n": 8, "encoder": "e", "preprocessing": "p", "split": "final", "artifact": model, "seconds": 1.5}
         for model in levels
     ]  # fmt: skip
-    return Evaluation(scores, [], [], [], terms)
+    return Evaluation(scores, [], [], {}, terms)
 
 
 @pytest.fixture

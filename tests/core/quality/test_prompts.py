@@ -36,6 +36,13 @@ def test_the_embedded_base_knows_every_word_of_its_list() -> None:
         assert unknown_words(fill(prompt, class_name, article=True) for prompt in every) == []
 
 
+def test_a_prompt_in_two_lists_of_a_file_is_refused(tmp_path: Path) -> None:
+    lists = tmp_path / "mine.yaml"
+    lists.write_text("final: ['a {subject}', 'a red {subject}']\nvalidation: ['a red {subject}']\n")
+    with pytest.raises(UserError, match=r"prompt 'a red {subject}' is in validation and in final: keep it in one"):
+        load_prompts(str(lists))
+
+
 @pytest.mark.parametrize(
     ("prompt", "words", "article", "filled"),
     [
