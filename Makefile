@@ -51,7 +51,7 @@ check: $(STAMP)
 
 CHAOS = tests/distributed/test_cut.py tests/test_config.py tests/core/test_dataset.py tests/core/test_pictures.py tests/core/test_weightfiles.py \
 	tests/core/test_killed_saves.py tests/distributed/test_kill.py tests/distributed/test_store.py \
-	tests/distributed/test_two_hosts.py tests/cluster
+	tests/distributed/test_two_hosts.py tests/distributed/test_tune.py tests/cluster
 
 # Two processes, a file to each in turn: while one waits for Ray to start, the other computes. The summary of pytest is
 # the last thing printed.

@@ -265,7 +265,8 @@ class Evaluation(Section):
         "auto", description="auto: where subject, class and 2 held-out photos are known; always: else it is an error"
     )
     split: Literal["validation", "tune"] = Field(
-        "validation", description="prompts and seeds of the scores; a result is judged by others (final)"
+        "validation",
+        description="prompts and seeds of the scores, and with tune half of the photos; a result is judged by others",
     )
     score_prompts: PositiveInt = Field(4, description="prompts of the split's list that are drawn, at most")
     score_seeds: Annotated[int, Field(ge=2)] = Field(2, description="pictures per prompt; 2 at least, for diversity")

@@ -78,9 +78,22 @@ def add(study: optuna.Study, space: Space, trial: Trial) -> None:
             values=scores,
             params=values,
             distributions=found,
+            system_attrs=_generation(study),
             intermediate_values=intermediate(space, trial),
         )
     )
+
+
+def _generation(study: optuna.Study) -> dict[str, Any]:
+    """What NSGA-II writes on its own proposals, and breeds by: a trial without it would never be a parent."""
+    from optuna.samplers import NSGAIISampler
+    from optuna.trial import TrialState
+
+    by = study.sampler
+    if not isinstance(by, NSGAIISampler) or by.population_size is None:
+        return {}
+    known = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    return {by._get_generation_key(): known // by.population_size}
 
 
 def intermediate(space: Space, trial: Trial) -> dict[int, float]:

@@ -21,8 +21,11 @@ def validated(model: type[M], plain: Any, where: str) -> M:
 
 
 def first_problem(error: ValidationError, model: type[BaseModel], plain: Any) -> str:
-    """The first problem of a pydantic error as one line: path, value, what is allowed."""
-    problem = error.errors()[0]
+    """The first problem of a pydantic error as one line: path, value, what is allowed.
+
+    An unknown setting before all others: where one is missing too, it is most often that one, misspelt.
+    """
+    problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     location = _place(problem["loc"], plain)
     path = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":

@@ -223,3 +223,8 @@ def progress(trials: Sequence[Trial], metric: str, mode: Mode) -> list[tuple[flo
 def steps_taken(trials: Sequence[Trial]) -> int:
     """Training steps of all trials, as far as their looks tell."""
     return sum(trial.step for trial in trials)
+
+
+def steps_committed(trials: Sequence[Trial]) -> int:
+    """Training steps that all trials have taken, and those that the open ones may still take."""
+    return sum(trial.step if trial.state in ENDED else trial.steps for trial in trials)

@@ -45,7 +45,9 @@ METRICS: dict[str, Mode] = {
 }
 #: What a search cannot choose: the layout changes no result, the evaluation is the judge, a seed is luck.
 FIXED = {**dict.fromkeys(NOT_IDENTITY, "does not change what is learnt"), "evaluation": "is the judge, not the model",
-         "seed": "is luck that does not carry over", "base": "is another model"}  # fmt: skip
+         "seed": "is luck that does not carry over", "base": "is another model",
+         **dict.fromkeys(("data.holdout", "data.validation"), "is what trials are judged by"),
+         **dict.fromkeys(("data.images", "data.subject", "data.class_name"), "is what is learnt, not how")}  # fmt: skip
 
 
 class Budget(Section):
@@ -106,6 +108,9 @@ class Space(Section):
     metric: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(("quality",), min_length=1)
     mode: Annotated[tuple[Mode, ...], BeforeValidator(_several)] = Field((), description="default: the metric's own")
     budget: Budget
+    at_once: PositiveInt | None = Field(
+        None, description="trials beside each other, at most; default: what the cluster has room for"
+    )
     scheduler: Scheduler = Scheduler()
     searcher: Searcher = Searcher()
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
@@ -167,12 +172,15 @@ class Space(Section):
         return self.sample(recipe, lambda path, _: value_at(plain, path))
 
     def check(self, recipe: Recipe) -> None:
-        """Raise UserError for a path, bound or condition that the recipe does not take, or a budget below one trial."""
+        """Raise UserError for a path, bound or condition that the recipe does not take, or a budget below one trial.
+
+        Also for a scheduler that could stop nobody, and a metric that the recipe's photos do not give.
+        """
         plain = recipe.model_dump(mode="json")
         for place, (path, parameter) in enumerate(self.parameters.items()):
-            section = path.partition(".")[0]
-            if section in FIXED:
-                raise UserError(f"parameters: {path!r} cannot be searched: {section} {FIXED[section]}")
+            for fixed, why in FIXED.items():
+                if f"{path}.".startswith(f"{fixed}.") or fixed.startswith(f"{path}."):
+                    raise UserError(f"parameters: {path!r} cannot be searched: {fixed} {why}")
             self._check_condition(path, parameter, list(self.parameters)[:place], plain)
             here = {key: _first(value) for key, value in parameter.when.items()}
             for value in tried(parameter):
@@ -191,6 +199,17 @@ class Space(Section):
             raise UserError(
                 f"asha stops trials at looks on the way, and evaluation.every={every} of optim.steps="
                 f"{self.last_step(recipe)} has none: lower evaluation.every, or set scheduler {{kind: none}}"
+            )
+        grace = self.scheduler.grace_steps
+        if grace is not None and grace >= self.last_step(recipe):
+            raise UserError(
+                f"scheduler.grace_steps={grace} stops nobody, trials end by step {self.last_step(recipe)}: lower it, "
+                "or set scheduler {kind: none}"
+            )
+        if "validation_loss" in self.metric and recipe.data.validation is None and not recipe.data.holdout:
+            raise UserError(
+                "metric validation_loss is that of held-out photos, and there are none: set data.holdout=1 or more, "
+                "or data.validation to a folder of them"
             )
 
     def _check_condition(self, path: str, parameter: Any, before: list[str], plain: dict[str, Any]) -> None:

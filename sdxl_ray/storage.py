@@ -65,7 +65,10 @@ class Storage:
         if not is_url(text):
             return cls(Path(text).absolute())
         if urlsplit(text).scheme == "file":
-            return cls(Path(urlsplit(text).path))
+            host, path = urlsplit(text)[1:3]
+            if host not in ("", "localhost"):
+                raise UserError(f"storage {text!r} names a machine, {host!r}: write file:///{host}{path}, or a path")
+            return cls(Path(path))
         files, base = open_url(text)
         # Without its options: a path of its own for each store, the same for all that name it.
         scratch = hashlib.sha256(text.partition("?")[0].rstrip("/").encode()).hexdigest()[:16]

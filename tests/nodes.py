@@ -76,11 +76,16 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(
-    temp: Path, *, address: str = "127.0.0.1", prefix: Sequence[str] = (), **environment: str
+    temp: Path,
+    *,
+    address: str = "127.0.0.1",
+    prefix: Sequence[str] = (),
+    more: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[Cluster]:
     """Inside, a head of one CPU runs at `address`, with token authentication; afterwards no process of it is left.
 
-    temp: a short path, since Ray puts sockets below it.
+    temp: a short path, since Ray puts sockets below it. more: words of `ray start`.
     """
     gcs, dashboard = free_port(), free_port()
     env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "SDXL_RAY_STORAGE")}
@@ -96,7 +101,7 @@ def cluster(
     words += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--temp-dir", str(temp)]
     made = Cluster(f"{address}:{gcs}", f"http://127.0.0.1:{dashboard}", env, temp)
     try:
-        made.nodes.append(_start([*words, *_common(address, 1)], temp, env, prefix))
+        made.nodes.append(_start([*words, *_common(address, 1), *more], temp, env, prefix))
         yield made
     finally:
         for node in reversed(made.nodes):

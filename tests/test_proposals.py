@@ -103,6 +103,22 @@ def test_several_metrics_are_several_values() -> None:
     assert isinstance(study.sampler, optuna.samplers.NSGAIISampler)
 
 
+def test_nsga2_breeds_from_trials_that_it_did_not_propose() -> None:
+    """Of an earlier session, and the default: all are of a generation, and parents of the next."""
+    mine = space(
+        "nsga2", metric=["quality", "pres"], scheduler={"kind": "none"}, searcher={"kind": "nsga2", "startup": 3}
+    )
+    known = [ended(n, {"optim.lr": 10.0 ** -(n + 1), "tuning.rank": 4}, n / 10) for n in range(4)]
+    study = proposals.study_of(mine, known)
+    by = study.sampler
+    assert isinstance(by, optuna.samplers.NSGAIISampler)
+    assert [len(by.get_population(study, generation)) for generation in (0, 1)] == [3, 1]
+    assert {trial.number for trial in by.get_parent_population(study, 1)} == {0, 1, 2}
+    asked = study.ask()
+    proposals.propose(mine, mine.start({}), asked)
+    assert by.get_trial_generation(study, study.trials[asked.number]) == 1
+
+
 def test_importance_names_the_parameter_that_decides() -> None:
     mine = space("random")
     study = proposals.study_of(mine, [])

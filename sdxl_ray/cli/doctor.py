@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from sdxl_ray.distributed.doctor import Finding
     from sdxl_ray.plan import Device
 
-EXAMPLES = ("sdxl-ray doctor", "sdxl-ray doctor --address 10.0.0.1:6379 --storage s3://bucket/runs")
+EXAMPLES = (
+    "sdxl-ray doctor",
+    "sdxl-ray doctor --address 10.0.0.1:6379 --storage s3://bucket/runs",
+    "sdxl-ray doctor --file cluster/aws.yaml --file cluster/kuberay-jobs.yaml",
+)
 
 
 def run(
@@ -21,9 +25,16 @@ def run(
     address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="look at this Ray cluster instead: auto or host:port")
     ] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="only check this file for Ray's launcher, KubeRay or Ray Serve, key by key"),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Say what this machine or a cluster can do, and what is unsafe. Exit 1 when something is broken."""
+    if file:
+        _files(file, json)
+        return
     from sdxl_ray.distributed.doctor import examine, summary
 
     if address is None:
@@ -43,6 +54,23 @@ def run(
         typer.echo("\n" + "\n".join(fits))
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
+
+
+def _files(paths: list[str], json: bool) -> None:
+    """Check each file, and say what it holds."""
+    from sdxl_ray.distributed.clusterfiles import checked
+    from serve import rayfile
+
+    holds = {}
+    with libraries_on_stderr():
+        for path in paths:
+            serves = rayfile.check(path) if rayfile.is_one(path) else []
+            holds[path] = [*(f"application {name}" for name in serves), *checked(path)]
+    if json:
+        print_json(holds)
+        return
+    for path, held in holds.items():
+        typer.echo(f"{path}: {', '.join(held)}")
 
 
 def _cluster(address: str, storage: str) -> tuple[list[Finding], list[str]]:

@@ -20,6 +20,7 @@ from sdxl_ray.config import Recipe, deciding, parse
 from sdxl_ray.core.basefiles import locate
 from sdxl_ray.core.dataset import PictureSet, scan, scan_class, split
 from sdxl_ray.core.quality.live import require_scorable
+from sdxl_ray.core.quality.subject import halves
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.errors import UserError
 from sdxl_ray.storage import Storage
@@ -86,8 +87,16 @@ def default_name(recipe: Recipe) -> str:
 
 def scan_pictures(recipe: Recipe) -> Pictures:
     """Read every picture once; UserError that lists all that cannot be used, or for scores that cannot be had."""
-    train, held_out = split(scan(recipe.data), recipe.data)
-    require_scorable(recipe, len(held_out))
+    pictures = divided(scan(recipe.data), recipe)
+    require_scorable(recipe, len(pictures.held_out))
+    return pictures
+
+
+def divided(found: PictureSet, recipe: Recipe) -> Pictures:
+    """A run's pictures from those of `data.images`. A trial holds out the half of a search's photos that is its."""
+    train, held_out = split(found, recipe.data)
+    if recipe.evaluation.split == "tune":
+        held_out, _ = halves(held_out)
     return Pictures(train, held_out, scan_class(recipe.data))
 
 

@@ -27,6 +27,7 @@ from sdxl_ray.core.quality.subject import (
 )
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.core.runfolder import APART, require_own, scan_pictures
+from sdxl_ray.distributed.cluster import gpus_per_worker
 from sdxl_ray.distributed.drawing import draw_on_workers
 from sdxl_ray.distributed.stream import streams
 from sdxl_ray.errors import UserError
@@ -122,14 +123,15 @@ def judge(
     experiment: Experiment,
     runs: Sequence[Run],
     artifacts: Sequence[Artifact],
+    place: Storage,
     home: Path,
     workers: int,
     on_row: OnRow,
 ) -> Judgement | None:
     """Score the base and every run into `home`; None, with a note, for arms that have no subject.
 
-    artifacts: of the runs, in their order. workers: of the connected cluster that draw; 0: this process does. Pictures
-    that are there already are not drawn again.
+    artifacts: of the runs, in their order. home: a folder of `place`. workers: of the connected cluster that draw; 0:
+    this process does. Pictures that are there already are not drawn again.
     """
     of = {id(run): artifact for run, artifact in zip(runs, artifacts, strict=True)}
     found: dict[str, Evaluation] = {}
@@ -156,7 +158,10 @@ def judge(
         names = {arm: iter(trainings) for arm, trainings in members.items()}
         models += [Model(next(names[r.arm]), r.recipe.base, of[id(r)], r.recipe.data.subject) for r in some]
         if workers:
-            draw_on_workers(models, judged, lists, settings, home=home, workers=workers, on_row=on_row)
+            gpus = gpus_per_worker(recipe)
+            draw_on_workers(
+                models, judged, lists, settings, place=place, home=home, workers=workers, gpus=gpus, on_row=on_row
+            )
         scored = evaluate(models, judged, lists, settings, home=home, on_row=on_row)
         assert scored is not None  # one process is rank 0
         found[judged.name] = scored

@@ -12,6 +12,7 @@ from pathlib import Path
 import ray
 
 from sdxl_ray.config import Recipe
+from sdxl_ray.distributed.room import Room
 from sdxl_ray.errors import UserError
 
 #: A cluster that has not answered by then is none.
@@ -96,11 +97,22 @@ def _token() -> str | None:
 
 
 def gpus_per_worker(recipe: Recipe) -> int:
-    """GPUs that each worker gets: the recipe's number, or one where the cluster has any."""
+    """GPUs that each worker gets: the recipe's number, or one where the cluster has any or declares that it may.
+
+    Raises UserError for GPUs that there cannot be, and where only the recipe can say whether to wait for some.
+    """
     wanted = recipe.resources.gpus_per_worker
-    has = int(ray.cluster_resources().get("GPU", 0))
-    if wanted == "auto":
-        return 1 if has else 0
-    if wanted and not has:
+    if wanted == 0:
+        return 0
+    room = Room.now()
+    if room.has("GPU"):
+        return 1
+    unknown = room.grows and room.declared is None
+    if wanted == "auto" and unknown:
+        raise UserError(
+            "this cluster has no GPU yet and an autoscaler that may add some: set resources.gpus_per_worker=1 to wait "
+            "for them, or 0 to train on CPUs"
+        )
+    if wanted == 1 and not unknown:
         raise UserError("resources.gpus_per_worker=1 and this cluster has no GPU: set it to auto or 0")
-    return wanted
+    return 1 if wanted == 1 else 0

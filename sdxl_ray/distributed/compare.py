@@ -100,7 +100,7 @@ def compare(
         ]
         _grid(runs, results).save(home / "grid.png")
         artifacts = [Artifact.open(result.artifact) for result in results]
-        judged = judge(experiment, runs, artifacts, home, workers, on_row)
+        judged = judge(experiment, runs, artifacts, place, home, workers, on_row)
     card = _card(name, experiment, runs, results, artifacts)
     if judged is not None:
         known = {"settings": judged.drawing, "absent": judged.evaluation.missing, "encoders": judged.encoders}

@@ -2,8 +2,9 @@
 
     draw_on_workers(models, subject, prompts, settings, home=folder, workers=2)
 
-The pictures and prior losses are then in `home`, which every node must see, and `evaluate` only scores. A worker that
-dies ends the drawing with one line; the same call goes on with what is missing.
+The pictures and prior losses are then in `home`, which every node must see, and `evaluate` only scores. Under a URL
+each node works in its scratch, and pictures travel before anybody goes on with them. A worker that dies ends the
+drawing with one line; the same call goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Base
+from sdxl_ray.core.group import leads
 from sdxl_ray.core.local import default_device
 from sdxl_ray.core.quality.drawing import Drawing, PictureStore
 from sdxl_ray.core.quality.evaluate import Plan, Settings, check, render
@@ -26,7 +28,9 @@ from sdxl_ray.core.quality.models import Model
 from sdxl_ray.core.quality.prompts import Prompts
 from sdxl_ray.core.quality.subject import Subject
 from sdxl_ray.distributed.mailbox import delivered, open_mailbox
+from sdxl_ray.distributed.room import Room
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -40,11 +44,14 @@ def draw_on_workers(
     *,
     home: Path,
     workers: int,
+    place: Storage | None = None,
+    gpus: int | None = None,
     on_row: OnRow = lambda _: None,
 ) -> None:
     """Draw what `home` lacks on so many workers of the cluster that is connected; nothing starts when nothing is.
 
-    workers: at most what the cluster has room for is used, since they wait for each other.
+    workers: at most what the cluster has room for is used, since they wait for each other. place: the storage that
+    `home` and the artifacts are in; None: every node sees both. gpus: of each worker; None: one where there are any.
 
     Raises UserError as `evaluate` does, before any worker starts, and RunError when one of them fails.
     """
@@ -52,18 +59,23 @@ def draw_on_workers(
     store = PictureStore(home / "pictures")
     if all(store.has(job) for model in models for job in plan.jobs(model)):
         return
-    workers = min(workers, capacity())
-    gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    room, place = Room.now(), place or Storage.of(home)
+    gpus = int(room.has("GPU")) if gpus is None else gpus
+    fit = room.workers({"CPU": 1, "GPU": gpus})
+    workers = workers if fit is None else max(1, min(workers, fit))
+    if place.url is not None:
+        place.put_missing(store.folder)
     mailbox, meeting = open_mailbox(), Meeting.remote(workers)  # type: ignore[attr-defined]  # added by ray.remote
     work = {
-        "models": [_plain(model) for model in models],
+        "models": [_plain(model, place) for model in models],
         "class_name": subject.class_name,
         "prompts": prompts.model_dump(mode="json"),
         "settings": _settings(settings),
-        "home": str(home.absolute()),
+        "storage": place.url or str(place.root),
+        "home": _within(home, place),
     }
     on_row({"kind": "phase", "name": f"starting {workers} worker{'s' if workers > 1 else ''}", "done": 0, "total": 0})
-    task = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=0)(_share)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_share)
     with delivered(mailbox, on_row):
         waiting = [task.remote(rank, workers, work, meeting, mailbox) for rank in range(workers)]
         try:
@@ -79,6 +91,8 @@ def draw_on_workers(
         finally:
             for task_left in waiting:
                 ray.cancel(task_left, force=True)
+    if place.url is not None:
+        place.get_missing(store.folder)
 
 
 def capacity() -> int:
@@ -105,13 +119,25 @@ class Meeting:
 
 
 class MetGroup:
-    """A group of Ray tasks that meet in an actor."""
+    """A group of Ray tasks that meet in an actor.
 
-    def __init__(self, rank: int, world: int, meeting: Any) -> None:
+    shared: the folder that all see alike after a barrier, of which each machine has its copy under a URL.
+    """
+
+    def __init__(self, rank: int, world: int, meeting: Any, storage: Storage, shared: Path) -> None:
         self.rank, self.world, self._meeting = rank, world, meeting
+        self._storage, self._shared = storage, shared
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
+        if self._storage.url is None:
+            self.gather(None)
+            return
+        if leading := leads(self, self._storage.root):
+            self._storage.put_missing(self._shared)
+        self.gather(None)
+        if leading:
+            self._storage.get_missing(self._shared)
         self.gather(None)
 
     def gather(self, value: T) -> list[T]:
@@ -125,11 +151,18 @@ def _share(rank: int, world: int, work: dict[str, Any], meeting: Any, mailbox: A
     plain = dict(work["settings"])
     drawing, dtype = Drawing(**plain.pop("drawing")), getattr(torch, plain.pop("dtype"))
     settings = Settings(drawing, dtype=dtype, device=default_device(), **plain)
+    storage = Storage.of(work["storage"])
+    home = storage.root / work["home"]
+    group = MetGroup(rank, world, meeting, storage, home / "pictures")
+    if storage.url is not None and leads(group, storage.root):
+        for folder in {storage.root / model["artifact"] for model in work["models"] if model["artifact"]}:
+            storage.get_folder(folder)
+    group.barrier()
     models = [
         Model(
             model["name"],
             Base.model_validate(model["base"]),
-            Artifact.open(model["artifact"]) if model["artifact"] else None,
+            Artifact.open(storage.root / model["artifact"]) if model["artifact"] else None,
             model["words"],
         )
         for model in work["models"]
@@ -141,7 +174,7 @@ def _share(rank: int, world: int, work: dict[str, Any], meeting: Any, mailbox: A
             counts = {key: row[key] * world for key in ("done", "total") if key in row}
             mailbox.put.remote(row | counts)
 
-    render(models, plan, settings, Path(work["home"]), MetGroup(rank, world, meeting), on_row)
+    render(models, plan, settings, home, group, on_row)
 
 
 def _settings(settings: Settings) -> dict[str, Any]:
@@ -151,11 +184,17 @@ def _settings(settings: Settings) -> dict[str, Any]:
     return plain
 
 
-def _plain(model: Model) -> dict[str, Any]:
+def _within(path: Path, place: Storage) -> str:
+    """A path as every node finds it: relative to the storage's root, wherever a node has that."""
+    path = path.absolute()
+    return path.relative_to(place.root).as_posix() if path.is_relative_to(place.root) else str(path)
+
+
+def _plain(model: Model, place: Storage) -> dict[str, Any]:
     return {
         "name": model.name,
         "base": model.base.model_dump(mode="json"),
-        "artifact": str(model.artifact.folder.absolute()) if model.artifact else None,
+        "artifact": _within(model.artifact.folder, place) if model.artifact else None,
         "words": model.words,
     }
 

@@ -18,6 +18,7 @@ from sdxl_ray.core.quality.models import BASE, Model
 from sdxl_ray.core.quality.prompts import default_prompts, load_prompts
 from sdxl_ray.core.quality.subject import Subject, subject_name
 from sdxl_ray.core.runfolder import APART
+from sdxl_ray.distributed.drawing import draw_on_workers
 from sdxl_ray.distributed.holdout import final_photos
 from sdxl_ray.errors import RunError
 from sdxl_ray.records import Recorder
@@ -29,9 +30,10 @@ from sdxl_ray.storage import Storage
 OnRow = Callable[[dict[str, Any]], None]
 
 
-def conclude(card: SearchCard, place: Storage, trials: list[Trial], on_row: OnRow) -> Verdict:
+def conclude(card: SearchCard, place: Storage, trials: list[Trial], gpus: int, on_row: OnRow) -> Verdict:
     """Write `best.yaml` (and one file for each other trial of a Pareto front) and judge the winner; the verdict.
 
+    The cluster must be connected: its workers draw, with `gpus` each, unless trials need none and no worker.
     Raises RunError when no trial finished.
     """
     space, recipe, home = card.space, parse(card.recipe), place.root / card.name
@@ -53,7 +55,7 @@ def conclude(card: SearchCard, place: Storage, trials: list[Trial], on_row: OnRo
         return Verdict(winner=winner.number, beats_default=False, sentence=f"No default to compare with: {why}.")
     if not space.scored or recipe.data.known_class is None or recipe.data.subject is None:
         return Verdict(winner=winner.number, beats_default=False, sentence=_unjudged(metric, winner, default))
-    return _judge(card, place, recipe, winner, default, on_row)
+    return _judge(card, place, recipe, winner, default, gpus, on_row)
 
 
 def _unjudged(metric: str, winner: Trial, default: Trial) -> str:
@@ -64,7 +66,9 @@ def _unjudged(metric: str, winner: Trial, default: Trial) -> str:
     )
 
 
-def _judge(card: SearchCard, place: Storage, recipe: Recipe, winner: Trial, default: Trial, on_row: OnRow) -> Verdict:
+def _judge(
+    card: SearchCard, place: Storage, recipe: Recipe, winner: Trial, default: Trial, gpus: int, on_row: OnRow
+) -> Verdict:
     final, home = card.space.final, place.root / card.name
     artifacts = {}
     for name, trial in ((DEFAULT, default), (TUNED, winner)):
@@ -73,12 +77,17 @@ def _judge(card: SearchCard, place: Storage, recipe: Recipe, winner: Trial, defa
             place.get_folder(folder, APART)
         artifacts[name] = Artifact.open(folder / "artifact")
     class_name, words = str(recipe.data.known_class), recipe.data.subject
-    photos = final_photos(card.space, home, artifacts[DEFAULT])
-    subject = Subject(subject_name(str(recipe.data.images)), class_name, photos)
+    held_out = final_photos(card.space, recipe)
+    subject = Subject(subject_name(str(recipe.data.images)), class_name, held_out.photos)
     looks = settings_of(recipe, identity=recipe.evaluation.identity, clip=recipe.evaluation.clip)
     settings = replace(looks, seeds=final.seeds, class_pictures=final.class_pictures)
     models = [Model(BASE, recipe.base), *(Model(name, recipe.base, a, words) for name, a in artifacts.items())]
     lists = load_prompts(final.prompts or default_prompts(recipe.base.id, class_name))
+    if gpus or recipe.parallel.engine != "local":
+        workers = recipe.parallel.workers[1]
+        draw_on_workers(
+            models, subject, lists, settings, place=place, home=home, workers=workers, gpus=gpus, on_row=on_row
+        )
     found = evaluate(models, subject, lists, settings, home=home, on_row=on_row)
     assert found is not None  # one process is rank 0
     with Recorder(home / "records") as recorder:
@@ -87,17 +96,20 @@ def _judge(card: SearchCard, place: Storage, recipe: Recipe, winner: Trial, defa
     gain = quality_gain(found, settings.split, TUNED, DEFAULT, settings.clip)
     if gain is not None and rows:
         rows.insert(0, {**rows[0], "metric": "quality", **asdict(gain)})
-    return verdict(rows, card.metric, winner.number)
+    return verdict(rows, card.metric, winner.number, held_out.split)
 
 
-def verdict(rows: list[dict[str, Any]], metric: str, winner: int) -> Verdict:
-    """What paired differences (winner minus default) say; the winner wins when the whole interval does."""
+def verdict(rows: list[dict[str, Any]], metric: str, winner: int, where: str = "the final split") -> Verdict:
+    """What paired differences (winner minus default) say; the winner wins when the whole interval does.
+
+    where: what they were measured on, as the sentence has it.
+    """
     row = next((row for row in rows if row["metric"] == metric), None)
     if row is None or row["low"] is None:
         sentence = f"Trial {winner} has no interval of {metric} against the default: judge by the table."
         return Verdict(winner=winner, beats_default=False, sentence=sentence, differences=rows)
     sign = 1 if METRICS[metric] == "max" else -1
-    gap = f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] in {metric} on the final split"
+    gap = f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] in {metric} on {where}"
     if min(sign * row["low"], sign * row["high"]) > 0:
         sentence = f"Trial {winner} beats the default: {gap}."
     elif max(sign * row["low"], sign * row["high"]) < 0:

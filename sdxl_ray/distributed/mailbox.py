@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sdxl_ray.errors import RunError
+
 Row = dict[str, Any]
 
 
@@ -19,10 +21,17 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
+        self._refused = ""
 
     def put(self, row: Row) -> None:
-        """Append a row."""
+        """Append a row. Raises RunError once nobody wants any."""
+        if self._refused:
+            raise RunError(self._refused)
         self._rows.append(row)
+
+    def refuse(self, reason: str) -> None:
+        """Let whoever puts the next row know that the run is of no use any more."""
+        self._refused = reason
 
     def take(self) -> list[Row]:
         """Every row since the last call."""
@@ -38,13 +47,20 @@ def open_mailbox() -> Any:
 
 @contextmanager
 def delivered(mailbox: Any, on_row: Callable[[Row], None], every_s: float = 0.25) -> Iterator[None]:
-    """Inside, a thread gives every row of the mailbox to `on_row`; on leaving, the last ones are given too."""
-    stop = threading.Event()
+    """Inside, a thread gives every row of the mailbox to `on_row`; on leaving, the last ones are given too.
+
+    What `on_row` raises is told to whoever fills the mailbox, and raised on leaving.
+    """
+    stop, failed = threading.Event(), list[Exception]()
 
     def deliver() -> None:
-        while not stop.wait(every_s):
-            for row in ray.get(mailbox.take.remote()):
-                on_row(row)
+        try:
+            while not stop.wait(every_s):
+                for row in ray.get(mailbox.take.remote()):
+                    on_row(row)
+        except Exception as error:  # whatever it is: this thread has nobody who would hear of it
+            failed.append(error)
+            mailbox.refuse.remote(str(error))
 
     thread = threading.Thread(target=deliver, name="mailbox", daemon=True)
     thread.start()
@@ -53,5 +69,7 @@ def delivered(mailbox: Any, on_row: Callable[[Row], None], every_s: float = 0.25
     finally:
         stop.set()
         thread.join()
+        if failed:
+            raise failed[0]
         for row in ray.get(mailbox.take.remote()):
             on_row(row)

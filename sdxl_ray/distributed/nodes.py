@@ -64,13 +64,18 @@ def ask(nodes: list[Node], question: Callable[..., Any], *words: Any) -> dict[No
 
 
 def unseen(storage: Storage, nodes: list[Node]) -> list[Node]:
-    """Nodes that cannot read and write the storage."""
+    """Nodes that cannot read and write the storage. Raises UserError where this one cannot."""
     if storage.url is not None:
         return [node for node, seen in ask(nodes, _reaches, storage.url).items() if seen is not True]
     new = not storage.root.exists()
-    storage.root.mkdir(parents=True, exist_ok=True)
     marker = storage.root / f".seen-{uuid.uuid4().hex}"
-    marker.touch()
+    try:
+        storage.root.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except OSError as error:
+        raise UserError(
+            f"storage {str(storage.root)!r} cannot be written: {error.strerror}; give another --storage"
+        ) from None
     try:
         return [node for node, seen in ask(nodes, _sees, str(marker)).items() if seen is not True]
     finally:
@@ -94,11 +99,28 @@ def require_shared(storage: Storage) -> None:
 
 
 def _sees(marker: str) -> bool:
-    return Path(marker).exists()
+    """Whether this node sees the file, and can write, read and remove one beside it."""
+    if not Path(marker).exists():
+        return False
+    mine = Path(f"{marker}-{uuid.uuid4().hex}")
+    try:
+        mine.write_text(mine.name)
+        return mine.read_text() == mine.name
+    finally:
+        mine.unlink(missing_ok=True)
 
 
 def _reaches(url: str) -> bool:
-    """Whether this node can list the store; it writes nothing."""
+    """Whether this node can write, read and remove a file in the store."""
     storage = Storage.of(url)
-    storage.names(storage.root)
-    return True
+    probe = storage.root / f".seen-{uuid.uuid4().hex}"
+    storage.root.mkdir(parents=True, exist_ok=True)
+    try:
+        probe.write_text(probe.name)
+        storage.put(probe)
+        probe.unlink()
+        storage.get(probe)
+        return probe.read_text() == probe.name
+    finally:
+        probe.unlink(missing_ok=True)
+        storage.remove(probe)

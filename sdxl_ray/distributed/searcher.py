@@ -20,12 +20,15 @@ from ray.tune.search import Searcher
 from sdxl_ray import proposals
 from sdxl_ray.config import Recipe
 from sdxl_ray.distributed.trial import STEP
-from sdxl_ray.search import ENDED, Trial, steps_taken
+from sdxl_ray.search import ENDED, Trial, steps_committed
 from sdxl_ray.space import Space
 
 
 class Proposer(Searcher):  # type: ignore[misc]  # Ray is untyped
-    """Gives Ray Tune the configuration of each trial and keeps `trials`, in the order they were begun."""
+    """Gives Ray Tune the configuration of each trial and keeps `trials`, in the order they were begun.
+
+    A trial is begun while the budget's steps hold all of it beside what the open ones may still take: so none is cut.
+    """
 
     def __init__(self, space: Space, recipe: Recipe, trials: list[Trial], run: Callable[[int], str]) -> None:
         metric = space.metric[0]
@@ -40,8 +43,13 @@ class Proposer(Searcher):  # type: ignore[misc]  # Ray is untyped
         """Ours, by Ray Tune's id."""
         return self._of[trial_id]
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The next trial: one that was interrupted, else the recipe as it is, else what Optuna proposes."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial: one that was interrupted, else the recipe as it is, else what Optuna proposes.
+
+        None while there may be steps for another one, once an open trial has been stopped; FINISHED when there are not.
+        """
+        if not self._again and full(self._space, self._recipe, self.trials):
+            return None if any_open(self.trials) else self.FINISHED
         trial = self._again.pop(0) if self._again else self._new()
         trial.state = "running"
         self._of[trial_id] = trial
@@ -121,10 +129,10 @@ class Halving(ASHAScheduler):  # type: ignore[misc]
 
 
 class Budget(Stopper):  # type: ignore[misc]  # Ray is untyped
-    """Ends the search when its seconds or steps are spent; trials are counted by Ray Tune."""
+    """Ends the search when its seconds are spent, or its steps hold no other trial; trials are counted by Ray Tune."""
 
-    def __init__(self, space: Space, trials: list[Trial], clock: Callable[[], float]) -> None:
-        self._budget, self._trials, self._clock = space.budget, trials, clock
+    def __init__(self, space: Space, recipe: Recipe, trials: list[Trial], clock: Callable[[], float]) -> None:
+        self._space, self._recipe, self._trials, self._clock = space, recipe, trials, clock
         self.spent = ""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -133,12 +141,23 @@ class Budget(Stopper):  # type: ignore[misc]  # Ray is untyped
 
     def stop_all(self) -> bool:
         """Whether it is spent."""
-        budget = self._budget
+        budget = self._space.budget
         if budget.seconds is not None and self._clock() >= budget.seconds:
             self.spent = f"budget.seconds={budget.seconds:g}"
-        elif budget.steps is not None and steps_taken(self._trials) >= budget.steps:
+        elif full(self._space, self._recipe, self._trials) and not any_open(self._trials):
             self.spent = f"budget.steps={budget.steps}"
         return bool(self.spent)
+
+
+def full(space: Space, recipe: Recipe, trials: Sequence[Trial]) -> bool:
+    """Whether the budget's steps hold no other whole trial, beside what the open ones may still take."""
+    steps = space.budget.steps
+    return steps is not None and steps_committed(trials) + space.last_step(recipe) > steps
+
+
+def any_open(trials: Sequence[Trial]) -> bool:
+    """Whether a trial runs, or was interrupted and goes on."""
+    return any(trial.state not in ENDED for trial in trials)
 
 
 class Clock:

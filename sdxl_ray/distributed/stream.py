@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_ray.config import Recipe, parse
-from sdxl_ray.core.dataset import Picture, PictureSet, picture_row, scan_class, split
+from sdxl_ray.core.dataset import Picture, PictureSet, picture_row
 from sdxl_ray.core.pictures import BadPicture
 from sdxl_ray.core.run import Pictures
-from sdxl_ray.core.runfolder import RunFolder
+from sdxl_ray.core.runfolder import RunFolder, divided
 from sdxl_ray.core.sampler import Sampler, View, validation_examples
 from sdxl_ray.core.sources import Entry, Reader, entries
 from sdxl_ray.errors import UserError
@@ -62,8 +62,7 @@ def scan_stream(recipe: Recipe, on_row: OnRow) -> Pictures:
         more = f" (and {len(problems) - 1} more: {'; '.join(problems[1:_NAMED])})" if problems[1:] else ""
         raise UserError(f"{problems[0]}{more}")
     pictures.sort(key=lambda picture: (picture.key, picture.caption))
-    train, held_out = split(PictureSet.from_rows(asdict(picture) for picture in pictures), recipe.data)
-    return Pictures(train, held_out, scan_class(recipe.data))
+    return divided(PictureSet.from_rows(asdict(picture) for picture in pictures), recipe)
 
 
 def encode_stream(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: OnRow) -> None:

@@ -21,15 +21,16 @@ from typing import Any
 
 import ray
 
-from sdxl_ray.config import Recipe, parse
+from sdxl_ray.config import Recipe, override, parse
 from sdxl_ray.core.preflight import preflight
 from sdxl_ray.core.runfolder import scan_pictures
 from sdxl_ray.distributed.chronicle import Chronicle
 from sdxl_ray.distributed.cluster import connected, gpus_per_worker
 from sdxl_ray.distributed.environment import environment
 from sdxl_ray.distributed.finale import conclude
-from sdxl_ray.distributed.holdout import scored, trial_recipe
+from sdxl_ray.distributed.holdout import SAME_PHOTOS, final_photos, scored
 from sdxl_ray.distributed.nodes import require_shared
+from sdxl_ray.distributed.room import Room
 from sdxl_ray.distributed.searcher import Budget, Clock, Halving, Proposer
 from sdxl_ray.distributed.stream import streams
 from sdxl_ray.distributed.trial import run_trial
@@ -43,7 +44,7 @@ from sdxl_ray.storage import Storage
 OnRow = Callable[[dict[str, Any]], None]
 
 #: What may be other in a search that goes on: settings of the recipe are compared by themselves.
-_MAY_CHANGE = ("budget", "final", "description", "settings")
+_MAY_CHANGE = ("budget", "at_once", "final", "description", "settings")
 #: Right below a search's folder, and not mirrored with it: every trial is a run that mirrors itself.
 _APART = ("ray", "trial-*")
 #: Deaths of a trial's process that it survives; it goes on from its checkpoint.
@@ -92,8 +93,11 @@ def search(
     recipe.require_complete()
     space.check(recipe)
     preflight(recipe, "cuda")
+    trials_recipe = scored(space, recipe)
     if not streams(recipe):
-        scan_pictures(scored(space, recipe))
+        scan_pictures(trials_recipe)
+        if space.scored and not final_photos(space, recipe).apart:
+            on_row({"kind": "note", "text": SAME_PHOTOS})
     place = Storage.of(storage)
     home = place.root / name
     place.get_folder(home, _APART)
@@ -102,16 +106,16 @@ def search(
     on_row({"kind": "phase", "name": "connecting to Ray", "done": 0, "total": 0})
     ends_workers = recipe.parallel.engine != "local"  # a trial that is stopped leaves a cut run of Ray Train
     with connected(address, recipe.parallel.workers[1] * recipe.resources.cpus_per_worker, dashboard=ends_workers):
-        at_once, resources = _room(recipe)
-        if place.url is None:
-            require_shared(place)
-        else:
-            resources[f"node:{ray.util.get_node_ip_address()}"] = 0.001
+        gpus = gpus_per_worker(recipe)
+        # Said to trials: on another node the launcher's file is not there to be asked.
+        trials_recipe = override(trials_recipe, {"resources.gpus_per_worker": gpus})
+        at_once, resources = _room(recipe, gpus, place, space.at_once)
+        require_shared(place)
         _write(card, home)
         for trial in trials:
             on_row({"kind": "trial", **trial.row(), "metrics": trial.metrics})
-        _run(card, trial_recipe(space, recipe, home, on_row), place, trials, at_once, resources, on_row)
-    verdict = conclude(card, place, trials, on_row)
+        _run(card, trials_recipe, place, trials, at_once, resources, on_row)
+        verdict = conclude(card, place, trials, gpus, on_row)
     card = card.model_copy(update={"verdict": verdict})
     card.write(home)
     on_row({"kind": "phase", "name": "writing the report", "done": 0, "total": 0})
@@ -152,25 +156,58 @@ def _write(card: SearchCard, home: Path) -> None:
         raise UserError(f"{where}: {error.strerror}; give another --storage") from None
 
 
-def _room(recipe: Recipe) -> tuple[int, dict[str, float]]:
-    """How many trials the cluster holds at once, and what the process of a trial asks for.
+def _room(recipe: Recipe, gpus: int, place: Storage, most: int | None) -> tuple[int, dict[str, float]]:
+    """How many trials the cluster holds at once (at most `most`), and what the process of a trial asks for.
 
     Raises UserError when it holds none.
     """
-    workers = recipe.parallel.workers[1]
-    gpus = gpus_per_worker(recipe)
-    need = {"CPU": workers * recipe.resources.cpus_per_worker} | ({"GPU": workers * gpus} if gpus else {})
-    has = ray.cluster_resources()
-    for kind, wanted in need.items():
-        if wanted > has.get(kind, 0):
-            raise UserError(
-                f"a trial needs {wanted} {kind}s (parallel.workers={workers}), the cluster has {has.get(kind, 0):g}: "
-                "lower parallel.workers, or give an --address with more"
-            )
-    at_once = min(int(has[kind] // wanted) for kind, wanted in need.items())
+    room, local = Room.now(), recipe.parallel.engine == "local"
+    need = {"CPU": recipe.resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     # Under Ray Train the workers hold what the trial needs; the trial itself only waits for them. Ray Tune insists on a
     # resource, and a sliver of a CPU could be one too many.
-    return at_once, dict(need) if recipe.parallel.engine == "local" else {"memory": 1}
+    asks: dict[str, float] = dict(need) if local else {"memory": 1}
+    if place.url is not None:
+        asks[f"node:{ray.util.get_node_ip_address()}"] = 0.001
+        if local:
+            room = Room.here()
+            if not room.workers(need):
+                raise UserError(
+                    f"with parallel.engine=local and a URL, trials run on this node, which has not {_text(need)}: set "
+                    "parallel.engine=zero, or give a --storage that every node mounts"
+                )
+    return require_room(room, need, recipe.parallel.workers[1], most), asks
+
+
+def require_room(room: Room, need: dict[str, int], workers: int, most: int | None = None) -> int:
+    """How many trials of so many workers there is room for, at most `most`.
+
+    Where nobody knows what a cluster grows to it is `most`, or what the nodes hold that are there, one at least.
+    Raises UserError where there is room for none.
+    """
+    fit = room.workers(need)
+    if fit is None:
+        return most or max(1, (Room(room.live).workers(need) or 0) // workers)
+    for kind, wanted in need.items():
+        if workers * wanted > room.total(kind):
+            raise UserError(
+                f"a trial needs {workers * wanted} {kind}s (parallel.workers={workers}), the cluster has "
+                f"{room.total(kind):g}: lower parallel.workers, or give an --address with more"
+            )
+        if wanted > room.largest(kind):
+            raise UserError(
+                f"a worker needs {wanted} {kind}s on one node, the largest has {room.largest(kind):g}: lower "
+                f"resources.{kind.lower()}s_per_worker, or give an --address with larger nodes"
+            )
+    if fit < workers:
+        raise UserError(
+            f"a trial needs {workers} workers of {_text(need)}, the nodes have room for {fit}: lower parallel.workers, "
+            "or give an --address with more"
+        )
+    return min(fit // workers, most or fit)
+
+
+def _text(need: dict[str, int]) -> str:
+    return " and ".join(f"{amount} {kind}{'s' if amount > 1 else ''}" for kind, amount in need.items())
 
 
 def _run(
@@ -186,9 +223,9 @@ def _run(
     from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
 
     space, clock, home = card.space, Clock(trials), place.root / card.name
-    budget = Budget(space, trials, clock)
-    left = -1 if space.budget.trials is None else space.budget.trials - sum(t.state in ENDED for t in trials)
-    if left == 0 or budget.stop_all():
+    budget = Budget(space, recipe, trials, clock)
+    left = None if space.budget.trials is None else space.budget.trials - sum(t.state in ENDED for t in trials)
+    if (left is not None and left <= 0) or budget.stop_all():
         return
     fixed = {
         "recipe": recipe.model_dump(mode="json"),
@@ -205,7 +242,7 @@ def _run(
             tune_config=TuneConfig(
                 search_alg=proposer,
                 scheduler=Halving(space, recipe, trials) if space.scheduler.kind == "asha" else None,
-                num_samples=left,
+                num_samples=-1 if left is None else left,  # -1: without an end of its own
                 max_concurrent_trials=at_once,
                 # A process that trains itself serves the next trial; one that waits for workers goes with them.
                 reuse_actors=recipe.parallel.engine == "local",
@@ -226,7 +263,8 @@ def _run(
         finally:
             chronicle.close()
     if budget.spent:
-        on_row({"kind": "note", "text": f"{budget.spent} is spent: {len(trials)} trials, {steps_taken(trials)} steps"})
+        taken = f"{len(trials)} trials, {steps_taken(trials)} steps"
+        on_row({"kind": "note", "text": f"{budget.spent} holds no other trial: {taken}"})
 
 
 @contextmanager

@@ -145,8 +145,21 @@ def _set_environment() -> None:
 
 
 def _to(mailbox: Any) -> Callable[[dict[str, Any]], None]:
+    """A sink that raises RunError when the one before it was refused: whoever waits for this run has given it up."""
+    import ray
+
+    before: Any = None
+
     def send(row: dict[str, Any]) -> None:
-        mailbox.put.remote({key: value for key, value in row.items() if key not in _BULKY})
+        nonlocal before
+        try:
+            if before is not None:
+                ray.get(before, timeout=0)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError:  # not answered yet, or lost with its node: a run needs nobody to watch it
+            pass
+        before = mailbox.put.remote({key: value for key, value in row.items() if key not in _BULKY})
 
     return send
 

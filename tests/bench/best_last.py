@@ -2,8 +2,8 @@
 
     python tests/bench/best_last.py --work /tmp/best-last --subjects mushroom penguin elephant --seeds 0 1 2
 
-Each run trains too long on purpose (DreamBooth without class pictures). It scores itself on the validation split by
-two of the subject's held-out photos and exports its best step; the last step's weights are exported too, and both are
+Each run trains too long on purpose (DreamBooth without class pictures). It scores itself on the tune split by two
+of the subject's held-out photos and exports its best step; the last step's weights are exported too, and both are
 judged with the base by the other three photos, under the prompts and seeds of the final split.
 What is there already is not done again, so that an interrupted call goes on.
 """
@@ -15,6 +15,7 @@ import os
 import shutil
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,15 @@ from machine import machine
 
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Recipe, load, override
+from sdxl_ray.core.dataset import scan, split
 from sdxl_ray.core.quality.defaults import settings_of
 from sdxl_ray.core.quality.evaluate import Evaluation, evaluate
 from sdxl_ray.core.quality.models import BASE, REAL, Model
 from sdxl_ray.core.quality.prompts import load_prompts
-from sdxl_ray.core.quality.subject import Subject, load_photos
+from sdxl_ray.core.quality.subject import Photo, Subject, halves, photos_of
 from sdxl_ray.core.runfolder import open_run, scan_pictures
 from sdxl_ray.core.sampler import counted
 from sdxl_ray.display.table import Column, Table
-from sdxl_ray.distributed.holdout import divided
 from sdxl_ray.distributed.train import RunResult, launch
 from sdxl_ray.quality_rule import References, quality
 from sdxl_ray.tiny.catalog import SUBJECTS
@@ -44,13 +45,13 @@ METRICS = ("quality", "dino_i", "clip_t", "pres", "class_kid", "prior_loss", "di
 RESAMPLES = 10_000
 
 
-def recipe_of(subject: str, seed: int, choosing: Path, options: argparse.Namespace) -> Recipe:
+def recipe_of(subject: str, seed: int, options: argparse.Namespace) -> Recipe:
     """DreamBooth without class pictures, too long: what it learns last it learns at the class's cost."""
     steps = options.steps
     name = SUBJECTS[subject].class_name
     changes = {
         "data.images": f"subject:{subject}",
-        "data.validation": str(choosing),
+        "data.validation": f"subject:{subject}/held_out",
         "data.subject": f"sks {name}",
         "data.class_name": name,
         "data.prior": None,
@@ -61,11 +62,18 @@ def recipe_of(subject: str, seed: int, choosing: Path, options: argparse.Namespa
         "evaluation.num_inference_steps": options.drawing_steps,
         "evaluation.prompts": [f"a photo of sks {name}"],
         "evaluation.patience": 0,
+        "evaluation.split": "tune",  # half of the photos choose the checkpoint
         "parallel.engine": "local",
         "parallel.workers": 1,
         "seed": seed,
     }
     return override(load("tiny_dreambooth"), changes)
+
+
+def judging_photos(recipe: Recipe) -> tuple[Photo, ...]:
+    """The held-out photos that choose no checkpoint."""
+    _, held_out = split(scan(recipe.data), recipe.data)
+    return photos_of(halves(held_out)[1])
 
 
 def last_of(result: RunResult, recipe: Recipe, storage: Path) -> RunResult:
@@ -80,7 +88,7 @@ def last_of(result: RunResult, recipe: Recipe, storage: Path) -> RunResult:
 
 
 def judge(
-    subject: str, recipe: Recipe, best: RunResult, last: RunResult, photos: Path, home: Path, seeds: int
+    subject: str, recipe: Recipe, best: RunResult, last: RunResult, photos: Sequence[Photo], home: Path, seeds: int
 ) -> Evaluation:
     """The base, the best and the last on the final split."""
     design = SUBJECTS[subject]
@@ -89,7 +97,7 @@ def judge(
         Model("last", recipe.base, Artifact.open(last.artifact), recipe.data.subject),
         Model("best", recipe.base, Artifact.open(best.artifact), recipe.data.subject),
     ]
-    judged = Subject(subject, design.class_name, load_photos(str(photos)))
+    judged = Subject(subject, design.class_name, tuple(photos))
     settings = replace(settings_of(recipe), seeds=seeds)
     found = evaluate(models, judged, load_prompts("tiny"), settings, home=home)
     assert found is not None
@@ -132,9 +140,8 @@ def main() -> None:
     differences: dict[str, list[float]] = {name: [] for name in METRICS}
     for seed in options.seeds:
         for subject in options.subjects:
-            held_out = load_photos(f"subject:{subject}/held_out")
-            choosing, judging = divided(held_out, options.work / "photos" / subject)
-            recipe = recipe_of(subject, seed, choosing, options)
+            recipe = recipe_of(subject, seed, options)
+            judging = judging_photos(recipe)
             best = launch(recipe, storage=options.work / "runs", name=f"{subject}-{seed}")
             last = last_of(best, recipe, options.work / "runs")
             home = options.work / f"judged-{subject}"

@@ -211,7 +211,7 @@ def _rate(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[Colum
 def _recipes(trials: list[Trial], card: SearchCard, folder: Path) -> Iterator[Path]:
     """The trials' recipes as files, judged by the same photos and prompts as in the search."""
     first = Recipe.model_validate(card.recipe)
-    split = {"evaluation.split": "tune", "data.validation": str((folder / "search/photos/tune").absolute())}
+    split = {"evaluation.split": "tune"}
     for trial in trials:
         chosen = override(first, {**split, **(trial.parameters if trial.number else {})})
         path = folder / f"trial-{trial.number:03d}.yaml"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.cluster import kuberay
+from sdxl_ray.distributed import kuberay
 
 FOLDER = Path(__file__).parents[2] / "cluster"
 CLOUDS = ("aws", "gcp", "azure")
@@ -28,7 +29,7 @@ def plain(name: str) -> Any:
 
 def objects() -> list[Any]:
     """Every Kubernetes object of the folder."""
-    return [found for name in KUBERAY for found in kuberay.parse(plain(name))]
+    return [found for name in KUBERAY for found in kuberay.parse(plain(name), name)]
 
 
 def unshared(value: Any) -> Any:
@@ -44,6 +45,13 @@ def require_runtime_env(plain: dict[str, Any]) -> None:
 
     assert set(plain) <= RuntimeEnv.known_fields
     RuntimeEnv(**plain)
+
+
+def version_of_image(image: str) -> str:
+    """`2.60.0` of `rayproject/ray:2.60.0-py311-gpu`."""
+    found = re.fullmatch(r"rayproject/ray:(\d+\.\d+\.\d+)-py311-gpu", image)
+    assert found, image
+    return found[1]
 
 
 def torch_range() -> str:

@@ -87,17 +87,16 @@ def test_nobody_without_the_token_submits_or_looks(two_nodes: Cluster) -> None:
 
 @pytest.mark.exhaustive
 def test_a_comparison_and_a_search_are_jobs_too(two_nodes: Cluster, tmp_path: Path) -> None:
-    from sdxl_ray.__main__ import COMMANDS
-
     few = ("optim.steps=4", "parallel.workers=2", "data.resolution=32", "evaluation.num_inference_steps=1")
     runs = ("--address", "auto", "--storage", str(tmp_path / "runs"))
     code, log = _submit(two_nodes, "compare", "demo", *few, *runs)
     assert code == 0, log
     assert (tmp_path / "runs" / "demo-comparison" / "report.html").is_file()
-    if "tune" not in COMMANDS:
-        pytest.skip("this branch has no sdxl-ray tune")
-    code, log = _submit(two_nodes, "tune", "tune_spaces/tiny_lora.yaml", *few[:1], *runs)
+    trials = ("optim.steps=4", "optim.warmup_steps=0", "evaluation.every=2", "scheduler.grace_steps=2")
+    trials += ("budget.trials=2", "final.seeds=2", "final.class_pictures=2", "searcher.startup=1")
+    code, log = _submit(two_nodes, "tune", "tune_spaces/tiny_lora.yaml", *trials, *runs)
     assert code == 0, log
+    assert (tmp_path / "runs" / "tiny_lora" / "best.yaml").is_file()
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
 
 from sdxl_ray.config import load, override, parse_assignments
-from tests.cluster import kuberay
+from sdxl_ray.distributed import kuberay
+from sdxl_ray.errors import UserError
+from sdxl_ray.space import divide, load_space
 from tests.cluster.files import KUBERAY, objects, plain, require_runtime_env, text, unshared
 
 
@@ -22,8 +23,9 @@ def test_an_unknown_key_of_a_kuberay_file_is_refused(name: str) -> None:
     for spoilt, path in _spoilt(plain(name)):
         if path[-1:] in (("labels",), ("matchLabels",), ("rayStartParams",), ("requests",), ("limits",)):
             continue  # any key may be there
-        with pytest.raises((ValidationError, AssertionError)):
-            kuberay.parse(spoilt)
+        with pytest.raises(UserError, match=r"^file: .*replcias") as refused:
+            kuberay.parse(spoilt, "file")
+        assert "\n" not in str(refused.value)
         places += 1
     assert places >= 7
 
@@ -100,6 +102,14 @@ def test_jobs_run_the_same_commands() -> None:
         require_runtime_env(yaml.safe_load(job.runtimeEnvYAML))
         if name == "train":
             override(load(words[4]), parse_assignments([word for word in words if "=" in word])).require_complete()
+        settings = parse_assignments([word for word in words if "=" in word])
+        # Workers are none yet, so what asks for GPUs must be said (`distributed.cluster.gpus_per_worker`).
+        assert settings["resources.gpus_per_worker"] == 1
         if name == "compare":
-            load_experiment(words[4])
-    assert {"train", "compare"} <= set(COMMANDS)
+            load_experiment(words[4]).runs({"resources.gpus_per_worker": 1})
+        if name == "tune":
+            mine, changes = divide(settings)
+            space = load_space(words[4], mine)
+            assert space.at_once == job.rayClusterSpec.workerGroupSpecs[0].maxReplicas
+            space.check(space.start(changes))
+    assert {"train", "tune", "compare"} <= set(COMMANDS)

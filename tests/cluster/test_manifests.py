@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from sdxl_ray.distributed import kuberay
 from sdxl_ray.errors import UserError
-from tests.cluster import kuberay
 from tests.cluster.files import (
     CLOUDS,
     FOLDER,
@@ -20,7 +21,9 @@ from tests.cluster.files import (
     text,
     torch_range,
     unshared,
+    version_of_image,
 )
+from tests.conftest import Here
 
 #: What follows one of these is somebody's choice: the line above must say why.
 EXPLAINED = ("image", "InstanceType", "machineType", "vmSize", "sourceImage", "imageOffer", "region", "location")
@@ -33,7 +36,7 @@ def test_every_file_is_one_that_is_tested_here() -> None:
     assert len(found) == 9
     assert {path.name for path in FOLDER.iterdir() if path.suffix != ".yaml"} == {"Containerfile"}
     for name, count in KUBERAY.items():
-        assert len(kuberay.parse(plain(name))) == count
+        assert len(kuberay.parse(plain(name), name)) == count
 
 
 def _serve_configs() -> dict[str, dict[str, Any]]:
@@ -75,14 +78,14 @@ def test_one_version_of_ray_everywhere() -> None:
     ]
     images += [plain(name)["docker"]["image"] for name in CLOUDS]
     clusters = [cluster for found in objects() if (cluster := kuberay.cluster_of(found))]
-    assert {kuberay.version_of_image(image) for image in images} == {cluster.rayVersion for cluster in clusters}
+    assert {version_of_image(image) for image in images} == {cluster.rayVersion for cluster in clusters}
     assert len(images) == 4
 
 
 def test_the_image_is_built_from_what_is_here_and_holds_no_secret() -> None:
     lines = [line for line in (FOLDER / "Containerfile").read_text().splitlines() if line and not line.startswith("#")]
     copied = [word for line in lines if line.startswith("COPY") for word in line.split()[2:-1]]
-    assert copied == ["pyproject.toml", "README.md", "LICENSE", "sdxl_ray", "serve"]
+    assert copied == ["pyproject.toml", "README.md", "LICENSE", "sdxl_ray", "serve", "tune_spaces"]
     assert all((FOLDER.parent / name).exists() for name in copied)
     assert [line for line in lines if line.startswith("USER")][-1] == "USER ray"
     assert "ENV RAY_AUTH_MODE=token" in lines and not any("AUTH_TOKEN" in line for line in lines)
@@ -99,3 +102,24 @@ def test_choices_are_explained(name: str) -> None:
         if key in EXPLAINED:
             above = lines[number - 1].strip()
             assert above.startswith("#") or key in ("imageOffer", "max_workers"), f"{name}.yaml:{number + 1}: {line}"
+
+
+def test_the_doctor_checks_a_file_before_it_is_sent(here: Here, tmp_path: Path) -> None:
+    files = [str(FOLDER / f"{name}.yaml") for name in (*CLOUDS, *KUBERAY, "serve")]
+    code, out, err = here("doctor", *[word for path in files for word in ("--file", path)])
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == len(files)
+    assert "RayJob sdxl-ray-train, RayJob sdxl-ray-tune, RayJob sdxl-ray-compare" in out
+    assert "application sdxl-ray, RayService sdxl-ray" in out
+    for name, right, wrong, said in (
+        ("aws", "idle_timeout_minutes:", "idle_timeout_minuts:", "'idle_timeout_minuts': did you mean 'idle_timeout_m"),
+        ("kuberay-jobs", "submissionMode:", "submisionMode:", "'spec.submisionMode': did you mean 'submissionMode'"),
+        ("kuberay-cluster", "kind: RayCluster", "kind: RayCuster", "no kind 'RayCuster': did you mean 'RayCluster'"),
+        ("serve", "import_path:", "import_pat:", "import_pat"),
+        ("runtime_env", "", "", "is none of Ray's files"),
+    ):
+        spoilt = tmp_path / f"{name}.yaml"
+        spoilt.write_text(text(name).replace(right, wrong))
+        code, out, err = here("doctor", "--file", str(spoilt))
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ") and err.count("\n") == 1 and said in err, err

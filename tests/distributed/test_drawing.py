@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sdxl_ray.core.quality.subject import Subject, load_photos
 from sdxl_ray.distributed import drawing as module
 from sdxl_ray.distributed.drawing import draw_on_workers
 from sdxl_ray.errors import RunError
+from sdxl_ray.storage import Storage
 from tests.random_lora import random_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -74,6 +76,28 @@ def test_one_and_two_workers_draw_and_score_what_this_process_does(
     rows.clear()
     draw_on_workers(models, subject, PROMPTS, SETTINGS, home=tmp_path / "2", workers=2, on_row=rows.append)
     assert rows == []  # all is there: no worker starts
+
+
+def test_under_a_url_pictures_travel_between_machines(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers' scratch is another folder than this process's, as if on another machine."""
+    url = f"local://{tmp_path}/store"
+    theirs = Storage.of(url).root
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "here"))
+    place = Storage.of(url)
+    assert place.root != theirs
+    recipe = override(Recipe(), {"data.images": "subject:robot", "data.subject": "sks robot"})
+    artifact = random_run(place.root / "lora", recipe)
+    place.put_folder(place.root / "lora")
+    models = [Model("base", Base()), Model("lora", Base(), artifact, "sks robot")]
+    home = place.root / "judged"
+    try:
+        draw_on_workers(models, subject, PROMPTS, SETTINGS, home=home, workers=2, place=place)
+    finally:
+        shutil.rmtree(theirs, ignore_errors=True)
+    monkeypatch.setattr("sdxl_ray.core.quality.evaluate.load_pipeline", None)  # this process only scores
+    assert {row["model"] for row in _score(models, subject, home).scores} == {"base", "lora", "real"}
 
 
 def test_a_worker_that_fails_ends_it_in_one_line_and_the_same_call_goes_on(

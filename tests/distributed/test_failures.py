@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,19 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_pictures(ray_cluster: 
     recipe = quick("tiny_lora", parallel__workers=2, optim__lr=1e30, optim__clip=None, optim__schedule="constant")
     with pytest.raises(RunError, match=r"the loss is not finite at step \d+ for .*robot.*png"):
         launch(recipe, storage=tmp_path, name="run")
+    assert not (tmp_path / "run" / "artifact").exists()
+
+
+def test_a_run_that_its_watcher_gives_up_ends_soon(ray_cluster: None, tmp_path: Path) -> None:
+    """What a search finds wrong with a look is raised where the rows arrive, in a thread."""
+
+    def on_row(row: dict[str, Any]) -> None:
+        if row["kind"] == "step" and row["step"] >= 2:
+            raise RunError("quality is nan at step 2: lower optim.lr")
+
+    recipe = quick("tiny_lora", parallel__workers=2, optim__steps=100_000)
+    with pytest.raises(RunError, match=r"^quality is nan at step 2: lower optim.lr$"):
+        launch(recipe, storage=tmp_path, name="run", on_row=on_row)
     assert not (tmp_path / "run" / "artifact").exists()
 
 

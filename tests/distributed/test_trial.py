@@ -131,12 +131,34 @@ def test_a_budget_counts_every_session() -> None:
     trials = [trial(0, "finished", 0.5, 0.5, 0.5), trial(1, "stopped", 0.1)]
     assert Clock(trials)() >= 30.0
     for budget, clock_s, spent in (
-        ({"steps": 500}, 0.0, ""),
-        ({"steps": 400}, 0.0, "budget.steps=400"),
+        ({"steps": 700}, 0.0, ""),
+        ({"steps": 699}, 0.0, "budget.steps=699"),  # 400 are taken, and a trial has 300
         ({"seconds": 31}, 30.0, ""),
         ({"seconds": 31}, 31.0, "budget.seconds=31"),
         ({"trials": 2}, 99.0, ""),  # Ray Tune counts trials
     ):
-        stopper = Budget(space(budget=budget), trials, lambda now=clock_s: now)  # type: ignore[misc]
+        mine = space(budget=budget)
+        stopper = Budget(mine, mine.start({}), trials, lambda now=clock_s: now)  # type: ignore[misc]
         assert stopper.stop_all() == bool(spent)
         assert stopper.spent == spent
+
+
+def test_trials_beside_each_other_do_not_spend_each_others_steps() -> None:
+    """Two may be open at once; a budget of one trial and a half begins one, and ends with it finished."""
+    mine = space(budget={"steps": 450})
+    recipe = mine.start({})
+    proposer = Proposer(mine, recipe, [], str)
+    stopper = Budget(mine, recipe, proposer.trials, lambda: 0.0)
+    assert isinstance(proposer.suggest("a"), dict)
+    assert proposer.suggest("b") is None  # 300 are promised
+    first = proposer.trial("a")
+    first.looks.append(Look(300, {"quality": 0.5}, 1.0))
+    assert not stopper.stop_all()  # its last look comes before its artifact
+    first.state = "stopped"
+    first.looks[-1] = Look(100, {"quality": 0.5}, 1.0)
+    assert isinstance(proposer.suggest("c"), dict)  # what was not taken is free again
+    second = proposer.trial("c")
+    second.looks.append(Look(300, {"quality": 0.5}, 1.0))
+    second.state = "finished"
+    assert proposer.suggest("d") == Proposer.FINISHED
+    assert stopper.stop_all() and stopper.spent == "budget.steps=450"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,12 +14,16 @@ from typing import Any
 import pytest
 import yaml
 
-from sdxl_ray.config import load, override
+from sdxl_ray.config import load, override, parse
+from sdxl_ray.core.quality.subject import photos_of
+from sdxl_ray.core.runfolder import RunFolder
+from sdxl_ray.distributed.finale import conclude
 from sdxl_ray.distributed.tune import search
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.records import read
 from sdxl_ray.search import SearchCard, Trial, front, read_trials
 from sdxl_ray.space import METRICS, Space, load_space
+from sdxl_ray.storage import Storage
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +95,16 @@ def test_a_search_that_is_over_only_tells_again(planted: tuple[Path, list[Trial]
     assert not any(row["kind"] == "phase" and row["name"] == "searching" for row in rows)
 
 
+def test_a_budget_below_what_has_ended_begins_nothing(planted: tuple[Path, list[Trial], dict[str, Any]]) -> None:
+    folder, _, told = planted
+    rows: list[dict[str, Any]] = []
+    space = load_space(str(PLANTED), {"budget.trials": 6})
+    result = search(space, space.start({}), storage=folder.parent, name="s", on_row=rows.append)
+    assert len(result.trials) == 7
+    assert result.verdict.model_dump(mode="json") == told["verdict"]
+    assert not any(row["kind"] == "phase" and row["name"] == "searching" for row in rows)
+
+
 def test_another_space_is_refused(planted: tuple[Path, list[Trial], dict[str, Any]]) -> None:
     folder, _, _ = planted
     other = load_space(str(PLANTED), {"searcher.seed": 5})
@@ -132,6 +147,21 @@ def test_more_than_the_cluster_has_is_refused_at_once(ray_cluster: None, tmp_pat
         search(space, space.start({"parallel.workers": 5}), storage=tmp_path, name="s")
 
 
+def test_a_budget_of_one_trials_steps_has_a_winner(ray_cluster: None, tmp_path: Path) -> None:
+    """There is room for four beside each other, and steps for one."""
+    space = load_space(str(PLANTED), {"budget": {"steps": 14}})
+    result = search(space, space.start({}), storage=tmp_path, name="s")
+    assert [trial.state for trial in result.trials] == ["finished"]
+    assert result.verdict.winner == 0
+
+
+def test_local_trials_under_a_url_need_what_this_node_has(ray_cluster: None, tmp_path: Path) -> None:
+    space = load_space(str(PLANTED))
+    recipe = space.start({"resources.cpus_per_worker": 5})
+    with pytest.raises(UserError, match=r"trials run on this node, which has not 5 CPUs: set parallel.engine=zero"):
+        search(space, recipe, storage="memory://runs", name="s")
+
+
 def test_a_search_without_a_finished_trial_is_a_run_error(ray_cluster: None, tmp_path: Path) -> None:
     space = load_space(str(PLANTED), {"budget.trials": 1})
     with pytest.raises(RunError, match=r"no trial of 1 finished: the .* is not finite"):
@@ -171,10 +201,11 @@ def test_the_final_split_finds_out_a_search_that_went_the_wrong_way(ray_cluster:
     gains = {row["metric"]: row for row in result.verdict.differences}
     assert {"quality", "dino_i", "clip_t", "pres", "div"} <= gains.keys()
     assert gains["clip_t"]["high"] < 0
-    tune, final_photos = (
-        {path.read_bytes() for path in (result.folder / "photos" / n).iterdir()} for n in ("tune", "final")
-    )
-    assert len(tune) == 2 and len(final_photos) == 3 and not tune & final_photos
+    judged = read(result.folder / "records", "pictures").to_pylist()
+    kept = {row["path"] for row in judged if row["purpose"] == "real"}
+    tune = RunFolder(result.folder / "trial-000", storage / "cache").pictures().held_out
+    assert len(kept) == 3 and len(tune) == 2
+    assert not {f"{photo.pixels[:16]}.png" for photo in photos_of(tune)} & {Path(path).name for path in kept}
     rows = read(result.folder / "records", "scores").to_pylist()
     assert {row["split"] for row in rows} == {"final"}
     seen = read(result.folder / "trial-000" / "records", "scores").to_pylist()
@@ -182,6 +213,16 @@ def test_the_final_split_finds_out_a_search_that_went_the_wrong_way(ray_cluster:
     assert result.trials[0].metrics.keys() == METRICS.keys()
     assert not list(result.folder.glob("trial-*/checkpoints"))
     assert load(str(result.best)).data.validation == "subject:robot/held_out"  # not the half that the search tuned on
+
+    # Under Ray Train the driver may be on a head without a GPU: the workers draw.
+    shutil.rmtree(result.folder / "pictures")
+    card = SearchCard.open(result.folder)
+    plain = override(parse(card.recipe), {"parallel.engine": "zero"}).model_dump(mode="json")
+    rows: list[dict[str, Any]] = []
+    place = Storage.of(storage)
+    again = conclude(card.model_copy(update={"recipe": plain}), place, result.trials, 0, rows.append)
+    assert (again.winner, again.beats_default) == (1, False)
+    assert "starting 1 worker" in [row.get("name") for row in rows]
 
 
 def test_several_metrics_give_a_front(ray_cluster: None, storage: Path) -> None:

@@ -21,6 +21,7 @@ from sdxl_ray.artifact import Artifact
 from sdxl_ray.core.dataset import Picture, PictureSet, scan, scan_class, split
 from sdxl_ray.core.pictures import open_picture
 from sdxl_ray.core.quality.models import Model
+from sdxl_ray.core.quality.scores import LEAST_PHOTOS
 from sdxl_ray.core.sources import HELD_OUT, Entry, Reader, entries
 from sdxl_ray.errors import UserError
 
@@ -127,6 +128,21 @@ def photos_of(pictures: PictureSet) -> tuple[Photo, ...]:
     rows = sorted(pictures, key=lambda row: row.key)
     photos = (Photo(Path(row.source).name, pictures.read(row), row.key) for row in rows)
     return tuple({photo.pixels: photo for photo in photos}.values())
+
+
+def halves(held_out: PictureSet) -> tuple[PictureSet, PictureSet]:
+    """(what the trials of a search are scored by, what only its end sees): every second picture, by content.
+
+    Fewer than twice `LEAST_PHOTOS` are not divided: both are all of them.
+    """
+    keys = sorted({picture.key for picture in held_out})
+    if len(keys) < 2 * LEAST_PHOTOS:
+        return held_out, held_out
+    tune = set(keys[1::2])
+    return (
+        PictureSet(picture for picture in held_out if picture.key in tune),
+        PictureSet(picture for picture in held_out if picture.key not in tune),
+    )
 
 
 def training_pictures(artifact: Artifact) -> tuple[Picture, ...] | None:

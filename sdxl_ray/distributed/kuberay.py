@@ -1,4 +1,4 @@
-"""The fields of KubeRay's `ray.io/v1` objects, and of their pods, that our manifests use; any other key is refused.
+"""The fields of KubeRay's `ray.io/v1` objects, and of their pods, that `cluster/` uses; any other key is refused.
 
 Names, requiredness and limits are those of `ray-operator/apis/ray/v1/*_types.go` of KubeRay 1.7 and of Kubernetes' API
 reference (core/v1, networking.k8s.io/v1). The cluster itself would drop an unknown key without a word.
@@ -6,10 +6,12 @@ reference (core/v1, networking.k8s.io/v1). The cluster itself would drop an unkn
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sdxl_ray.errors import UserError, nearest
+from sdxl_ray.schema_errors import validated
 
 #: What Kubernetes takes for the name of an object, a label's value, and an amount.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
@@ -44,7 +46,8 @@ class EnvVar(Strict):
 
     @model_validator(mode="after")
     def _one(self) -> EnvVar:
-        assert (self.value is None) != (self.valueFrom is None)
+        if (self.value is None) == (self.valueFrom is None):
+            raise ValueError(f"variable {self.name}: give value or valueFrom")
         return self
 
 
@@ -119,7 +122,8 @@ class WorkerGroup(Strict):
 
     @model_validator(mode="after")
     def _ordered(self) -> WorkerGroup:
-        assert self.minReplicas <= self.replicas <= self.maxReplicas
+        if not self.minReplicas <= self.replicas <= self.maxReplicas:
+            raise ValueError(f"group {self.groupName}: replicas must lie between minReplicas and maxReplicas")
         return self
 
 
@@ -213,15 +217,21 @@ class NetworkPolicy(Strict):
 
 KINDS: dict[str, type[Strict]] = {kind.__name__: kind for kind in (RayCluster, RayJob, RayService, NetworkPolicy)}
 
-Manifest = RayCluster | RayJob | RayService | NetworkPolicy
+
+class ObjectList(Strict):
+    apiVersion: Literal["v1"]
+    kind: Literal["List"]
+    items: list[dict[str, Any]]
 
 
-def parse(plain: dict[str, Any]) -> list[Any]:
-    """The objects of one YAML document, a `List` taken apart. Raises ValidationError, KeyError for another kind."""
-    if plain.get("kind") == "List":
-        assert set(plain) == {"apiVersion", "kind", "items"} and plain["apiVersion"] == "v1"
-        return [found for item in plain["items"] for found in parse(item)]
-    return [KINDS[plain["kind"]].model_validate(plain)]
+def parse(plain: dict[str, Any], where: str) -> list[Any]:
+    """The objects of one YAML document, a `List` taken apart. Raises UserError that begins with `where`."""
+    kind = str(plain.get("kind"))
+    if kind == "List":
+        return [found for item in validated(ObjectList, plain, where).items for found in parse(item, where)]
+    if kind not in KINDS:
+        raise UserError(f"{where}: no kind {kind!r}: {nearest(kind, KINDS)}")
+    return [validated(KINDS[kind], plain, where)]
 
 
 def cluster_of(manifest: Any) -> ClusterSpec | None:
@@ -232,10 +242,3 @@ def cluster_of(manifest: Any) -> ClusterSpec | None:
         if isinstance(spec, ClusterSpec)
         else getattr(spec, "rayClusterSpec", getattr(spec, "rayClusterConfig", None))
     )
-
-
-def version_of_image(image: str) -> str:
-    """`2.60.0` of `rayproject/ray:2.60.0-py311-gpu`."""
-    found = re.fullmatch(r"rayproject/ray:(\d+\.\d+\.\d+)-py311-gpu", image)
-    assert found, image
-    return found[1]
