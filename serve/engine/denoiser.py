@@ -68,6 +68,11 @@ class Denoiser:
             self._arrived.append(flight)
             self._wake.notify()
 
+    def tidy(self) -> None:
+        """From any thread: let go of adapters that are gone, also when there is nothing to draw."""
+        with self._wake:
+            self._wake.notify()
+
     @property
     def in_flight(self) -> int:
         """Pictures in the batches (those that wait for a place not counted)."""
@@ -96,6 +101,8 @@ class Denoiser:
         while self._next_arrivals():
             self._board()
             if not self._groups:
+                if self._lora.stale:
+                    self._activate()
                 continue
             size, group = next(iter(self._groups.items()))
             self._groups.move_to_end(size)  # the next turn is another size's
@@ -104,7 +111,7 @@ class Denoiser:
     def _next_arrivals(self) -> bool:
         """Wait until there is something to do; sort in what has come. False when the thread should end."""
         with self._wake:
-            while not (self._arrived or self._groups or self._stopping):
+            while not (self._arrived or self._groups or self._stopping or self._lora.stale):
                 self._wake.wait()
             arrived, self._arrived = self._arrived, deque()
             stopping = self._stopping
@@ -125,22 +132,28 @@ class Denoiser:
             if not staying:
                 del self._groups[size]
 
-    def _stack(self, group: Group) -> Batch:
-        """The batch of a group whose pictures have changed."""
-        flights = [flight for other in self._groups.values() for flight in other.flights]
+    def _activate(self) -> None:
+        """Lay out the adapters of all pictures in flight, and no others."""
+        flights = [flight for group in self._groups.values() for flight in group.flights]
         begun = time.monotonic()
-        if self._lora.activate([s.adapter for flight in flights for s in flight.job.strengths]):
+        changed = True  # also where it fails
+        try:
+            changed = self._lora.activate([s.adapter for flight in flights for s in flight.job.strengths])
+        finally:
+            if changed:
+                for group in self._groups.values():  # their masks were made for other columns
+                    group.batch = None
+        if changed:
             self.switches += 1
             self.switch_ms = (time.monotonic() - begun) * 1e3
-            for other in self._groups.values():  # their masks were made for other columns
-                other.batch = None
-        return Batch(group.flights, self._lora)
 
     def _step(self, group: Group) -> None:
         begun = time.monotonic()
         flights = list(group.flights)
         try:
-            group.batch = group.batch or self._stack(group)
+            if group.batch is None or self._lora.stale:
+                self._activate()
+                group.batch = Batch(group.flights, self._lora)
             group.batch.step(self._unet)
             self._pace.wait()
         except Exception as error:  # out of memory, above all: these pictures fail, the engine goes on

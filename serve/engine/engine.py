@@ -53,7 +53,7 @@ class Engine:
         self._fused = _take_fused(adapters, self.settings.fuse, artifact is not None or pipeline is not None)
         if artifact is not None and artifact.manifest.kind != "full":
             raise UserError(f"artifact {str(artifact.folder)!r} is a LoRA: give it in adapters, or fuse it")
-        self._residents = Residents(self._load_adapter, self.settings.max_resident)
+        self._residents = Residents(self._load_adapter, self.settings.max_resident, lambda: self._line.tidy())
         for name, one in adapters.items():
             require_mixable(name, one, base)
             self._residents.known[name] = one

@@ -75,19 +75,31 @@ class LoraLayers:
         """The base's layers that have been put into mixed ones, by full name."""
         return {name: layer.base for name, layer in self._layers.items()}
 
+    @property
+    def stale(self) -> bool:
+        """Whether an adapter is active that has been evicted: `activate` gives its memory back."""
+        return any(one.gone.is_set() for one in self.active)
+
     def activate(self, needed: Collection[Adapter]) -> bool:
-        """Make sure that `needed` are active; whether anything changed, so that masks must be made anew."""
+        """Make sure that `needed` are active; whether anything changed, so that masks must be made anew.
+
+        Where it raises (out of memory, above all) no adapter is active, and masks must be made anew too.
+        """
         wanted = {one.hash: one for one in needed if one.parts.get(self._part)}
         now = {one.hash: one for one in self.active}
         # One more adapter than needed costs little, laying them side by side anew costs a pass over every layer.
-        if wanted.keys() <= now.keys() and len(now) <= 2 * max(len(wanted), 1):
+        if wanted.keys() <= now.keys() and len(now) <= 2 * max(len(wanted), 1) and not self.stale:
             return False
-        self.active = tuple(wanted.values())
-        self.install({name for one in self.active for name in one.parts[self._part]})
-        width = max((sum(p.rank for p in self._pairs(name).values()) for name in self._layers), default=0)
-        for name, layer in self._layers.items():
-            self._lay(name, layer, -(-width // _ALIGNED) * _ALIGNED if self._uniform else 0)
-        self._used = None
+        self._clear()  # first: what is half laid out would draw with another mix, and nobody would see it
+        try:
+            self.active = tuple(wanted.values())
+            self.install({name for one in self.active for name in one.parts[self._part]})
+            width = max((sum(p.rank for p in self._pairs(name).values()) for name in self._layers), default=0)
+            for name, layer in self._layers.items():
+                self._lay(name, layer, -(-width // _ALIGNED) * _ALIGNED if self._uniform else 0)
+        except BaseException:
+            self._clear()
+            raise
         return True
 
     def masks(self, rows: Sequence[Row], device: torch.device) -> Masks | None:
@@ -117,11 +129,19 @@ class LoraLayers:
         """What the next call of the model multiplies with."""
         if masks is self._used:
             return
+        self._used = {}  # nobody's masks, should this end half way
         for name, layer in self._layers.items():
             mask = None if masks is None else masks.get(self._layouts[name])
             # torch.compile remembers which layers had the very same tensor, and layouts come and go.
             layer.mask = mask.detach() if mask is not None and self._uniform else mask
         self._used = masks
+
+    def _clear(self) -> None:
+        """The base alone."""
+        self.active, self._used = (), None
+        self._layouts.clear()
+        for layer in self._layers.values():
+            layer.down = layer.up = layer.mask = None
 
     def _pairs(self, name: str) -> dict[int, Any]:
         found = {slot: one.parts[self._part].get(name) for slot, one in enumerate(self.active)}
@@ -130,7 +150,6 @@ class LoraLayers:
     def _lay(self, name: str, layer: MixedLayer, width: int) -> None:
         pairs = self._pairs(name)
         self._layouts[name] = (_group(name), tuple((slot, pair.rank) for slot, pair in pairs.items()), width)
-        layer.mask = layer.down = layer.up = None
         missing = width - sum(pair.rank for pair in pairs.values())
         downs, ups = [pair.down for pair in pairs.values()], [pair.up for pair in pairs.values()]
         if missing > 0:

@@ -62,6 +62,10 @@ class Line:
         """From any thread: start a job; it ends by itself."""
         self._text.put(job)
 
+    def tidy(self) -> None:
+        """From any thread: give back the memory of adapters that are gone."""
+        self.denoiser.tidy()
+
     def stop(self) -> None:
         """End the threads, front to back; jobs that nobody abandoned are finished first."""
         self._text.stop()

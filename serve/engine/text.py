@@ -35,6 +35,9 @@ class TextEncoder:
 
         R is 2 (unconditional, conditional), or 1 where guidance is off, as in the pipeline.
         """
+        for layers in self._layers:
+            if layers.stale:
+                layers.activate(())
         wanted: dict[_Key, tuple[str, Sequence[Strength]]] = {}
         for job in jobs:
             wanted |= {_key(text, job.strengths): (text, job.strengths) for text in self._texts(job)}
