@@ -80,19 +80,19 @@ class LoraLayers:
         """Whether an adapter is active that has been evicted: `activate` gives its memory back."""
         return any(one.gone.is_set() for one in self.active)
 
-    def activate(self, needed: Collection[Adapter]) -> bool:
-        """Make sure that `needed` are active; whether anything changed, so that masks must be made anew.
-
-        Where it raises (out of memory, above all) no adapter is active, and masks must be made anew too.
-        """
-        wanted = {one.hash: one for one in needed if one.parts.get(self._part)}
-        now = {one.hash: one for one in self.active}
+    def suits(self, needed: Collection[Adapter]) -> bool:
+        """Whether `needed` are active, and not many others: then `activate` does nothing, and masks stay valid."""
+        wanted, now = self._changing(needed).keys(), {one.hash for one in self.active}
         # One more adapter than needed costs little, laying them side by side anew costs a pass over every layer.
-        if wanted.keys() <= now.keys() and len(now) <= 2 * max(len(wanted), 1) and not self.stale:
-            return False
+        return wanted <= now and len(now) <= 2 * max(len(wanted), 1) and not self.stale
+
+    def activate(self, needed: Collection[Adapter]) -> None:
+        """Make sure that `needed` are active. Where it raises (out of memory, above all) no adapter is."""
+        if self.suits(needed):
+            return
         self._clear()  # first: what is half laid out would draw with another mix, and nobody would see it
         try:
-            self.active = tuple(wanted.values())
+            self.active = tuple(self._changing(needed).values())
             self.install({name for one in self.active for name in one.parts[self._part]})
             width = max((sum(p.rank for p in self._pairs(name).values()) for name in self._layers), default=0)
             for name, layer in self._layers.items():
@@ -100,7 +100,6 @@ class LoraLayers:
         except BaseException:
             self._clear()
             raise
-        return True
 
     def masks(self, rows: Sequence[Row], device: torch.device) -> Masks | None:
         """The masks of a batch under the active adapters, fp32 (a strength of 0.7 is 0.699 in bf16).
@@ -135,6 +134,10 @@ class LoraLayers:
             # torch.compile remembers which layers had the very same tensor, and layouts come and go.
             layer.mask = mask.detach() if mask is not None and self._uniform else mask
         self._used = masks
+
+    def _changing(self, adapters: Collection[Adapter]) -> dict[str, Adapter]:
+        """Those that change layers of this model, by hash."""
+        return {one.hash: one for one in adapters if one.parts.get(self._part)}
 
     def _clear(self) -> None:
         """The base alone."""

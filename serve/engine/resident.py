@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.errors import UserError, nearest
 from serve.engine.adapter import Adapter
+from serve.engine.request import NotDrawable
 
 
 @dataclass(eq=False)
@@ -55,7 +56,9 @@ class Residents:
         artifacts = {name: self.named(name) for name in names}
         needed = {artifact.hash: name for name, artifact in artifacts.items()}
         if len(needed) > self._most:
-            raise UserError(f"{len(needed)} adapters in one picture, but at most {self._most} fit: name fewer")
+            raise NotDrawable(
+                "adapters", f"{len(needed)} adapters in one picture, but at most {self._most} fit: name fewer"
+            )
         async with self._turn:
             while self._closed is None and not self._make_room(needed):
                 self._freed.clear()

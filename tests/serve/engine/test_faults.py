@@ -14,9 +14,10 @@ from torch import nn
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Base
 from sdxl_ray.errors import RunError
-from serve.engine import AdapterUse, Engine, PictureRequest
+from serve.engine import AdapterUse, Engine, EngineFault, NotDrawable, PictureRequest
 from serve.engine.adapter import Adapter, Pair, Strength
 from serve.engine.layers import LoraLayers
+from serve.engine.line import probe
 from tests.serve.engine.plain import Plain, levels, running, small
 from tests.serve.engine.test_batching import Progress
 
@@ -110,5 +111,53 @@ def test_an_evicted_adapter_leaves_the_layers_too(loras: dict[str, Artifact]) ->
             await engine.remove_adapter("round")
             await _until(lambda: not laid_out())  # while the base goes on
             base.cancel()
+
+    asyncio.run(main())
+
+
+def test_what_fails_in_the_engine_is_no_fault_of_the_request(loras: dict[str, Artifact]) -> None:
+    async def main() -> None:
+        async with running(Engine(Base(), adapters=loras, settings=small())) as engine:
+            await engine.check()
+            denoiser = engine._line.denoiser
+            unet, denoiser._unet = denoiser._unet, None
+            with pytest.raises(EngineFault, match="a denoising step failed: TypeError: 'NoneType'"):
+                await engine.draw(_with())
+            denoiser._unet = unet
+            await engine.draw(_with())
+            await engine.check()  # one failed step is no reason to go
+
+            def broken() -> None:
+                raise AssertionError
+
+            denoiser._board = broken  # type: ignore[method-assign]
+            with pytest.raises(EngineFault, match="denoising failed: AssertionError"):
+                await engine.draw(_with())
+            await asyncio.to_thread(denoiser._thread.join)
+            with pytest.raises(EngineFault, match="denoising failed"):  # at once, not at its deadline
+                await engine.draw(_with())
+            with pytest.raises(EngineFault, match="the denoising thread has ended"):
+                await engine.check()
+
+    asyncio.run(main())
+
+
+def test_a_device_that_does_not_compute_is_seen() -> None:
+    probe(torch.device("cpu"))
+    with pytest.raises(EngineFault, match="device cuda:77 failed: "):  # no machine has so many
+        probe(torch.device("cuda:77"))
+
+
+def test_a_prompt_that_would_be_cut_is_refused() -> None:
+    async def main() -> None:
+        async with running(Engine(Base(), settings=small())) as engine:
+            await engine.draw(PictureRequest(" ".join(["dog"] * 30), seed=1, num_inference_steps=1))
+            for changes, param in (
+                ({}, "prompt"),
+                ({"prompt": "a", "negative_prompt": "dog " * 35}, "negative_prompt"),
+            ):
+                with pytest.raises(NotDrawable, match=f"^{param} has 35 tokens: .* take 30; leave out 5$") as refused:
+                    await engine.draw(PictureRequest(**{"prompt": "dog " * 35, "seed": 1, **changes}))
+                assert refused.value.param == param
 
     asyncio.run(main())
