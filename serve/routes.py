@@ -166,11 +166,15 @@ def _extras(answer: Answer) -> dict[str, Any]:
 
 
 def _times(asked: Asked, answer: Answer) -> dict[str, str]:
-    """Headers: the slowest picture's stages, and the whole request on the server."""
+    """Headers: hashes of the model and of the adapters beside it, the slowest picture's stages, the whole request."""
+    first = answer.pictures[0]
     slowest = max((picture.times for picture in answer.pictures), key=lambda times: times.total_ms)
     stages = {name: getattr(slowest, f"{name}_ms") for name in ("queue", "text", "denoise", "decode")}
     return {
-        "x-sdxl-ray-artifact": answer.pictures[0].artifact,
+        "x-sdxl-ray-artifact": first.artifact,
+        "x-sdxl-ray-adapters": " ".join(
+            f"{name}={hash_}" for name, hash_ in first.adapters.items() if name != asked.model
+        ),
         "x-sdxl-ray-seed": str(asked.requests[0].seed),
         **{f"x-sdxl-ray-{name}-ms": f"{ms:.3f}" for name, ms in stages.items()},
         "x-sdxl-ray-total-ms": f"{answer.total_ms:.3f}",
