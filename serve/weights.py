@@ -23,6 +23,8 @@ from serve.order import Order, Picture, Preview, Refusal
 
 _LOG = logging.getLogger("ray.serve")
 _PERIOD_S = 1.0
+#: Before a fault is told: a replica that fails at once looks idle, and Serve would send it all that others could draw.
+_FAULT_S = 0.5
 
 
 class Weights:
@@ -109,6 +111,8 @@ class Weights:
         try:
             drawn = await self.engine.draw(order.request, on_step=on_step, deadline=time.monotonic() + order.seconds)
         except (UserError, RunError) as error:
+            if isinstance(error, EngineFault):
+                await asyncio.sleep(_FAULT_S)
             return self._refusal(order, error)
         for stage in ("queue", "text", "denoise", "decode"):
             value = getattr(drawn.times, f"{stage}_ms")
