@@ -63,7 +63,7 @@ class LoadProfile(Section):
     )
     size: Annotated[str, Field(pattern=r"^(auto|\d{2,4}x\d{2,4})$")] = Field("auto", description="pixels, as 1024x1024")
     deployment: Literal["shared", "isolated"] = Field(
-        "shared", description="isolated: every arm has replicas of its own, with equal resources; shared: they do not"
+        "shared", description="isolated: arms that share replicas are refused; shared: they may. The rows say what was"
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of arrivals, prompts and pictures")
     bound: Bound | None = Field(None, description="search the highest rate that keeps p99 under a bound")

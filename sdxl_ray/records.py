@@ -81,13 +81,14 @@ TABLES: dict[str, pa.Schema] = {
     # *_s: seconds since the run's first arrival; intended: by LoadGen's schedule. latency_ms: LoadGen's own, from the
     # intended time to the last byte. queue to server_ms, batch: as the server tells. artifact: its hash, empty for the
     # base, null when the server did not say. status: of HTTP, 0 without an answer. generator_cpu: share of one core.
-    # bound_ms: of p99, in a search.
+    # adapters: `name=hash` of those asked for beside the model. deployment: whether arms had replicas of their own.
+    # refused: how often a full server was asked again (offline). bound_ms: of p99, in a search.
     "requests": _schema(
         arm_=_TEXT, phase_=_TEXT, scenario_=_TEXT, rate_=_REAL, round_=_WHOLE, index_=_WHOLE, sample_=_WHOLE,
-        model_=_TEXT, artifact=_TEXT, prompt_=_TEXT, seed_=_WHOLE, steps_=_WHOLE, intended_s_=_REAL, sent_s_=_REAL,
-        done_s_=_REAL, latency_ms_=_REAL, queue_ms=_REAL, text_ms=_REAL, denoise_ms=_REAL, decode_ms=_REAL,
-        server_ms=_REAL, batch=_REAL, status_=_WHOLE, bytes_=_WHOLE, error=_TEXT, deployment_=_TEXT,
-        generator_cpu_=_REAL, started=_TEXT, bound_ms=_REAL,
+        model_=_TEXT, artifact=_TEXT, adapters=_TEXT, prompt_=_TEXT, seed_=_WHOLE, steps_=_WHOLE, intended_s_=_REAL,
+        sent_s_=_REAL, done_s_=_REAL, latency_ms_=_REAL, queue_ms=_REAL, text_ms=_REAL, denoise_ms=_REAL,
+        decode_ms=_REAL, server_ms=_REAL, batch=_REAL, status_=_WHOLE, refused=_WHOLE, bytes_=_WHOLE, error=_TEXT,
+        deployment_=_TEXT, generator_cpu_=_REAL, started=_TEXT, bound_ms=_REAL,
     ),
     # One row a trial of a search, written again when something is new. parameters: path -> value, as JSON; state:
     # "running", "finished", "stopped" (by the scheduler), "cut" (the budget ended) or "failed" (error says why).

@@ -34,8 +34,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     from other machines and there are no API keys.
     """
     config = read(args)
-    host = _listening()
-    require_guarded(config if host is None else override(config, {"host": host}))
+    found = listening()
+    require_guarded(config, found[0] if found else None)
     return application(config)
 
 
@@ -48,13 +48,19 @@ def read(args: Mapping[str, Any]) -> ServeConfig:
     return override(load(str(file)) if file else ServeConfig(), plain_data.numbers(plain))
 
 
-def require_guarded(config: ServeConfig) -> None:
-    """Raise UserError where anybody on the network could draw, or where the keys cannot be read."""
+def require_guarded(config: ServeConfig, bound: str | None = None) -> None:
+    """Raise UserError where anybody on the network could draw, or where the keys cannot be read.
+
+    bound: the address that Serve's proxy listens on already; then the configuration's host decides nothing.
+    """
     keys = read_keys(config.api_keys)
-    if config.host not in LOOPBACK and not config.allow_open and not len(keys):
+    host = bound or config.host
+    if host not in LOOPBACK and not config.allow_open and not len(keys):
+        where = f"Ray Serve runs already on {bound}, which" if bound else f"host = {host!r}"
+        other = "take that Serve down" if bound else "use host 127.0.0.1"
         raise UserError(
-            f"host = {config.host!r} is reachable from other machines and there are no API keys: set "
-            f"{config.api_keys.variable} or api_keys.file, use host 127.0.0.1, or say allow_open=true"
+            f"{where} is reachable from other machines and there are no API keys: set {config.api_keys.variable} or "
+            f"api_keys.file, {other}, or say allow_open=true"
         )
 
 
@@ -90,7 +96,7 @@ def _weights(config: ServeConfig) -> Any:
         # An update lets a replica finish what it has; nothing takes longer than its deadline.
         graceful_shutdown_timeout_s=queue.timeout_s + 5,
         graceful_shutdown_wait_loop_s=0.5,
-        health_check_period_s=5,
+        health_check_period_s=2,  # three failures running replace a replica; until then it only turns work away
         health_check_timeout_s=30,
     )
 
@@ -119,12 +125,12 @@ def _gpus(wanted: float | str) -> float:
     return 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) else 0.0
 
 
-def _listening() -> str | None:
-    """Where Serve's proxies listen, if it runs already."""
+def listening() -> tuple[str, int] | None:
+    """Host and port that Serve's proxies listen on, if it runs already."""
     import ray
     from ray.serve.context import _get_global_client
 
     if not ray.is_initialized():
         return None
     client = _get_global_client(raise_if_no_controller_running=False)
-    return str(client.http_config.host) if client is not None else None
+    return (str(client.http_config.host), int(client.http_config.port)) if client is not None else None

@@ -47,8 +47,8 @@ class Desk:
         self.layout = layout
         self.body = body_model(limits)
         # SDXL is at home at 1024 pixels and draws from a quarter to twice that; below 32 nothing is left to see.
-        self.min_edge = limits.min_edge or max(32, layout.edge // 32 * 8)
-        self.max_edge = max(self.min_edge, limits.max_edge or layout.edge * 2)
+        self.min_edge = limits.min_edge or min(max(32, layout.edge // 32 * 8), limits.max_edge or layout.edge)
+        self.max_edge = limits.max_edge or max(self.min_edge, layout.edge * 2)
 
     def take(self, raw: bytes) -> Asked:
         """Check a body. Raises Problem: which field, its value, the limit and the nearest that is allowed."""
@@ -135,9 +135,10 @@ class Desk:
         """The adapters of a request; a LoRA model is its own adapter at full strength unless the request names it."""
         loras = [name for name, place in self.layout.places.items() if place.kind == "lora" and place.group]
         here = self.layout.groups[self._group(model)]
+        combined = self.layout.combined(model)
         for index, adapter in enumerate(named):
             field = f"adapters[{index}].name"
-            if adapter.name not in here.adapters or adapter.name == here.fused:
+            if adapter.name not in combined:
                 known = nearest(adapter.name, loras) if loras else "this endpoint has none"
                 where = f" can be combined with model {model!r}" if adapter.name in loras else ""
                 raise _invalid(field, f"{field} = {adapter.name!r}: no such adapter{where}; {known}")

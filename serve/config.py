@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from sdxl_ray import plain_data
 from sdxl_ray.config import Base, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from sdxl_ray.schema_errors import validated
+from serve.admission import share
 
 #: A variant's name is a model id in URLs, a deployment's name and a metric's tag.
 VariantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -130,15 +131,28 @@ class ServeConfig(Section):
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> ServeConfig:
-        if self.queue.pictures < self.limits.n:
-            raise ValueError(f"queue.pictures = {self.queue.pictures} is below limits.n = {self.limits.n}")
-        if self.queue.work < self.limits.work:
-            raise ValueError(f"queue.work = {self.queue.work} is below limits.work = {self.limits.work}")
+        for kind, limit in (("pictures", "n"), ("work", "work")):
+            self._require_room(kind, getattr(self.queue, kind), limit, getattr(self.limits, limit))
+        least, most = self.limits.min_edge, self.limits.max_edge
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"limits.min_edge = {least} is above limits.max_edge = {most}")
         if self.engine.max_resident < self.limits.adapters:
             raise ValueError(
                 f"engine.max_resident = {self.engine.max_resident} is below limits.adapters = {self.limits.adapters}"
             )
         return self
+
+    def _require_room(self, kind: str, queued: int, limit: str, asked: int) -> None:
+        """The largest request must fit into what one ingress may admit, or it would be shed for ever."""
+        ingresses, replicas = self.ingress.replicas, self.replicas.count
+        if queued < asked:
+            raise ValueError(f"queue.{kind} = {queued} is below limits.{limit} = {asked}")
+        one = share(queued * replicas, ingresses)
+        if one < asked:
+            raise ValueError(
+                f"queue.{kind} = {queued} is {one} for each of {ingresses} ingresses, below limits.{limit} = {asked}: "
+                f"give at least {(asked - 1) * ingresses // replicas + 1}, or fewer ingress.replicas"
+            )
 
 
 def load(path: str) -> ServeConfig:

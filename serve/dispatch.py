@@ -1,4 +1,4 @@
-"""A picture from a replica, whatever happens to the replica.
+"""A picture from a replica, whatever happens to the replica or its device.
 
 Serve fails exactly the request that was in flight when a replica dies, and does not try it again. Here it is tried
 again: its seed was fixed before, so the client gets the picture it would have got. When the client goes, or the time
@@ -33,6 +33,8 @@ GONE = (
     RequestCancelledError,
     TaskCancelledError,
 )
+#: Refusals that say nothing of the picture: another replica may draw it.
+_ELSEWHERE = ("restarting", "engine_fault")
 _AFTER_S = 2.0
 _BREATH_S = 0.2
 
@@ -47,16 +49,15 @@ async def draw(
 ) -> Picture:
     """Order one picture. Raises Problem; CancelledError when the caller is cancelled, after cancelling the order."""
     deadline = time.monotonic() + order.seconds
+    failure = busy("restarting", f"the replica of model {order.variant!r} died {retries + 1} times; it is restarted", 5)
+    show = on_preview and _once_each(on_preview)
     for attempt in range(retries + 1):
         if attempt:
             on_retry()
         left = deadline - time.monotonic()
         try:
             async with asyncio.timeout(left):
-                if on_preview is None:
-                    answer = await _once(handle, replace(order, seconds=left))
-                else:
-                    answer = await _stream(handle, replace(order, seconds=left), on_preview)
+                answer = await _attempt(handle, replace(order, seconds=left), show)
         except TimeoutError:
             raise _late(order) from None
         except BackPressureError:
@@ -74,12 +75,31 @@ async def draw(
             await asyncio.sleep(_BREATH_S)
             continue
         if isinstance(answer, Refusal):
-            if answer.code == "restarting":
-                continue
             after = _AFTER_S if answer.status == 503 else None
-            raise Problem(answer.status, answer.message, answer.code, retry_after_s=after)
+            problem = Problem(answer.status, answer.message, answer.code, answer.param, after)
+            if answer.code not in _ELSEWHERE:
+                raise problem
+            failure = problem if answer.code == "engine_fault" else failure
+            continue
         return answer
-    raise busy("restarting", f"the replica of model {order.variant!r} died {retries + 1} times; it is restarted", 5)
+    raise failure
+
+
+def _once_each(on_preview: Callable[[Preview], None]) -> Callable[[Preview], None]:
+    """The same, without the previews that a second attempt draws again."""
+    shown = 0
+
+    def fresh(preview: Preview) -> None:
+        nonlocal shown
+        if preview.step > shown:
+            shown = preview.step
+            on_preview(preview)
+
+    return fresh
+
+
+async def _attempt(handle: Any, order: Order, show: Callable[[Preview], None] | None) -> Picture | Refusal:
+    return await (_once(handle, order) if show is None else _stream(handle, order, show))
 
 
 async def _once(handle: Any, order: Order) -> Picture | Refusal:

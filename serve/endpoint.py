@@ -27,7 +27,7 @@ from serve.problem import Problem, busy
 from serve.watch import Watch
 
 _LOG = logging.getLogger("ray.serve")
-_START_S = 5.0
+_START_S, _STOPPED_S = 5.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class Endpoint:
             self.failed(None, problem)
             raise
         try:
+            if (failed := self.watch.failed(asked.group)) is not None:
+                message = f"model {asked.model!r} is stopped: {failed}"
+                raise Problem(503, message, "model_stopped", "model", retry_after_s=_STOPPED_S)
             if self.watch.starting(asked.group):
                 raise busy("starting", f"model {asked.model!r} is starting", _START_S)
             self._ledgers[asked.group].admit(len(asked.requests), asked.work)

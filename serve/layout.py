@@ -51,6 +51,11 @@ class Layout:
     groups: dict[str, Group]
     places: dict[str, Place]
 
+    def combined(self, model: str) -> list[str]:
+        """The LoRAs that a request may combine with a model, itself among them; none with a LoRA in its weights."""
+        group = self.groups.get(self.places[model].group or "", Group())
+        return [name for name in group.adapters if name != group.fused]
+
     def plain(self) -> dict[str, Any]:
         """For Ray."""
         return asdict(self)

@@ -1,11 +1,12 @@
 """An endpoint on this machine for as long as a `with` block lasts: for the command line, tests, benches and `compare`.
 
-with running(config) as url:
+with running(config) as url:  # http://127.0.0.1:8000, or the address that the configuration binds
     requests.post(f"{url}/v1/images/generations", json={"prompt": "a photo of a dog"})
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -21,11 +22,12 @@ import ray
 from ray import serve
 
 from sdxl_ray.errors import RunError, UserError
-from serve.app import application, require_guarded
-from serve.config import LOOPBACK, ServeConfig
+from serve.app import application, listening, require_guarded
+from serve.config import ServeConfig
 from serve.layout import Layout, plan
 
 APPLICATION = "sdxl-ray"
+_LOG = logging.getLogger("ray.serve")
 #: Loading SDXL and compiling it on a GPU takes minutes.
 START_S = 1200.0
 
@@ -37,19 +39,24 @@ def running(
     layout: Layout | None = None,
     timeout_s: float = START_S,
     on_state: Callable[[dict[str, str]], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
-    """Deploy, wait until every variant that can be served is, and yield the base URL (`http://127.0.0.1:PORT`).
+    """Deploy, wait until every variant that can be served is, and yield the base URL, as this machine reaches it.
 
     Ray and Serve are used where they run already, and otherwise started; what was started here is taken down. layout:
-    default, `plan(config)`. on_state: gets the state of every variant whenever one changes, while it starts.
+    default, `plan(config)`. on_state: gets the state of every variant whenever one changes, while it starts. on_note:
+    gets a line where Serve runs already, and not where the configuration says.
     Raises UserError: beyond loopback without keys, no base, no variant, the port is taken. RunError: it did not start.
     """
     require_guarded(config)
     layout = layout or plan(config)
-    with _ray(config, layout) as ours, _serve(config, ours) as port:
+    with _ray(config, layout) as ours, _serve(config, ours) as (host, port):
+        require_guarded(config, host)
+        if note := _elsewhere(config, host, port):
+            (on_note or _LOG.warning)(note)
         deploy(config, layout)
         try:
-            url = f"http://{config.host if config.host in LOOPBACK[:2] else '127.0.0.1'}:{port}"
+            url = f"http://{_reached(host)}:{port}"
             _wait(url, timeout_s, on_state or (lambda _: None))
             yield url
         finally:
@@ -91,20 +98,20 @@ def _ray(config: ServeConfig, layout: Layout) -> Iterator[bool]:
 
 
 @contextmanager
-def _serve(config: ServeConfig, in_our_ray: bool) -> Iterator[int]:
-    """Serve's HTTP proxy where there is none; its port."""
-    from ray.serve.context import _get_global_client, _set_global_client
+def _serve(config: ServeConfig, in_our_ray: bool) -> Iterator[tuple[str, int]]:
+    """Serve's HTTP proxy where there is none; the host and port that it listens on."""
+    from ray.serve.context import _set_global_client
 
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is not None:
-        yield int(client.http_config.port)
+    found = listening()
+    if found is not None:
+        yield found
         return
-    port = config.port or _free_port()
+    port = config.port or _free_port(config.host)
     _require_free(config.host, port)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options={"host": config.host, "port": port}, proxy_location="HeadOnly")
     try:
-        yield port
+        yield config.host, port
     finally:
         if in_our_ray:
             _set_global_client(None)  # it ends with its Ray, and a later one is another
@@ -152,16 +159,43 @@ def _ask(url: str) -> tuple[int, dict[str, Any]]:
         return 0, {}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def _elsewhere(config: ServeConfig, host: str, port: int) -> str | None:
+    """What to say where Serve runs already, and its proxy is not the configuration's."""
+    ignored = [f"host = {config.host}"] if config.host != host else []
+    ignored += [f"port = {config.port}"] if config.port not in (0, port) else []
+    if not ignored:
+        return None
+    return f"Ray Serve runs already and listens on {host}:{port}: {' and '.join(ignored)} is not used"
+
+
+def _reached(host: str) -> str:
+    """A bound address as a URL names it, from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def _free_port(host: str) -> int:
+    with _bound(host, 0) as probe:
         return int(probe.getsockname()[1])
 
 
 def _require_free(host: str, port: int) -> None:
-    with socket.socket() as probe:
+    with _bound(host, port):
+        pass
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket there, as Serve's proxy opens it. Raises UserError."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise UserError(f"port = {port} on {host}: {error.strerror}; choose another, or 0 for any") from None
+            hint = (
+                "choose another, or 0 for any"
+                if error.errno == errno.EADDRINUSE
+                else "host must be an address of this machine, such as 127.0.0.1 or 0.0.0.0"
+            )
+            raise UserError(f"port = {port} on {host}: {error.strerror}; {hint}") from None
+        yield probe

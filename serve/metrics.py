@@ -24,7 +24,7 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "sdxl_ray_requests": Metric("counter", "requests answered, by HTTP status", ("variant", "status")),
     "sdxl_ray_shed": Metric("counter", "requests turned away with 429 or 503, by reason", ("variant", "reason")),
-    "sdxl_ray_retries": Metric("counter", "pictures ordered again because their replica died", ("variant",)),
+    "sdxl_ray_retries": Metric("counter", "pictures ordered again because their replica died or failed", ("variant",)),
     "sdxl_ray_request_ms": Metric("histogram", "milliseconds of a request that got its pictures", ("variant",)),
     "sdxl_ray_under_way": Metric("gauge", "pictures that an ingress has admitted and not answered", ("group",)),
     "sdxl_ray_work": Metric("gauge", "their work, in steps of one picture of the base's own size", ("group",)),

@@ -47,3 +47,4 @@ class Refusal:
     status: int
     code: str
     message: str
+    param: str | None = None

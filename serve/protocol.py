@@ -138,6 +138,8 @@ class Model(BaseModel):
     kind: Literal["base", "lora", "full", "unknown"]
     state: Literal["ready", "starting", "stopped"]
     reason: str | None = Field(description="why it is stopped")
+    adapters: list[str] = Field(description="LoRAs that a request may combine with it")
+    group: str | None = Field(description="its set of weights: models with the same one share replicas")
 
 
 class Models(BaseModel):

@@ -48,8 +48,12 @@ def build(endpoint: Endpoint) -> FastAPI:
     @app.post(_GENERATIONS, response_model=ImagesResponse, responses=errors, operation_id="createImage")
     async def generations(request: Request) -> Response:
         """Draw pictures."""
-        endpoint.keys.require(request.headers.get("authorization"))
-        raw = await _body(request, endpoint.config.limits.body_bytes)
+        try:
+            endpoint.keys.require(request.headers.get("authorization"))
+            raw = await _body(request, endpoint.config.limits.body_bytes)
+        except Problem as problem:
+            endpoint.failed(None, problem)
+            raise
         asked = endpoint.take(raw)
         previews: asyncio.Queue[Preview] = asyncio.Queue()
         task = endpoint.start(asked, previews.put_nowait if asked.previews else None)
@@ -82,9 +86,9 @@ def build(endpoint: Endpoint) -> FastAPI:
         """This process answers."""
         return {"status": "ok"}
 
-    @app.get("/ready", responses={503: {"description": "a set of weights is not loaded yet"}})
+    @app.get("/ready", responses={503: {"description": "a set of weights is not loaded yet, or none could be"}})
     async def ready() -> Response:
-        """Whether every set of weights that can be served is loaded, and the state of each variant."""
+        """Whether a set of weights is loaded and none is still being loaded, and the state of each variant."""
         states = {entry.id: entry.state for entry in endpoint.watch.models()}
         status = 200 if endpoint.watch.ready else 503
         headers = {**_ALWAYS, **({} if status == 200 else {"Retry-After": "2"})}
@@ -162,11 +166,15 @@ def _extras(answer: Answer) -> dict[str, Any]:
 
 
 def _times(asked: Asked, answer: Answer) -> dict[str, str]:
-    """Headers: the slowest picture's stages, and the whole request on the server."""
+    """Headers: hashes of the model and of the adapters beside it, the slowest picture's stages, the whole request."""
+    first = answer.pictures[0]
     slowest = max((picture.times for picture in answer.pictures), key=lambda times: times.total_ms)
     stages = {name: getattr(slowest, f"{name}_ms") for name in ("queue", "text", "denoise", "decode")}
     return {
-        "x-sdxl-ray-artifact": answer.pictures[0].artifact,
+        "x-sdxl-ray-artifact": first.artifact,
+        "x-sdxl-ray-adapters": " ".join(
+            f"{name}={hash_}" for name, hash_ in first.adapters.items() if name != asked.model
+        ),
         "x-sdxl-ray-seed": str(asked.requests[0].seed),
         **{f"x-sdxl-ray-{name}-ms": f"{ms:.3f}" for name, ms in stages.items()},
         "x-sdxl-ray-total-ms": f"{answer.total_ms:.3f}",

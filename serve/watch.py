@@ -35,10 +35,15 @@ class Watch:
         """No replica of the group has ever answered."""
         return group not in self._heard
 
+    def failed(self, group: str) -> str | None:
+        """Why the group's replicas could not be started, if so."""
+        return self._failed.get(group)
+
     @property
     def ready(self) -> bool:
-        """Every group that can be served has answered of late."""
-        return all(self._state(group) != "starting" for group in self._layout.groups)
+        """A group answers, and none is still starting."""
+        states = {self._state(group) for group in self._layout.groups}
+        return "ready" in states and "starting" not in states
 
     def models(self) -> list[Model]:
         """Every configured variant and its state."""
@@ -48,7 +53,8 @@ class Watch:
         place = self._layout.places[name]
         group = place.group
         answer = self._answers.get(group or "", {})
-        reason = place.reason or self._failed.get(group or "") or answer.get("stopped", {}).get(name)
+        stopped = answer.get("stopped", {})
+        reason = place.reason or self._failed.get(group or "") or stopped.get(name)
         return Model(
             id=name,
             created=self._created,
@@ -56,6 +62,8 @@ class Watch:
             kind=place.kind,
             state="stopped" if reason or group is None else self._state(group),
             reason=reason,
+            adapters=[name for name in self._layout.combined(name) if name not in stopped],
+            group=group,
         )
 
     def _state(self, group: str) -> Literal["ready", "starting", "stopped"]:

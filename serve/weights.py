@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,12 +16,15 @@ from sdxl_ray.artifact import Artifact
 from sdxl_ray.errors import RunError, UserError
 from serve.config import ServeConfig, parse
 from serve.encode import encode
-from serve.engine.request import DeadlinePassed, EngineStopped
+from serve.engine.request import AdapterBroken, DeadlinePassed, EngineFault, EngineStopped, NotDrawable
 from serve.layout import Group
 from serve.metrics import Meter
 from serve.order import Order, Picture, Preview, Refusal
 
+_LOG = logging.getLogger("ray.serve")
 _PERIOD_S = 1.0
+#: Before a fault is told: a replica that fails at once looks idle, and Serve would send it all that others could draw.
+_FAULT_S = 0.5
 
 
 class Weights:
@@ -92,7 +96,7 @@ class Weights:
                     look.cancel()
                     break
                 step, preview = look.result()
-                with contextlib.suppress(RunError):  # the picture itself will say what is wrong
+                with contextlib.suppress(Exception):  # the picture itself will say what is wrong
                     yield Preview(await asyncio.to_thread(_look, preview, order.output_format), step, steps)
             yield await drawing
         finally:
@@ -102,18 +106,14 @@ class Weights:
         named = [use.name for use in order.request.adapters]
         for name in (order.variant, *named):
             if name in self.stopped:
-                return Refusal(404, "model_stopped", f"model {name!r} is stopped: {self.stopped[name]}")
+                param = "model" if name == order.variant else "adapters"
+                return Refusal(404, "model_stopped", f"model {name!r} is stopped: {self.stopped[name]}", param)
         try:
             drawn = await self.engine.draw(order.request, on_step=on_step, deadline=time.monotonic() + order.seconds)
-        except DeadlinePassed:
-            return Refusal(503, "deadline_passed", f"no picture within {self.config.queue.timeout_s:g} s")
-        except EngineStopped:
-            return Refusal(503, "restarting", "this replica is being stopped")
-        except UserError as error:
-            return Refusal(400, "invalid_value", str(error))
-        except RunError as error:
-            # The numbers left their range: strengths or guidance that this model cannot take.
-            return Refusal(422, "not_drawn", str(error))
+        except (UserError, RunError) as error:
+            if isinstance(error, EngineFault):
+                await asyncio.sleep(_FAULT_S)
+            return self._refusal(order, error)
         for stage in ("queue", "text", "denoise", "decode"):
             value = getattr(drawn.times, f"{stage}_ms")
             self.meter.observe("sdxl_ray_stage_ms", value, variant=order.variant, stage=stage)
@@ -122,6 +122,26 @@ class Weights:
         facts = self._facts(order, artifact)
         data = await asyncio.to_thread(encode, drawn.picture, order.output_format, facts)
         return Picture(data, drawn.times, artifact, adapters)
+
+    def _refusal(self, order: Order, error: UserError | RunError) -> Refusal:
+        """What a client is told; of the server's own faults only its log says more."""
+        if isinstance(error, EngineFault | AdapterBroken):
+            _LOG.error("group %s: %s", self.name, error)
+        model = f"model {order.variant!r}"
+        match error:
+            case DeadlinePassed():
+                told = 503, "deadline_passed", f"no picture within {self.config.queue.timeout_s:g} s"
+            case EngineStopped():
+                told = 503, "restarting", "this replica is being stopped"
+            case EngineFault():  # tried again elsewhere; `check_health` says whether this replica goes
+                told = 503, "engine_fault", f"{model}: a replica failed while it drew; its log says why"
+            case AdapterBroken():
+                told = 503, "adapter_broken", f"{model}: an adapter cannot be loaded any more; the log says why"
+            case UserError():
+                told = 400, "invalid_value", str(error)
+            case _:  # the numbers left their range: strengths or guidance that this model cannot take
+                told = 422, "not_drawn", str(error)
+        return Refusal(*told, error.param if isinstance(error, NotDrawable) else None)
 
     def _facts(self, order: Order, artifact: str) -> dict[str, object]:
         """What a PNG says of itself: how it was made, without the words, which are the client's own."""
@@ -136,6 +156,10 @@ class Weights:
             "guidance": asked.guidance_scale,
             "scheduler": asked.scheduler,
         }
+
+    async def check_health(self) -> None:
+        """Serve asks now and then, and replaces a replica that raises three times running."""
+        await self.engine.check()
 
     async def describe(self) -> dict[str, Any]:
         """Hashes of what is loaded, what could not be, and the engine's state."""

@@ -81,7 +81,10 @@ def run(
                 ready = sum(state == "ready" for state in now.values())
                 progress.row({"kind": "phase", "name": "loading the variants", "done": ready, "total": len(now)})
 
-            url = endpoint.enter_context(running(chosen, layout=layout, on_state=tell))
+            notes: list[str] = []
+            url = endpoint.enter_context(running(chosen, layout=layout, on_state=tell, on_note=notes.append))
+        for note in notes:
+            typer.echo(note, err=True)
         if json:
             print_json(
                 {"url": url, "variants": {n: {**asdict(p), "state": states[n]} for n, p in layout.places.items()}}

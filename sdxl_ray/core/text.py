@@ -25,6 +25,12 @@ def token_ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     return ids
 
 
+def token_count(tokenizer: Any, caption: str) -> tuple[int, int]:
+    """Tokens of a caption, and how many the encoder takes: `token_ids` cuts off what is beyond."""
+    tokens = len(tokenizer(caption, add_special_tokens=False, verbose=False).input_ids)
+    return tokens, int(tokenizer.model_max_length) - int(tokenizer.num_special_tokens_to_add())
+
+
 def encode(encoder: Any, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
     """Penultimate hidden states [B, L, C] and the first output: for encoder 2 the pooled projection [B, P]."""
     out = encoder(ids_BL, output_hidden_states=True)

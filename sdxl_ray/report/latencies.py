@@ -8,6 +8,7 @@ size has is None. Two arms are compared request by request, as both met the same
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,9 @@ class Condition:
 class Summary:
     """One arm under one condition, over all rounds. percentiles: ms by percent, empty when nothing was answered.
 
-    parts: medians of what the server told (ms, and the mean batch), None where it told nothing. throughput: answered
+    artifacts: hashes of the models that drew, "" for the base; adapters: `name=hash` of those that were asked for
+    beside them. refused: how often a full server was asked again (offline alone). parts: medians of what the server
+    told (ms, and the mean batch), None where it told nothing. throughput: answered
     requests/s. generator_cpu: the largest share of one core that the load generator took;
     late_ms: 99 % of requests left within this time of their arrival (offline holds them back on purpose).
     """
@@ -69,6 +72,8 @@ class Summary:
     throughput: float
     parts: dict[str, float | None]
     artifacts: tuple[str, ...]
+    adapters: tuple[str, ...]
+    refused: int
     deployment: str
     generator_cpu: float
     late_ms: float
@@ -92,6 +97,12 @@ def estimate(values: Array, percent: float) -> Estimate:
     low = float(ordered[lowest - 1]) if lowest else None
     high = float(ordered[highest - 1]) if highest <= n else None
     return Estimate(percentile(ordered, percent), low, high, n)
+
+
+def shown(found: Estimate, percent: float) -> bool:
+    """Whether a sample is large enough to show this percentile: both ends are there, and a p99 has its 459 requests."""
+    closed = found.low is not None and found.high is not None
+    return closed and (percent < 99 or found.n >= ENOUGH_FOR_P99)
 
 
 def summaries(rows: Iterable[Row], phase: str = "run") -> list[Summary]:
@@ -123,6 +134,8 @@ def _summary(arm: str, condition: Condition, rows: Sequence[Row]) -> Summary:
         throughput=len(good) / seconds if seconds > 0 else 0.0,
         parts=parts,
         artifacts=tuple(sorted({row["artifact"] for row in good if row["artifact"] is not None})),
+        adapters=tuple(sorted({text for row in good for text in (row.get("adapters") or "").split()})),
+        refused=sum(row.get("refused") or 0 for row in rows),
         deployment=rows[0]["deployment"],
         generator_cpu=max(row["generator_cpu"] for row in rows),
         late_ms=percentile(np.array([row["sent_s"] - row["intended_s"] for row in rows]) * 1000, 99),
@@ -140,8 +153,9 @@ def _rounds(rows: Iterable[Row]) -> dict[int, list[Row]]:
 def ratio(rows: Iterable[Row], arm: str, base: str, condition: Condition, percent: float) -> Estimate | None:
     """A percentile of `arm` over the same of `base`, of the requests that both answered; None when there are none.
 
-    The interval draws blocks of neighbouring requests of the common trace again, for both arms together: neighbours
-    share a queue, and both arms met the same arrivals.
+    There is no interval where too few requests show the percentile itself: drawing them again would give one all the
+    same, and a narrow one, of the same few slow requests. Otherwise it draws blocks of neighbouring requests of the
+    common trace again, for both arms together: neighbours share a queue, and both arms met the same arrivals.
     """
     of: dict[str, dict[tuple[int, int], float]] = {arm: {}, base: {}}
     for row in rows:
@@ -154,7 +168,7 @@ def ratio(rows: Iterable[Row], arm: str, base: str, condition: Condition, percen
     above, below = (np.array([of[name][place] for place in both], dtype=np.float64) for name in (arm, base))
     value = percentile(above, percent) / percentile(below, percent)
     n = len(both)
-    if n < 2:
+    if not shown(estimate(above, percent), percent) or not shown(estimate(below, percent), percent):
         return Estimate(value, None, None, n)
     block = max(1, round(n ** (1 / 3)))
     rng = np.random.Generator(np.random.Philox(key=n))
@@ -166,21 +180,35 @@ def ratio(rows: Iterable[Row], arm: str, base: str, condition: Condition, percen
 
 
 def kept_bound(rows: Sequence[Row], p99_ms: float) -> bool:
-    """Whether every request was answered, and p99 is at or under the bound."""
+    """Whether every request was answered, and p99 of just these (`may_miss` of them set aside) keeps the bound."""
     if any(row["status"] != 200 for row in rows):
         return False
     return percentile(np.array([row["latency_ms"] for row in rows]), 99) <= p99_ms
 
 
+def may_miss(n: int) -> int:
+    """How many of n requests are slower than their p99 (nearest rank)."""
+    return n - math.ceil(0.99 * n - 1e-9)
+
+
 @dataclass(frozen=True)
 class Highest:
-    """What a search found for one arm: the bound of p99, and the highest rate tried that kept it (None: none did)."""
+    """What a search found for one arm: the bound of p99, and the highest rate tried that kept it (None: none did).
+
+    open: no rate that was tried broke the bound, so that a higher one may keep it too.
+    """
 
     arm: str
     bound_ms: float
     rate: float | None
     probes: int
     queries: int
+    open: bool
+
+    @property
+    def words(self) -> str | None:
+        """`12`, or `>= 12` where no rate broke the bound; None where none kept it."""
+        return None if self.rate is None else f"{'>= ' if self.open else ''}{self.rate:g}"
 
 
 def highest_rates(rows: Iterable[Row]) -> list[Highest]:
@@ -194,5 +222,6 @@ def highest_rates(rows: Iterable[Row]) -> list[Highest]:
         asked = next(iter(by_rate.values()))
         bound = asked[0]["bound_ms"]
         held = [rate for rate, answers in by_rate.items() if kept_bound(answers, bound)]
-        found.append(Highest(arm, bound, max(held, default=None), len(by_rate), len(asked)))
+        open_ = len(held) == len(by_rate)
+        found.append(Highest(arm, bound, max(held, default=None), len(by_rate), len(asked), open_))
     return found

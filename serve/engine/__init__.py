@@ -7,10 +7,13 @@
 from serve.engine.engine import Engine
 from serve.engine.request import (
     SCHEDULERS,
+    AdapterBroken,
     AdapterUse,
     DeadlinePassed,
     Drawn,
+    EngineFault,
     EngineStopped,
+    NotDrawable,
     PictureRequest,
     Times,
 )
@@ -18,12 +21,15 @@ from serve.engine.settings import EngineSettings
 
 __all__ = [
     "SCHEDULERS",
+    "AdapterBroken",
     "AdapterUse",
     "DeadlinePassed",
     "Drawn",
     "Engine",
+    "EngineFault",
     "EngineSettings",
     "EngineStopped",
+    "NotDrawable",
     "PictureRequest",
     "Times",
 ]

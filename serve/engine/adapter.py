@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,17 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A loaded adapter. parts: "unet", "text_encoder", "text_encoder_2" -> full layer name -> Pair."""
+    """A loaded adapter. parts: "unet", "text_encoder", "text_encoder_2" -> full layer name -> Pair.
+
+    gone: set when it was evicted, after the last picture that used it; who still holds it lets go.
+    """
 
     name: str
     hash: str
     parts: Mapping[str, Mapping[str, Pair]]
     overrides: Mapping[str, Any]
     load_ms: float
+    gone: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)

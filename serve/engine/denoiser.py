@@ -6,6 +6,8 @@ picture: a free place is taken before the next step of that size.
 
 from __future__ import annotations
 
+import logging
+import statistics
 import threading
 import time
 from collections import OrderedDict, deque
@@ -14,11 +16,12 @@ from typing import Any
 
 import torch
 
-from sdxl_ray.errors import RunError
 from serve.engine.batch import Batch, Flight
 from serve.engine.layers import LoraLayers
+from serve.engine.request import EngineFault
 
 Size = tuple[int, ...]
+_SWITCHES = 9  # of the last ones the median
 _SMOOTHING = 0.05  # of the running means: about the last 20 steps
 
 
@@ -59,13 +62,27 @@ class Denoiser:
         self.occupancy = 0.0
         self.switches = 0
         self.switch_ms = 0.0
+        self._switches_ms: deque[float] = deque(maxlen=_SWITCHES)
         self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
         self._thread.start()
 
     def put(self, flight: Flight) -> None:
         """From any thread: let a picture join."""
         with self._wake:
-            self._arrived.append(flight)
+            if self.broken is None:
+                self._arrived.append(flight)
+                self._wake.notify()
+                return
+        flight.job.end(EngineFault.of("denoising", self.broken))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still takes steps."""
+        return self._thread.is_alive()
+
+    def tidy(self) -> None:
+        """From any thread: let go of adapters that are gone, also when there is nothing to draw."""
+        with self._wake:
             self._wake.notify()
 
     @property
@@ -93,18 +110,36 @@ class Denoiser:
             return
         finally:
             self.ready.set()
-        while self._next_arrivals():
-            self._board()
-            if not self._groups:
-                continue
+        try:
+            while self._next_arrivals():
+                self._turn()
+        except Exception as error:
+            logging.getLogger(__name__).exception("the denoising thread ends")
+            self._break(error)
+
+    def _turn(self) -> None:
+        self._board()
+        if self._groups:
             size, group = next(iter(self._groups.items()))
             self._groups.move_to_end(size)  # the next turn is another size's
             self._step(group)
+        elif self._lora.stale:
+            self._activate()
+
+    def _break(self, error: BaseException) -> None:
+        """Nothing is drawn here any more: end what is here, and what is still to come."""
+        with self._wake:
+            self.broken = error
+            flights = list(self._arrived)
+        for group in self._groups.values():
+            flights += [*group.flights, *group.waiting]
+        for flight in flights:
+            flight.job.end(EngineFault.of("denoising", error))
 
     def _next_arrivals(self) -> bool:
         """Wait until there is something to do; sort in what has come. False when the thread should end."""
         with self._wake:
-            while not (self._arrived or self._groups or self._stopping):
+            while not (self._arrived or self._groups or self._stopping or self._lora.stale):
                 self._wake.wait()
             arrived, self._arrived = self._arrived, deque()
             stopping = self._stopping
@@ -125,27 +160,34 @@ class Denoiser:
             if not staying:
                 del self._groups[size]
 
-    def _stack(self, group: Group) -> Batch:
-        """The batch of a group whose pictures have changed."""
-        flights = [flight for other in self._groups.values() for flight in other.flights]
+    def _activate(self) -> None:
+        """Lay out the adapters of all pictures in flight, and no others."""
+        flights = [flight for group in self._groups.values() for flight in group.flights]
+        adapters = [s.adapter for flight in flights for s in flight.job.strengths]
+        if self._lora.suits(adapters):
+            return
+        for group in self._groups.values():  # their masks are of other columns, also where this fails half way
+            group.batch = None
+        self._pace.finish()
         begun = time.monotonic()
-        if self._lora.activate([s.adapter for flight in flights for s in flight.job.strengths]):
-            self.switches += 1
-            self.switch_ms = (time.monotonic() - begun) * 1e3
-            for other in self._groups.values():  # their masks were made for other columns
-                other.batch = None
-        return Batch(group.flights, self._lora)
+        self._lora.activate(adapters)
+        self._pace.finish()  # what was only given to a GPU has not been done
+        self.switches += 1
+        self._switches_ms.append((time.monotonic() - begun) * 1e3)
+        self.switch_ms = statistics.median(self._switches_ms)
 
     def _step(self, group: Group) -> None:
         begun = time.monotonic()
         flights = list(group.flights)
         try:
-            group.batch = group.batch or self._stack(group)
+            if group.batch is None or self._lora.stale:
+                self._activate()
+                group.batch = Batch(group.flights, self._lora)
             group.batch.step(self._unet)
             self._pace.wait()
         except Exception as error:  # out of memory, above all: these pictures fail, the engine goes on
             for flight in flights:
-                flight.job.end(RunError(f"a denoising step failed: {str(error).splitlines()[0] or repr(error)}"))
+                flight.job.end(EngineFault.of("a denoising step", error))
             group.flights, group.batch = [], None
             return
         self._count(time.monotonic() - begun, len(flights))
@@ -167,8 +209,13 @@ class _Pace:
     """Keeps the thread at most one step ahead of a GPU, or joining and leaving would be decided far too early."""
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._device, self._on_gpu = device, device.type == "cuda"
         self._before: torch.cuda.Event | None = None
+
+    def finish(self) -> None:
+        """Wait until the device has done all that it was given."""
+        if self._on_gpu:
+            torch.cuda.synchronize(self._device)
 
     def wait(self) -> None:
         """Called after each step has been given to the device."""

@@ -25,7 +25,16 @@ from serve.engine import prepare
 from serve.engine.adapter import Adapter, Places, Strength, load_adapter, require_mixable
 from serve.engine.job import Job, OnStep
 from serve.engine.line import Line
-from serve.engine.request import DeadlinePassed, Drawn, EngineStopped, PictureRequest, check
+from serve.engine.request import (
+    AdapterBroken,
+    DeadlinePassed,
+    Drawn,
+    EngineFault,
+    EngineStopped,
+    NotDrawable,
+    PictureRequest,
+    check,
+)
 from serve.engine.resident import Residents
 from serve.engine.settings import EngineSettings
 
@@ -53,7 +62,7 @@ class Engine:
         self._fused = _take_fused(adapters, self.settings.fuse, artifact is not None or pipeline is not None)
         if artifact is not None and artifact.manifest.kind != "full":
             raise UserError(f"artifact {str(artifact.folder)!r} is a LoRA: give it in adapters, or fuse it")
-        self._residents = Residents(self._load_adapter, self.settings.max_resident)
+        self._residents = Residents(self._load_adapter, self.settings.max_resident, self._tidy)
         for name, one in adapters.items():
             require_mixable(name, one, base)
             self._residents.known[name] = one
@@ -105,8 +114,9 @@ class Engine:
 
         on_step: called on the event loop after each step with (steps done, steps in all, preview); preview() decodes
         what the picture is foreseen to be and blocks, so call it in a thread. deadline: of `time.monotonic()`.
-        Cancelling frees the picture's place before the next step. Raises UserError for a request that cannot be drawn,
-        RunError where its numbers are not finite, DeadlinePassed, EngineStopped.
+        Cancelling frees the picture's place before the next step. Raises NotDrawable, or another UserError, for a
+        request that cannot be drawn, AdapterBroken, RunError where its numbers are not finite, DeadlinePassed,
+        EngineStopped, EngineFault.
         """
         begun = time.monotonic()
         if not self._running:
@@ -163,10 +173,16 @@ class Engine:
         """Let no new request name it; pictures in flight that use it are finished. Raises UserError: unknown name."""
         self._residents.remove(name)
 
+    async def check(self) -> None:
+        """Raise EngineFault when this engine will draw no more: a thread has ended, or the device is lost."""
+        if self._running:
+            await asyncio.to_thread(self._line.check)
+
     def status(self) -> dict[str, Any]:
         """Numbers for gauges, once started: step_ms and occupancy are running means over about 20 steps.
 
-        adapter_load_ms: from the file to the device; adapter_switch_ms: the last rearrangement of the UNet's layers.
+        adapter_load_ms: from the file to the device; adapter_switch_ms: a rearrangement of the UNet's layers, from an
+        idle device to an idle device, the median of the last 9.
         """
         resident, denoiser = self._residents.resident, self._line.denoiser
         in_flight = denoiser.in_flight
@@ -194,7 +210,9 @@ class Engine:
         check(request)
         for use in request.adapters:
             if use.name == self.settings.fuse:
-                raise UserError(f"adapter {use.name!r} is merged into this engine's weights: leave it out")
+                raise NotDrawable(
+                    "adapters", f"adapter {use.name!r} is merged into this engine's weights: leave it out"
+                )
             self._residents.named(use.name)
 
     def _ended(self, job: Job, outcome: Drawn | BaseException) -> None:
@@ -211,7 +229,15 @@ class Engine:
             job.future.set_exception(outcome)
 
     def _load_adapter(self, name: str, artifact: Artifact) -> Adapter:
-        return load_adapter(name, artifact, self._base, self._places, self.settings.width, self.settings.place)
+        try:
+            return load_adapter(name, artifact, self._base, self._places, self.settings.width, self.settings.place)
+        except UserError as error:
+            raise AdapterBroken(str(error)) from None
+        except Exception as error:
+            raise EngineFault.of(f"loading adapter {name!r}", error) from error
+
+    def _tidy(self) -> None:
+        self._line.tidy()
 
 
 def _take_fused(adapters: dict[str, Artifact], fuse: str | None, taken: bool) -> Artifact | None:

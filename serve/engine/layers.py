@@ -75,20 +75,31 @@ class LoraLayers:
         """The base's layers that have been put into mixed ones, by full name."""
         return {name: layer.base for name, layer in self._layers.items()}
 
-    def activate(self, needed: Collection[Adapter]) -> bool:
-        """Make sure that `needed` are active; whether anything changed, so that masks must be made anew."""
-        wanted = {one.hash: one for one in needed if one.parts.get(self._part)}
-        now = {one.hash: one for one in self.active}
+    @property
+    def stale(self) -> bool:
+        """Whether an adapter is active that has been evicted: `activate` gives its memory back."""
+        return any(one.gone.is_set() for one in self.active)
+
+    def suits(self, needed: Collection[Adapter]) -> bool:
+        """Whether `needed` are active, and not many others: then `activate` does nothing, and masks stay valid."""
+        wanted, now = self._changing(needed).keys(), {one.hash for one in self.active}
         # One more adapter than needed costs little, laying them side by side anew costs a pass over every layer.
-        if wanted.keys() <= now.keys() and len(now) <= 2 * max(len(wanted), 1):
-            return False
-        self.active = tuple(wanted.values())
-        self.install({name for one in self.active for name in one.parts[self._part]})
-        width = max((sum(p.rank for p in self._pairs(name).values()) for name in self._layers), default=0)
-        for name, layer in self._layers.items():
-            self._lay(name, layer, -(-width // _ALIGNED) * _ALIGNED if self._uniform else 0)
-        self._used = None
-        return True
+        return wanted <= now and len(now) <= 2 * max(len(wanted), 1) and not self.stale
+
+    def activate(self, needed: Collection[Adapter]) -> None:
+        """Make sure that `needed` are active. Where it raises (out of memory, above all) no adapter is."""
+        if self.suits(needed):
+            return
+        self._clear()  # first: what is half laid out would draw with another mix, and nobody would see it
+        try:
+            self.active = tuple(self._changing(needed).values())
+            self.install({name for one in self.active for name in one.parts[self._part]})
+            width = max((sum(p.rank for p in self._pairs(name).values()) for name in self._layers), default=0)
+            for name, layer in self._layers.items():
+                self._lay(name, layer, -(-width // _ALIGNED) * _ALIGNED if self._uniform else 0)
+        except BaseException:
+            self._clear()
+            raise
 
     def masks(self, rows: Sequence[Row], device: torch.device) -> Masks | None:
         """The masks of a batch under the active adapters, fp32 (a strength of 0.7 is 0.699 in bf16).
@@ -117,11 +128,23 @@ class LoraLayers:
         """What the next call of the model multiplies with."""
         if masks is self._used:
             return
+        self._used = {}  # nobody's masks, should this end half way
         for name, layer in self._layers.items():
             mask = None if masks is None else masks.get(self._layouts[name])
             # torch.compile remembers which layers had the very same tensor, and layouts come and go.
             layer.mask = mask.detach() if mask is not None and self._uniform else mask
         self._used = masks
+
+    def _changing(self, adapters: Collection[Adapter]) -> dict[str, Adapter]:
+        """Those that change layers of this model, by hash."""
+        return {one.hash: one for one in adapters if one.parts.get(self._part)}
+
+    def _clear(self) -> None:
+        """The base alone."""
+        self.active, self._used = (), None
+        self._layouts.clear()
+        for layer in self._layers.values():
+            layer.down = layer.up = layer.mask = None
 
     def _pairs(self, name: str) -> dict[int, Any]:
         found = {slot: one.parts[self._part].get(name) for slot, one in enumerate(self.active)}
@@ -130,7 +153,6 @@ class LoraLayers:
     def _lay(self, name: str, layer: MixedLayer, width: int) -> None:
         pairs = self._pairs(name)
         self._layouts[name] = (_group(name), tuple((slot, pair.rank) for slot, pair in pairs.items()), width)
-        layer.mask = layer.down = layer.up = None
         missing = width - sum(pair.rank for pair in pairs.values())
         downs, ups = [pair.down for pair in pairs.values()], [pair.up for pair in pairs.values()]
         if missing > 0:

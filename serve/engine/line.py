@@ -20,6 +20,7 @@ from serve.engine.denoiser import Denoiser
 from serve.engine.job import Job
 from serve.engine.layers import LoraLayers
 from serve.engine.prepare import compile_blocks
+from serve.engine.request import EngineFault, NotDrawable
 from serve.engine.schedulers import Sampler, make_scheduler
 from serve.engine.settings import EngineSettings
 from serve.engine.stage import Stage
@@ -48,10 +49,15 @@ class Line:
             land=self._land,
             preview=self._preview,
         )
-        self._text = Stage[Job]("text", partial(self._encode, encoder), _end_all, most=settings.max_batch)
+        self._text = Stage[Job](
+            "text", partial(self._encode, encoder), partial(_end_all, "text encoding"), most=settings.max_batch
+        )
         # One at a time: a finished picture should not wait for another's decoding, and a batch gains no speed.
         self._decoding = Stage[Flight](
-            "decode", self._decode, lambda flights, error: _end_all([flight.job for flight in flights], error), most=1
+            "decode",
+            self._decode,
+            lambda flights, error: _end_all("decoding", [flight.job for flight in flights], error),
+            most=1,
         )
         self.denoiser.ready.wait()
         if self.denoiser.broken is not None:
@@ -62,6 +68,19 @@ class Line:
         """From any thread: start a job; it ends by itself."""
         self._text.put(job)
 
+    def tidy(self) -> None:
+        """From any thread: give back the memory of adapters that are gone."""
+        self.denoiser.tidy()
+
+    def check(self) -> None:
+        """Raise EngineFault when a thread has ended or the device computes no more; waits for a step at most."""
+        for name, alive in (
+            ("text", self._text.alive), ("denoising", self.denoiser.alive), ("decoding", self._decoding.alive),
+        ):  # fmt: skip
+            if not alive:
+                raise EngineFault(f"the {name} thread has ended")
+        probe(self._device)
+
     def stop(self) -> None:
         """End the threads, front to back; jobs that nobody abandoned are finished first."""
         self._text.stop()
@@ -70,7 +89,7 @@ class Line:
 
     def _encode(self, encoder: TextEncoder, jobs: Sequence[Job]) -> None:
         begun = time.monotonic()
-        wanted = [job for job in jobs if not job.let_go()]
+        wanted = [job for job in jobs if not (job.let_go() or _refused(job, encoder))]
         flights = []
         for job, (hidden_RLC, pooled_RP) in zip(wanted, encoder.conditioning(wanted) if wanted else (), strict=True):
             try:
@@ -128,9 +147,30 @@ class Line:
         return picture
 
 
-def _end_all(jobs: Sequence[Job], error: BaseException) -> None:
-    for job in jobs:
+def _refused(job: Job, encoder: TextEncoder) -> bool:
+    """End a job whose text does not fit; whether that was so."""
+    try:
+        encoder.check(job)
+    except UserError as error:
         job.end(error)
+        return True
+    return False
+
+
+def probe(device: torch.device) -> None:
+    """Compute a little on a device; one that has lost its context fails at everything. Raises EngineFault."""
+    try:
+        torch.ones(1, device=device).add(1).item()
+    except torch.OutOfMemoryError:
+        pass  # full, but it answers
+    except Exception as error:
+        raise EngineFault.of(f"device {device}", error) from error
+
+
+def _end_all(what: str, jobs: Sequence[Job], error: BaseException) -> None:
+    told = error if isinstance(error, UserError | RunError) else EngineFault.of(what, error)
+    for job in jobs:
+        job.end(told)
 
 
 def _require_finite(numbers: Tensor, complaint: str) -> None:
@@ -139,8 +179,9 @@ def _require_finite(numbers: Tensor, complaint: str) -> None:
 
 
 def _overrides(strengths: Sequence[Strength], own: Any) -> dict[str, Any]:
-    """What adapters change in the scheduler's config; raises UserError where they need different ones."""
+    """What adapters change in the scheduler's config; raises NotDrawable where they need different ones."""
     wanted = {s.adapter.name: {**own.config, **s.adapter.overrides} for s in strengths}
     if len({repr(sorted(config.items(), key=lambda item: item[0])) for config in wanted.values()}) > 1:
-        raise UserError(f"adapters {', '.join(sorted(wanted))} were trained for different predictions: use one of them")
+        names = ", ".join(sorted(wanted))
+        raise NotDrawable("adapters", f"adapters {names} were trained for different predictions: use one of them")
     return dict(strengths[0].adapter.overrides) if strengths else {}

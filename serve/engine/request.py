@@ -21,6 +21,28 @@ class EngineStopped(RunError):  # noqa: N818
     """The engine was stopped before the picture was finished."""
 
 
+class EngineFault(RunError):  # noqa: N818
+    """The engine or its device failed, whatever was asked: another replica may draw the same request."""
+
+    @classmethod
+    def of(cls, what: str, error: BaseException) -> EngineFault:
+        """In one line."""
+        said = " ".join(str(error).split())[:300]
+        return cls(f"{what} failed: {type(error).__name__}{': ' if said else ''}{said}")
+
+
+class NotDrawable(UserError):  # noqa: N818
+    """A request that these weights cannot draw. param: the field that is wrong."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class AdapterBroken(UserError):  # noqa: N818
+    """An adapter that was good when it was named cannot be loaded now: its files changed, or are gone."""
+
+
 @dataclass(frozen=True)
 class AdapterUse:
     """One LoRA in a request. down, mid, up multiply `scale` in the UNet's three block groups.
@@ -80,22 +102,28 @@ class Drawn:
 
 
 def check(request: PictureRequest) -> None:
-    """Raise UserError for what no engine can draw, naming the field, its value and its limit."""
+    """Raise NotDrawable for what no engine can draw, naming the field, its value and its limit."""
     if request.num_inference_steps < 1:
-        raise UserError(f"num_inference_steps = {request.num_inference_steps}: give at least 1")
+        raise NotDrawable(
+            "num_inference_steps", f"num_inference_steps = {request.num_inference_steps}: give at least 1"
+        )
     if not 0 <= request.seed < 2**64:
-        raise UserError(f"seed = {request.seed}: give 0 to 2**64 - 1")
+        raise NotDrawable("seed", f"seed = {request.seed}: give 0 to 2**64 - 1")
     if request.scheduler not in ("default", *SCHEDULERS):
-        raise UserError(f"scheduler {request.scheduler!r}: {nearest(request.scheduler, ('default', *SCHEDULERS))}")
+        known = nearest(request.scheduler, ("default", *SCHEDULERS))
+        raise NotDrawable("scheduler", f"scheduler {request.scheduler!r}: {known}")
     for name, edge in (("height", request.height), ("width", request.width)):
         if edge is not None and (edge < 8 or edge % 8):
-            raise UserError(f"{name} = {edge}: pictures have multiples of 8 pixels, try {max(8, round(edge / 8) * 8)}")
+            near = max(8, round(edge / 8) * 8)
+            raise NotDrawable("size", f"{name} = {edge}: pictures have multiples of 8 pixels, try {near}")
     numbers = {"guidance_scale": request.guidance_scale}
     for use in request.adapters:
         numbers |= {f"{name} of adapter {use.name!r}": getattr(use, name) for name in ("scale", "down", "mid", "up")}
     for name, number in numbers.items():
         if not math.isfinite(number):
-            raise UserError(f"{name} = {number}: give a finite number")
+            param = name if name == "guidance_scale" else "adapters"
+            raise NotDrawable(param, f"{name} = {number}: give a finite number")
     names = [use.name for use in request.adapters]
     if len(set(names)) < len(names):
-        raise UserError(f"adapter {max(names, key=names.count)!r} is named twice: name it once, with the sum of scales")
+        twice = max(names, key=names.count)
+        raise NotDrawable("adapters", f"adapter {twice!r} is named twice: name it once, with the sum of scales")

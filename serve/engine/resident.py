@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.errors import UserError, nearest
 from serve.engine.adapter import Adapter
+from serve.engine.request import NotDrawable
 
 
 @dataclass(eq=False)
@@ -23,9 +24,11 @@ class Entry:
 class Residents:
     """All methods run on one event loop, so none needs a lock; loading itself runs in threads."""
 
-    def __init__(self, load: Callable[[str, Artifact], Adapter], most: int) -> None:
-        """load(name, artifact): blocking; most: adapters resident at a time."""
-        self._load, self._most = load, most
+    def __init__(
+        self, load: Callable[[str, Artifact], Adapter], most: int, on_gone: Callable[[], None] = lambda: None
+    ) -> None:
+        """load(name, artifact): blocking; most: adapters resident at a time; on_gone: called when one has left."""
+        self._load, self._most, self._on_gone = load, most, on_gone
         self._entries: OrderedDict[str, Entry] = OrderedDict()  # by hash, least recently used first
         self._turn = asyncio.Lock()  # first come, first served; without it a popular adapter would starve the others
         self._freed = asyncio.Event()
@@ -53,7 +56,9 @@ class Residents:
         artifacts = {name: self.named(name) for name in names}
         needed = {artifact.hash: name for name, artifact in artifacts.items()}
         if len(needed) > self._most:
-            raise UserError(f"{len(needed)} adapters in one picture, but at most {self._most} fit: name fewer")
+            raise NotDrawable(
+                "adapters", f"{len(needed)} adapters in one picture, but at most {self._most} fit: name fewer"
+            )
         async with self._turn:
             while self._closed is None and not self._make_room(needed):
                 self._freed.clear()
@@ -77,7 +82,7 @@ class Residents:
             entry.pins -= 1
             failed = entry.loading.done() and (entry.loading.cancelled() or entry.loading.exception() is not None)
             if entry.pins == 0 and (failed or all(one != artifact.hash for artifact in self.known.values())):
-                del self._entries[one]  # could not be loaded, or was removed while in use
+                self._drop(one)  # could not be loaded, or was removed while in use
         self._freed.set()
 
     def close(self, reason: BaseException) -> None:
@@ -91,7 +96,7 @@ class Residents:
         del self.known[name]
         entry = self._entries.get(one)
         if entry is not None and entry.pins == 0 and all(one != artifact.hash for artifact in self.known.values()):
-            del self._entries[one]
+            self._drop(one)
             self._freed.set()
 
     def _make_room(self, needed: dict[str, str]) -> bool:
@@ -102,9 +107,16 @@ class Residents:
         if surplus > len(idle):
             return False
         for one in idle[: max(surplus, 0)]:
-            del self._entries[one]
+            self._drop(one)
             self.evictions += 1
         return True
+
+    def _drop(self, one: str) -> None:
+        """Forget an adapter that no picture uses, and tell whoever still holds its matrices."""
+        loading = self._entries.pop(one).loading
+        if loading.done() and not loading.cancelled() and loading.exception() is None:
+            loading.result().gone.set()
+            self._on_gone()
 
     def _entry(self, artifact: Artifact, name: str) -> Entry:
         entry = self._entries.get(artifact.hash)

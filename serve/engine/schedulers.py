@@ -21,8 +21,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from sdxl_ray.errors import UserError
-from serve.engine.request import SCHEDULERS
+from serve.engine.request import SCHEDULERS, NotDrawable
 
 _DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2}
 # DDIM clips to [-1, 1] by default, which is meant for pixels: latents reach further.
@@ -56,13 +55,14 @@ class Sampler:
     def __init__(self, scheduler: Any, num_inference_steps: int, generator: torch.Generator) -> None:
         """generator: the picture's own, already used for its first noise, as the pipeline uses it.
 
-        Raises UserError for a number of steps that the scheduler cannot take.
+        Raises NotDrawable for a number of steps that the scheduler cannot take.
         """
         try:
             # On the CPU: step numbers are looked up without waiting for a GPU.
             scheduler.set_timesteps(num_inference_steps, device="cpu")
         except (ValueError, IndexError, ZeroDivisionError) as error:
-            raise UserError(f"num_inference_steps = {num_inference_steps}: {str(error).splitlines()[0]}") from None
+            said = f"num_inference_steps = {num_inference_steps}: {str(error).splitlines()[0]}"
+            raise NotDrawable("num_inference_steps", said) from None
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
         takes = inspect.signature(scheduler.step).parameters

@@ -27,6 +27,11 @@ class Stage(Generic[T]):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still takes what is put."""
+        return self._thread.is_alive()
+
     def put(self, item: T) -> None:
         """From any thread."""
         self._queue.put(item)

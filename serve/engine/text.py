@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdxl_ray.core.text import encode, token_ids
+from sdxl_ray.core.text import encode, token_count, token_ids
 from serve.engine.adapter import Adapter, Strength
 from serve.engine.job import Job
 from serve.engine.layers import LoraLayers
+from serve.engine.request import NotDrawable
 
 PARTS = ("text_encoder", "text_encoder_2")
 _Key = tuple[str, tuple[tuple[str, float], ...]]
@@ -35,6 +36,9 @@ class TextEncoder:
 
         R is 2 (unconditional, conditional), or 1 where guidance is off, as in the pipeline.
         """
+        for layers in self._layers:
+            if layers.stale:
+                layers.activate(())
         wanted: dict[_Key, tuple[str, Sequence[Strength]]] = {}
         for job in jobs:
             wanted |= {_key(text, job.strengths): (text, job.strengths) for text in self._texts(job)}
@@ -47,6 +51,19 @@ class TextEncoder:
         while len(self._known) > self._most:
             self._known.popitem(last=False)
         return [self._rows([found[_key(text, job.strengths)] for text in self._texts(job)], job) for job in jobs]
+
+    def check(self, job: Job) -> None:
+        """Raise NotDrawable for a text that an encoder would only see the beginning of."""
+        asked = job.request
+        for param, text in (("prompt", asked.prompt), ("negative_prompt", asked.negative_prompt)):
+            if text is None or text not in self._texts(job):
+                continue
+            for tokenizer in self._tokenizers:
+                tokens, most = token_count(tokenizer, text)
+                if tokens > most:
+                    raise NotDrawable(
+                        param, f"{param} has {tokens} tokens: the text encoders take {most}; leave out {tokens - most}"
+                    )
 
     def _texts(self, job: Job) -> list[str]:
         """What must be encoded for a job: its prompt, and its unconditional one where that is not zeros."""

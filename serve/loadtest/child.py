@@ -54,7 +54,7 @@ class Client:
         """Make ready for a run. Its connections are its own: none is left half closed by an earlier one."""
         self._bodies = [[json.dumps(body).encode() for body in turn] for turn in run["payloads"]]
         self._models = [turn[0]["model"] for turn in run["payloads"]]
-        self._timeout = aiohttp.ClientTimeout(total=run["timeout_s"])
+        self._timeout_s = run["timeout_s"]
         # The open scenarios never hold a request back; offline has everything at once, and no server takes that.
         self._limit = run["concurrency"] if run["scenario"] == "offline" else 0
         self.issued = []
@@ -81,9 +81,12 @@ class Client:
     async def _send(self, response_id: int, body: bytes, request: dict[str, Any]) -> None:
         try:
             async with self._slots:
+                until = time.monotonic() + self._timeout_s
                 await self._post(body, request)
-                while self._limit and request["status"] in _FULL:
-                    # Offline is about throughput: what a full server turned away is sent again.
+                # Offline is about throughput: what a full server turned away is sent again, for as long as one request
+                # may take; then it was shed.
+                while self._limit and request["status"] in _FULL and time.monotonic() + _AGAIN_S < until:
+                    request["refused"] = request.get("refused", 0) + 1
                     await asyncio.sleep(_AGAIN_S)
                     await self._post(body, request)
         except Exception as error:  # a lost connection is a result; LoadGen must hear of every request
@@ -104,7 +107,8 @@ class Client:
     async def _open(self) -> None:
         connector = aiohttp.TCPConnector(limit=0)
         headers = {"Content-Type": "application/json", **self._headers}
-        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=headers)
+        timeout = aiohttp.ClientTimeout(total=self._timeout_s)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers)
         self._slots = asyncio.Semaphore(self._limit or sys.maxsize)
 
     async def _close(self) -> None:
@@ -116,7 +120,8 @@ def _told(headers: Any) -> dict[str, Any]:
     """What the server says of its work, None where it says nothing."""
     times = {f"{name}_ms": _number(headers.get(f"x-sdxl-ray-{name}-ms")) for name in _TIMES}
     times["server_ms"] = times.pop("total_ms")
-    return {**times, "batch": _number(headers.get("x-sdxl-ray-batch")), "artifact": headers.get("x-sdxl-ray-artifact")}
+    told = {name: headers.get(f"x-sdxl-ray-{name}") for name in ("artifact", "adapters")}
+    return {**times, "batch": _number(headers.get("x-sdxl-ray-batch")), **told}
 
 
 def _number(text: str | None) -> float | None:

@@ -8,6 +8,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 
 from sdxl_ray.errors import UserError, nearest
 from serve.loadtest.config import Arm, LoadTest
@@ -27,8 +28,8 @@ def api_key(settings: LoadTest) -> str | None:
     return key
 
 
-def models(settings: LoadTest) -> list[str]:
-    """Names of `GET /v1/models`, of those that can draw.
+def models(settings: LoadTest) -> dict[str, str | None]:
+    """Names of `GET /v1/models`, of those that can draw, with their set of weights where the endpoint tells.
 
     Raises UserError, one line, when nobody answers as an OpenAI endpoint does.
     """
@@ -40,7 +41,8 @@ def models(settings: LoadTest) -> list[str]:
     try:
         with opener.open(request, timeout=_TIMEOUT_S) as answer:
             listed = json.load(answer)["data"]
-            return [str(model["id"]) for model in listed if model.get("state", _READY) == _READY]
+            ready = [model for model in listed if model.get("state", _READY) == _READY]
+            return {str(model["id"]): model.get("group") for model in ready}
     except urllib.error.HTTPError as error:
         hint = "; set api_key_env to the variable that holds a key" if error.code == 401 else ""
         raise UserError(f"url {settings.url!r}: {url} answers {error.code}{hint}") from None
@@ -65,3 +67,23 @@ def arms_of(settings: LoadTest, known: Iterable[str]) -> Mapping[str, Arm]:
                     f"arm {name!r}: the endpoint has no model {model!r} that is ready: {nearest(model, known)}"
                 )
     return settings.arms
+
+
+def deployment_of(settings: LoadTest, known: Mapping[str, str | None]) -> str:
+    """Whether the arms have replicas of their own: "isolated", "shared" (by all of them) or "partly shared".
+
+    By the sets of weights that the endpoint tells; where it does not, what the settings say of it is believed. Raises
+    UserError for arms that are to be isolated and share replicas.
+    """
+    groups = {name: {known.get(model) for model in arm.model} for name, arm in settings.arms.items()}
+    if any(None in found for found in groups.values()):
+        return settings.deployment
+    pairs = list(combinations(groups, 2))
+    together = [(one, other) for one, other in pairs if groups[one] & groups[other]]
+    if together and settings.deployment == "isolated":
+        one, other = together[0]
+        raise UserError(
+            f"deployment = isolated, but arms {one!r} and {other!r} share replicas at {settings.url}: set own_replicas "
+            "for one of their models there, or deployment=shared"
+        )
+    return "isolated" if not together else "shared" if len(together) == len(pairs) else "partly shared"

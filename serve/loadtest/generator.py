@@ -28,10 +28,15 @@ def require_loadgen() -> None:
 
 
 class Generator:
-    """A process that sends; a context. logs: a folder for LoadGen's own summaries, one folder a run."""
+    """A process that sends; a context.
 
-    def __init__(self, settings: LoadTest, logs: Path | None = None) -> None:
+    logs: a folder for LoadGen's own summaries, one folder a run. deployment: what rows say of the arms' replicas;
+    default: what the settings want.
+    """
+
+    def __init__(self, settings: LoadTest, logs: Path | None = None, deployment: str | None = None) -> None:
         self._settings, self._logs = settings, logs
+        self._deployment = deployment or settings.deployment
         self._samples = library(settings)
         self._said = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  # __exit__ closes it
         key = api_key(settings)
@@ -99,7 +104,7 @@ class Generator:
             "prompt": sample.prompt,
             "seed": sample.seed,
             "steps": sample.steps,
-            "deployment": self._settings.deployment,
+            "deployment": self._deployment,
             "bound_ms": self._settings.bound.p99_ms if run.phase == "search" and self._settings.bound else None,
             "generator_cpu": answer["generator_cpu"],
         }

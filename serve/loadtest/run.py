@@ -17,10 +17,10 @@ from typing import Any
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.records import Recorder, read
 from serve.loadtest.config import LoadTest
-from serve.loadtest.endpoint import arms_of, models
+from serve.loadtest.endpoint import arms_of, deployment_of, models
 from serve.loadtest.generator import Generator, require_loadgen
 from serve.loadtest.plan import Run, runs
-from serve.loadtest.search import highest_rate
+from serve.loadtest.search import search
 
 CARD = "loadtest.json"
 Row = dict[str, Any]
@@ -30,23 +30,25 @@ OnRow = Callable[[Row], None]
 def run_load_test(settings: LoadTest, home: Path, *, on_row: OnRow) -> list[Row]:
     """Put load on every arm, into `home/records`; every row of the folder that is of this load test.
 
-    Raises UserError before anything is sent: LoadGen is missing, the endpoint does not answer or lacks a model, the
-    folder holds another load test. RunError: an arm that answers nothing, or whose artifact changed on the way.
+    Raises UserError before anything is sent: LoadGen is missing, the endpoint does not answer or lacks a model, arms
+    that are to be isolated share replicas, the folder holds another load test. RunError: an arm that answers nothing,
+    or whose artifact changed on the way.
     """
     require_loadgen()
-    settings = settings.model_copy(update={"arms": dict(arms_of(settings, models(settings)))})
+    known = models(settings)
+    settings = settings.model_copy(update={"arms": dict(arms_of(settings, known))})
+    deployment = deployment_of(settings, known)
     claim(home, settings.identity)
     plan = list(runs(settings, list(settings.arms)))
     with Recorder(home / "records", rows=1 << 30, seconds=float("inf")) as recorder:
         rows = read(home / "records", "requests").to_pylist()
         test = _Test(settings, recorder, rows, on_row)
-        with Generator(settings, home / "loadgen") as generator:
+        with Generator(settings, home / "loadgen", deployment) as generator:
             for place, run in enumerate(plan):
                 on_row({"kind": "phase", "name": f"load on {run.label}", "done": place, "total": len(plan)})
                 test.take(generator, run)
             if settings.bound is not None:
-                for arm in settings.arms:
-                    highest_rate(arm, settings, lambda run: test.take(generator, run), lambda text: _note(on_row, text))
+                search(settings, lambda run: test.take(generator, run), lambda text: _note(on_row, text))
     return test.rows
 
 
@@ -103,12 +105,16 @@ class _Test:
             raise RunError(f"{run.label}: no request succeeded; the first: {rows[0]['status']} {rows[0]['error']}")
         served: dict[str, str] = {}
         for row in (*self.rows, *rows):
-            if row["arm"] == run.arm and row.get("artifact") is not None:
-                before = served.setdefault(row["model"], row["artifact"])
-                if before != row["artifact"]:
+            if row["arm"] != run.arm or row.get("artifact") is None:
+                continue
+            used = {row["model"]: row["artifact"]}
+            used |= dict(text.split("=") for text in (row.get("adapters") or "").split())
+            for model, now in used.items():
+                before = served.setdefault(model, now)
+                if before != now:
                     raise RunError(
-                        f"arm {run.arm!r}: model {row['model']!r} was artifact {before[:12] or 'base'} and is now "
-                        f"{row['artifact'][:12] or 'base'}: start again in another folder, --out DIR"
+                        f"arm {run.arm!r}: model {model!r} was artifact {before[:12] or 'base'} and is now "
+                        f"{now[:12] or 'base'}: start again in another folder, --out DIR"
                     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sdxl_ray.display.table import Column, Table
-from sdxl_ray.report.latencies import ENOUGH_FOR_P99, Estimate, Summary, highest_rates, summaries
+from sdxl_ray.report.latencies import ENOUGH_FOR_P99, Estimate, Summary, highest_rates, may_miss, summaries
 
 Row = dict[str, Any]
 
@@ -32,10 +32,17 @@ def describe(rows: Sequence[Row]) -> str:
     found = summaries(rows)
     lines = [Table(COLUMNS, [_row(summary) for summary in found]).text(), ""]
     for best in highest_rates(rows):
-        what = f"{best.rate:g} queries/s" if best.rate is not None else "no rate that was tried"
-        lines.append(f"{best.arm}: p99 stays at or under {best.bound_ms:g} ms up to {what}.")
+        what = f"{best.words} queries/s" if best.words else "no rate that was tried"
+        missed = f"{may_miss(best.queries)} of {best.queries} may take longer"
+        lines.append(f"{best.arm}: p99 of the sample ({missed}) stays at or under {best.bound_ms:g} ms up to {what}.")
     if any(summary.answered < ENOUGH_FOR_P99 for summary in found):
         lines.append(f"* a p99 of fewer than {ENOUGH_FOR_P99} answered requests shows little.")
+    for summary in found:
+        if summary.refused:
+            lines.append(
+                f"{summary.arm}, {summary.condition.words}: the server was full {summary.refused} times, and was asked "
+                "again."
+            )
     shares = ", ".join(sorted({summary.deployment for summary in found}))
     most = max(summary.generator_cpu for summary in found)
     late_ms = [summary.late_ms for summary in found if summary.condition.scenario != "offline"]
@@ -73,7 +80,7 @@ def _row(summary: Summary) -> Row:
         "failed": summary.failed,
         "queue_ms": summary.parts["queue_ms"],
         "batch": summary.parts["batch"],
-        "artifact": ", ".join(hash_[:12] or "base" for hash_ in summary.artifacts) or None,
+        "artifact": _drawn_by(summary),
     }
 
 
@@ -93,10 +100,19 @@ def _plain(summary: Summary) -> Row:
         "pictures_per_s": summary.throughput,
         "server": summary.parts,
         "artifacts": list(summary.artifacts),
+        "adapters": list(summary.adapters),
+        "refused": summary.refused,
         "deployment": summary.deployment,
         "generator_cpu": summary.generator_cpu,
         "late_ms": summary.late_ms,
     }
+
+
+def _drawn_by(summary: Summary) -> str | None:
+    """`base + dog 0123456789ab`; None where the server did not say."""
+    models = ", ".join(hash_[:12] or "base" for hash_ in summary.artifacts)
+    adapters = [f"{name} {hash_[:12]}" for name, _, hash_ in (text.partition("=") for text in summary.adapters)]
+    return " + ".join([models, *adapters]) if models else None
 
 
 def estimate_text(estimate: Estimate) -> str:

@@ -6,7 +6,8 @@ const PREVIEWS = 3;
 const KEPT = 12;
 const $ = (id) => document.getElementById(id);
 const panes = [makePane("left"), makePane("right")];
-const strengths = new Map(); // adapter -> { scale, down, mid, up }
+const strengths = new Map(); // adapter -> { element, values: { scale, down, mid, up }, show }
+const combined = new Map(); // model -> the adapters that it takes
 const shelf = []; // { prompt, seed, pictures }, newest first
 let going = null; // aborts what is being drawn
 
@@ -58,9 +59,10 @@ function showModels(served) {
     pane.model.replaceChildren(...usable.map((model) => new Option(model.id, model.id)));
     pane.model.value = chosen;
   });
-  const loras = usable.filter((model) => model.kind === "lora");
-  $("mix").hidden = !loras.length;
-  for (const { id } of loras) if (!strengths.has(id)) addAdapter(id);
+  for (const { id, adapters } of usable) {
+    combined.set(id, adapters);
+    for (const name of adapters) if (!strengths.has(name)) addAdapter(name);
+  }
   followModel();
 }
 
@@ -76,21 +78,29 @@ function addAdapter(name) {
     values[target.name] = Number(target.value);
     show();
   });
-  strengths.set(name, { values, show });
+  strengths.set(name, { element, values, show });
   show();
   $("adapters").append(element);
 }
 
-// A LoRA that is chosen as the model is an adapter at full strength; others are off until they are moved.
+// A LoRA that is chosen as the model is an adapter at full strength; others are off until they are moved. A model that
+// takes none (a LoRA in its weights) has no sliders.
 function followModel() {
-  for (const [name, { values, show }] of strengths) {
-    values.scale = name === panes[1].model.value ? 1 : 0;
+  const model = panes[1].model.value;
+  const known = combined.get(model) ?? [];
+  $("mix").hidden = !known.length;
+  for (const [name, { element, values, show }] of strengths) {
+    element.hidden = !known.includes(name);
+    values.scale = name === model ? 1 : 0;
     show();
   }
 }
 
 function adapters(model) {
-  const used = [...strengths].filter(([name, { values }]) => values.scale !== 0 || name === model);
+  const known = combined.get(model) ?? [];
+  const used = [...strengths].filter(
+    ([name, { values }]) => known.includes(name) && (values.scale !== 0 || name === model),
+  );
   return used.map(([name, { values }]) => ({ name, ...values }));
 }
 

@@ -104,6 +104,7 @@ def _notes(arm: ServeArm) -> list[str]:
         return [
             f"Random weights in {arm.shape} shapes, batch {arm.batch}, LoRA rank {arm.rank}: for speed alone.",
             "Eager diffusers: same weights, dtype and device, uncompiled. Medians; with guidance, but for LCM.",
+            "Every picture's prompt is encoded anew, by all alike (cached_prompts=0).",
             "A fused LoRA is the base's computation with other numbers: it has no row of its own.",
         ]
     mix = ", ".join(f"{steps} (weight {weight:g})" for steps, weight in MIX.items())
@@ -112,6 +113,7 @@ def _notes(arm: ServeArm) -> list[str]:
         f"LoRA rank {arm.rank}; {arm.rounds} rounds of {arm.singles} pictures one by one and {arm.pictures} at once "
         f"({2 * arm.batch} in flight over HTTP).",
         f"Mixed step counts: {mix}; {arm.load:g} of the most the recipe managed on them.",
+        "Every picture's prompt is encoded anew, by all alike (cached_prompts=0).",
         f"In brackets: 95 % intervals. * fewer than {ENOUGH_FOR_P99} answered requests, too few for a p99.",
     ]
 

@@ -36,6 +36,8 @@ def test_every_arm_and_rate_has_its_figures(home: Path) -> None:
     assert busy["p50 ms"]["text"] == f"{good[58]:.0f}"
     slower = next(row for row in found["Tuned"] if row["arm"]["text"] == "dreambooth_lora")
     assert slower["p50 x base"]["text"] == "1.20" and slower["p50 x base"]["tone"] == "bad"
+    p99 = slower["p99 x base"]  # of 120 requests, which show none
+    assert (p99["tone"], p99["small"]) == ("", "no interval") and "too few" in p99["note"]
 
 
 def test_curves_are_drawn_with_their_numbers(home: Path) -> None:

@@ -57,6 +57,17 @@ def test_seeds_count_up_and_work_is_counted() -> None:
     assert asked.work == 30
 
 
+def test_edges_that_are_set_are_kept() -> None:
+    def edges(**limits: int) -> tuple[int, int]:
+        desk = Desk(Limits(**limits), LAYOUT)
+        return desk.min_edge, desk.max_edge
+
+    assert edges() == (32, 128)
+    assert edges(min_edge=16) == (16, 128)
+    assert edges(max_edge=24) == (24, 24)
+    assert edges(min_edge=256) == (256, 256)
+
+
 def test_a_lora_is_an_adapter_of_its_own() -> None:
     def uses(**fields: Any) -> tuple[AdapterUse, ...]:
         return take(**fields).requests[0].adapters

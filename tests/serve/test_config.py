@@ -39,6 +39,12 @@ def test_every_configuration_in_the_tree_is_read() -> None:
         ({"variants.a b": "x"}, "pattern"),
         ({"queue.pictures": 5}, "queue.pictures = 5 is below limits.n = 10"),
         ({"queue.work": 5}, "is below limits.work"),
+        (
+            {"ingress.replicas": 4},
+            "queue.pictures = 32 is 8 for each of 4 ingresses, below limits.n = 10: give at least 37, or fewer",
+        ),
+        ({"ingress.replicas": 5, "queue.pictures": 99}, "queue.work = 1600 is 320 for each of 5 ingresses"),
+        ({"limits.min_edge": 64, "limits.max_edge": 32}, "limits.min_edge = 64 is above limits.max_edge = 32"),
         ({"engine.max_resident": 3}, "engine.max_resident = 3 is below limits.adapters = 4"),
         ({"engine.dtype": "int8"}, "engine.dtype = 'int8'"),
         ({"port": 70000}, "port = 70000"),
@@ -50,6 +56,14 @@ def test_a_wrong_setting_is_one_line(changes: dict[str, object], line: str) -> N
         override(ServeConfig(), changes)
     assert line in str(wrong.value)
     assert "\n" not in str(wrong.value)
+
+
+def test_the_room_that_is_asked_for_is_the_least_that_does() -> None:
+    four = {"ingress.replicas": 4}
+    override(ServeConfig(), {**four, "queue.pictures": 37})
+    with pytest.raises(UserError, match="give at least 37"):
+        override(ServeConfig(), {**four, "queue.pictures": 36})
+    override(ServeConfig(), {**four, "replicas.count": 2})
 
 
 def test_variants_share_weights_where_they_can(artifacts: dict[str, Path]) -> None:

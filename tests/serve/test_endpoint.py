@@ -42,6 +42,9 @@ def test_openais_client_lists_models_and_gets_pictures(api: openai.OpenAI, artif
     assert {name: extra["kind"] for name, extra in models.items() if extra} == {
         "base": "base", "round": "lora", "wordy": "lora", "whole": "full", "lost": "unknown",
     }  # fmt: skip
+    assert [(extra["adapters"], extra["group"]) for extra in models.values() if extra] == [
+        *[(["round", "wordy"], "weights")] * 3, (["round", "wordy"], "weights-whole"), ([], None),
+    ]  # fmt: skip
     assert api.models.retrieve("round").model_extra["artifact"] == Artifact.open(artifacts["round"]).hash  # type: ignore[index]
     extra = {"seed": 7, "num_inference_steps": 4, "guidance_scale": 5.0}
     seen = []

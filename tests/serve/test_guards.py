@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hmac
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from serve.admission import Ledger, share
 from serve.app import require_guarded
 from serve.config import ApiKeys, ServeConfig, override
 from serve.keys import Keys, read_keys
+from serve.local import _elsewhere, _free_port, _reached, _require_free
 from serve.problem import Problem, busy
 
 KEY = "0123456789abcdef"
@@ -111,3 +116,73 @@ def test_ingresses_share_and_waits_are_whole_seconds() -> None:
     assert busy("queue_full", "", 1.2).headers == {"Retry-After": "2"}
     assert busy("restarting", "", 0.0).headers == {"Retry-After": "1"}
     assert busy("deadline_passed", "", 1).status == 503
+
+
+def test_the_proxy_that_runs_decides_who_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Serve runs already, its address counts, not that of the configuration."""
+    with pytest.raises(UserError, match=r"Ray Serve runs already on 0\.0\.0\.0, which is reachable .* allow_open=true"):
+        require_guarded(ServeConfig(), "0.0.0.0")
+    require_guarded(override(ServeConfig(), {"host": "0.0.0.0"}), "127.0.0.1")
+    assert _elsewhere(ServeConfig(), "127.0.0.1", 8000) is None
+    assert _elsewhere(override(ServeConfig(), {"port": 0}), "127.0.0.1", 9000) is None
+    note = _elsewhere(ServeConfig(), "10.0.0.1", 9000)
+    assert note == ("Ray Serve runs already and listens on 10.0.0.1:9000: host = 127.0.0.1 and port = 8000 is not used")
+    monkeypatch.setenv("SDXL_RAY_API_KEYS", KEY)
+    require_guarded(ServeConfig(), "0.0.0.0")
+
+
+OPEN = """
+import ray
+from ray import serve
+from sdxl_ray.errors import UserError
+from serve.config import ServeConfig
+from serve.local import _free_port, running
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+serve.start(http_options={"host": "0.0.0.0", "port": _free_port("0.0.0.0")}, proxy_location="HeadOnly")
+try:
+    with running(ServeConfig()):
+        print("served")
+except UserError as error:
+    print(error)
+"""
+BOUND = """
+from serve.config import parse
+from serve.local import running
+with running(parse({"host": "127.0.0.2", "port": 0}), timeout_s=240) as url:
+    print(url)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "keys", "said"),
+    [
+        (OPEN, {}, "Ray Serve runs already on 0.0.0.0, which is reachable from other machines"),
+        (BOUND, {"SDXL_RAY_API_KEYS": KEY}, "http://127.0.0.2:"),
+    ],
+)
+def test_an_endpoint_is_guarded_and_awaited_where_it_listens(
+    tmp_path: Path, script: str, keys: dict[str, str], said: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, **keys}, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert said in done.stdout, done.stdout + done.stderr[-2000:]
+    assert done.returncode == 0
+
+
+def test_an_address_is_bound_in_its_own_family_and_reached_from_here() -> None:
+    assert [_reached(host) for host in ("127.0.0.1", "0.0.0.0", "10.0.0.1", "::1", "::")] == [
+        "127.0.0.1", "127.0.0.1", "10.0.0.1", "[::1]", "[::1]",
+    ]  # fmt: skip
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port = {port} on 127.0.0.1: .*; choose another, or 0 for any"):
+            _require_free("127.0.0.1", port)
+    with pytest.raises(UserError, match="must be an address of this machine"):
+        _require_free("192.0.2.1", 0)  # of documentation (RFC 5737), so of nobody
+    if Path("/proc/net/if_inet6").is_file() and Path("/proc/net/if_inet6").read_text():
+        assert _free_port("::1") > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 
@@ -41,12 +42,16 @@ def test_paths_of_the_api_need_a_key(locked: TestClient, caplog: pytest.LogCaptu
             assert refused.status_code == 401
             assert refused.headers["www-authenticate"] == "Bearer"
             assert refused.json()["error"]["code"] == "invalid_api_key"
+    too_much = locked.post(PATH, headers={**secret, "Content-Type": "application/json"}, content=b" " * 70_000)
+    assert (too_much.status_code, too_much.json()["error"]["code"]) == (413, "body_too_large")
+    assert locked.post(PATH, headers=secret, content=b"{}").status_code == 415
     assert locked.get("/v1/models", headers=secret).json()["data"][0]["reason"] == "nothing is served in this test"
     let_in = locked.post(PATH, headers=secret, json={"prompt": "a very private prompt"})
     assert (let_in.status_code, let_in.json()["error"]["code"]) == (404, "model_stopped")
     assert locked.get("/openapi.json").json()["paths"][PATH]["post"]["security"] == [{"key": []}]
     log.removeHandler(caplog.handler)
-    assert '"status": 404' in caplog.text
+    # Every request for pictures is in the log (and counted), also one that was never read.
+    assert [json.loads(record.message)["status"] for record in caplog.records] == [401, 401, 413, 415, 404]
     assert KEY not in caplog.text
     assert "private" not in caplog.text
 

@@ -118,6 +118,30 @@ def test_sliders_change_the_right_picture_alone(browser: Any, url: str) -> None:
         assert seen.said == []
 
 
+def test_a_model_that_takes_no_adapters_is_asked_for_without(browser: Any, url: str) -> None:
+    """As the endpoint lists a LoRA that is fused into the weights; it would refuse its own name as an adapter."""
+    with visit(browser, url, 1280) as seen:
+        page, bodies = seen.page, []
+
+        def fused(route: Any) -> None:
+            answer = route.fetch()
+            listed = answer.json()
+            next(model for model in listed["data"] if model["id"] == "round")["adapters"] = []
+            route.fulfill(response=answer, json=listed)
+
+        page.route("**/v1/models", fused)
+        page.on("request", lambda request: request.method == "POST" and bodies.append(request.post_data_json))
+        page.reload()
+        page.wait_for_selector("#variants .ready")
+        assert page.eval_on_selector_all("#panes select", "all => all.map(e => e.value)") == ["base", "round"]
+        assert page.is_hidden("#mix")
+        assert len(_draw(seen, "a red robot")) == 2
+        assert [(body["model"], body.get("adapters")) for body in bodies] == [("base", None), ("round", None)]
+        page.select_option(".pane:last-of-type select", "wordy")
+        assert page.is_visible("#mix")
+        assert seen.said == []
+
+
 def test_what_goes_wrong_is_said(browser: Any, url: str) -> None:
     with visit(browser, url, 1280) as seen:
         page = seen.page

@@ -15,6 +15,7 @@ from sdxl_ray.report.latencies import (
     Highest,
     Summary,
     highest_rates,
+    may_miss,
     percentile,
     ratio,
     summaries,
@@ -24,11 +25,14 @@ from sdxl_ray.report.plots import Line, Look, lines, look
 from sdxl_ray.report.sections import models
 
 _POINTS = 60  # of a curve: more than a phone can show
+_FEW = "no interval: too few requests to show this percentile"
 _SMALL = f"fewer than {ENOUGH_FOR_P99} answered requests: too few to show a p99"
+_ALONE = "Load was put on one arm after another, so none slowed another."
 _DEPLOYMENTS = {
     "isolated": "Every arm had replicas of its own, with equal resources.",
-    "shared": "The arms shared one deployment, in which the base and its LoRA variants have one set of weights and a "
-    "LoRA is computed beside them. Load was put on one arm after another, so none slowed another.",
+    "shared": f"The arms shared replicas, on which a LoRA is computed beside the base's weights. {_ALONE}",
+    "partly shared": "Arms of the base's weights shared replicas, on which a LoRA is computed beside them; an arm with "
+    f"weights of its own had replicas of its own, with equal resources. {_ALONE}",
 }
 
 
@@ -147,7 +151,8 @@ def _against_base(facts: Facts, found: Sequence[Summary]) -> DataTable | None:
         return None
     caption = (
         "Tuned against base, of the requests that both answered; 1.00 is no difference. In brackets: 95% intervals "
-        "from blocks of neighbouring requests drawn again for both together. Coloured where they leave 1 out."
+        "from blocks of neighbouring requests drawn again for both together, where there are enough of them to show "
+        f"the percentile ({ENOUGH_FOR_P99} for p99). Coloured where they leave 1 out."
     )
     return DataTable(caption, ("arm", "load", "pairs", "p50 x base", "p90 x base", "p99 x base"), tuple(rows))
 
@@ -155,8 +160,10 @@ def _against_base(facts: Facts, found: Sequence[Summary]) -> DataTable | None:
 def _times(estimate: Estimate | None) -> Cell:
     if estimate is None:
         return Cell("none", tone="muted")
+    if estimate.low is None or estimate.high is None:
+        return Cell(f"{estimate.value:.2f}", number=True, small="no interval", note=_FEW)
     tone: Tone = ""
-    if estimate.low is not None and estimate.high is not None and not estimate.low <= 1 <= estimate.high:
+    if not estimate.low <= 1 <= estimate.high:
         tone = "good" if estimate.high < 1 else "bad"
     return Cell(f"{estimate.value:.2f}", number=True, tone=tone, small=_interval(estimate, 2))
 
@@ -211,21 +218,27 @@ def _highest(found: Sequence[Highest]) -> DataTable:
         (
             Cell(best.arm, tone="strong"),
             Cell(f"{best.bound_ms:g}", number=True),
-            Cell("none that was tried", tone="muted") if best.rate is None else Cell(f"{best.rate:g}", number=True),
+            Cell("none that was tried", tone="muted") if best.words is None else Cell(best.words, number=True),
             Cell(str(best.probes), number=True),
             Cell(str(best.queries), number=True, note=_SMALL if best.queries < ENOUGH_FOR_P99 else ""),
         )
         for best in found
     )
     titles = ("arm", "p99 at most, ms", "queries/s", "rates tried", "queries each")
-    return DataTable("The highest rate that was answered whole with p99 within the bound.", titles, rows)
+    most = max(best.queries for best in found)
+    caption = (
+        "The highest rate tried that was answered whole with p99 within the bound; >= where every rate tried was. This "
+        f"p99 is of the sample (nearest rank): of {most} queries {may_miss(most)} may take longer."
+    )
+    return DataTable(caption, titles, rows)
 
 
 def _same_weights(facts: Facts, found: Sequence[Summary]) -> Paragraph:
     """Whether what was loaded is what was scored, by the artifacts' hashes."""
     served = {summary.arm: summary.artifacts for summary in found}
     scored = {arm.name: set(arm.hashes) for arm in facts.arms} | {BASE: {""}}
-    known = [name for name in served if name in scored and served[name]]
+    mixed = {summary.arm for summary in found if summary.adapters}  # no picture of these was scored
+    known = [name for name in served if name in scored and served[name] and name not in mixed]
     other = [name for name in known if not scored[name].issuperset(served[name])]
     if other:
         return Paragraph(f"Another artifact than the scored one was put under load for {joined(other)}.", tone="bad")

@@ -35,7 +35,7 @@ def measure(arm: ServeArm, folder: Path) -> dict[str, Any]:
 
     pipe = load_pipeline(Base(), None, dtype=torch.float32, device="cpu")
     lora = random_lora(folder / "lora", pipe.unet, Base(), arm.rank, 0)
-    engine = Engine(Base(), settings=EngineSettings(max_batch=arm.batch))
+    engine = Engine(Base(), settings=EngineSettings(max_batch=arm.batch, cached_prompts=0))
     inside = Inside(pipe, engine, arm.steps, arm.guidance, arm.batch)
     wait = asyncio.new_event_loop().run_until_complete
     wait(engine.start())
@@ -134,7 +134,7 @@ def _systems(arm: ServeArm, lora: Path) -> Iterator[_Systems]:
         {
             "variants": {"base": None, **tuned},
             "port": 0,
-            "engine": {"max_batch": arm.batch},
+            "engine": {"max_batch": arm.batch, "cached_prompts": 0},
             "queue": {"pictures": 256, "work": 20_000, "timeout_s": 600},
         }
     )

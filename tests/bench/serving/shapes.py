@@ -1,6 +1,6 @@
 """The engine against eager diffusers, both on one set of random weights: the figures of a GPU, or the same code here.
 
-Everything is in this process: what Ray Serve adds is measured on the embedded base.
+Everything is in this process but the last two rows, which are the same weights through Ray Serve.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from child import answer
+from overhttp import SHARE, over_http
 from servearms import ServeArm
 
 Row = dict[str, Any]
@@ -32,13 +33,14 @@ def measure(arm: ServeArm, folder: Path) -> dict[str, Any]:
     from serve.engine.engine import Engine
     from serve.engine.settings import EngineSettings
 
-    settings = EngineSettings(max_batch=arm.batch)
+    settings = EngineSettings(max_batch=arm.batch, cached_prompts=0)
     pipe = random_pipeline(arm.shape, settings.place, settings.width)
     pipe.set_progress_bar_config(disable=True)
     base = Base() if arm.shape == "tiny" else load("lora").base
     from lora import random_lora
 
     loras = {f"lora{n}": random_lora(folder / f"lora{n}", pipe.unet, base, arm.rank, n) for n in range(2)}
+    pipe.save_pretrained(folder / "base")
     eager = _Eager(pipe, arm)
     size = pipe.default_sample_size
     latents_1CHW = torch.randn(1, pipe.vae.config.latent_channels, size, size, device=settings.place)
@@ -52,6 +54,7 @@ def measure(arm: ServeArm, folder: Path) -> dict[str, Any]:
     _say("the engine starts")
     engine = Engine(base, adapters=loras, settings=settings, pipeline=pipe)
     ours = asyncio.run(_ours(arm, engine, _say))
+    ours["http"] = over_http(arm, folder / "base", _GUIDANCE, _say)
     name = torch.cuda.get_device_name(0) if settings.on_gpu else "cpu"
     return {"rows": _rows(arm, eager_numbers, ours), "device": name}
 
@@ -137,6 +140,7 @@ def _rows(arm: ServeArm, eager: Row, ours: Row) -> list[Row]:
     def own(label: str, value: float, goal: str, times: float | None = None) -> Row:
         return {"label": label, "eager": None, "ours": value, "ratio": times, "goal": goal if goals else ""}
 
+    http = ours["http"]
     return [
         row(f"pictures/s, many, {arm.steps} steps", "many", ">= 1.68 and >= 2.5 x", rate=True),
         row(f"ms, one alone, {LATENCY_STEPS} steps", "one", "<= 750 and >= 2.5 x"),
@@ -146,6 +150,11 @@ def _rows(arm: ServeArm, eager: Row, ours: Row) -> list[Row]:
         own("ms, a LoRA from disk", ours["load"], ""),
         own("ms, one alone, LoRA unfused; x base", ours["unfused"], "<= 1.05 x", ours["unfused"] / ours["one"]),
         own("pictures/s, base and LoRAs mixed; x as long", ours["mixed"], "<= 1.10 x", ours["many"] / ours["mixed"]),
+        own("pictures/s through Ray Serve, many; x in-process", http["offline"], "", http["offline"] / ours["many"]),
+        own(
+            f"s, p99 of {http['n']:.0f} at {SHARE} x that rate; x answered", http["p99_s"], "<= 20, all answered",
+            http["answered"],
+        ),
     ]  # fmt: skip
 
 

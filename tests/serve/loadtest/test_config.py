@@ -15,11 +15,15 @@ import pytest
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import load_experiment
 from sdxl_ray.loadprofile import LoadProfile
+from sdxl_ray.report.latencies import summaries
 from serve.loadtest.config import LoadTest, load_config, names, parse
+from serve.loadtest.endpoint import deployment_of
+from serve.loadtest.generator import Generator
 from serve.loadtest.library import library, payloads, shares
 from serve.loadtest.plan import abba, runs
 from serve.loadtest.run import claim
-from serve.loadtest.search import highest_rate
+from serve.loadtest.search import search
+from serve.loadtest.table import describe
 from serve.loadtest.trace import timed
 from tests.conftest import Here
 
@@ -119,19 +123,73 @@ def test_an_experiment_refuses_the_same() -> None:
 
 def test_the_search_ends_between_what_holds_and_what_does_not() -> None:
     test = parse({**TWO, "bound": {"p99_ms": 100, "probes": 8, "queries": 3}}, "bound")
-    asked = []
+    asked: dict[str, list[float]] = {"base": [], "lora": []}
+    turns: list[str] = []
 
     def take(run: Any) -> list[dict[str, Any]]:
-        asked.append(run.rate)
-        return [{"status": 200, "latency_ms": 10 * run.rate}] * run.queries  # holds up to 10/s
+        asked[run.arm].append(run.rate)
+        turns.append(run.arm)
+        known = {"arm": run.arm, "phase": run.phase, "rate": run.rate, "bound_ms": 100.0}
+        slow = 10.0 if run.arm == "base" else 1e-3  # base holds up to 10/s, lora whatever is tried
+        return [{**known, "status": 200, "latency_ms": slow * run.rate}] * run.queries
 
     said: list[str] = []
-    found = highest_rate("base", test, take, said.append)
-    assert found is not None and 9 < found <= 10
-    assert asked[:5] == [1, 2, 4, 8, 16] and len(asked) == 8
-    assert f"up to {found:g}/s" in said[0]
-    none = highest_rate("base", test, lambda run: [{"status": 429, "latency_ms": 1.0}], said.append)
-    assert none is None and "no rate" in said[1]
+    search(test, take, said.append)
+    assert asked["base"][:5] == asked["lora"][:5] == [1, 2, 4, 8, 16]
+    found = max(rate for rate in asked["base"] if rate <= 10)
+    assert found > 9 and [len(rates) for rates in asked.values()] == [8, 8]
+    assert turns[:4] == ["base", "lora", "lora", "base"]  # a machine that drifts slows both
+    assert said == [f"base: p99 <= 100 ms up to {found:g}/s", "lora: p99 <= 100 ms up to >= 128/s"]
+
+    def full(run: Any) -> list[dict[str, Any]]:
+        return [{**row, "status": 429} for row in take(run)]
+
+    search(test, full, said.append)
+    assert said[2] == "base: no rate tried keeps p99 <= 100 ms"
+
+
+def test_whether_arms_share_replicas_is_what_the_endpoint_tells() -> None:
+    arms = {name: {"model": name} for name in ("base", "lora", "full")}
+    groups: dict[str, str | None] = {"base": "weights", "lora": "weights", "full": "weights-full"}
+
+    def told(known: Any, *names: str, **more: Any) -> str:
+        return deployment_of(parse({**TWO, "arms": {name: arms[name] for name in names}, **more}, "arms"), known)
+
+    assert told(groups, "base", "lora") == "shared"
+    assert told(groups, "base", "full") == told(groups, "base", "full", deployment="isolated") == "isolated"
+    assert told(groups, "base", "lora", "full") == "partly shared"
+    with pytest.raises(UserError, match=r"arms 'base' and 'lora' share replicas .*: set own_replicas"):
+        told(groups, "base", "lora", deployment="isolated")
+    other = dict.fromkeys(groups)  # another server does not tell, and is believed
+    assert told(other, "base", "lora", deployment="isolated") == "isolated"
+
+
+def test_a_server_that_stays_full_sheds_offline_requests_in_the_end() -> None:
+    class Full(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(429)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Full)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    plain = {"arms": {"base": {"model": "base"}}, "scenario": "offline", "rates": [], "queries": 2, "rounds": 1}
+    test = parse({**plain, "timeout_s": 1, "url": f"http://127.0.0.1:{server.server_port}"}, "full")
+    try:
+        with Generator(test) as generator:
+            rows = generator.run(next(runs(test, ["base"])))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [row["status"] for row in rows] == [429, 429]
+    assert all(row["refused"] >= 1 and row["done_s"] < 30 for row in rows)
+    (found,) = summaries(rows)
+    assert (found.shed, found.refused) == (2, sum(row["refused"] for row in rows))
+    assert f"the server was full {found.refused} times" in describe(rows)
 
 
 def test_a_folder_has_one_load_test(tmp_path: Path) -> None:

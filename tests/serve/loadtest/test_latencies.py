@@ -14,10 +14,12 @@ from sdxl_ray.report.latencies import (
     estimate,
     highest_rates,
     kept_bound,
+    may_miss,
     percentile,
     ratio,
     summaries,
 )
+from serve.loadtest.table import describe, plain
 
 RNG = np.random.default_rng(0)
 SERVER = Condition("server", 2.0)
@@ -119,5 +121,33 @@ def test_a_rate_holds_when_nothing_is_shed_and_p99_is_under_the_bound() -> None:
     rows += [row("base", i, 500.0, phase="search", rate=4.0) for i in range(5)]
     rows += [row("lora", i, 500.0, phase="search", rate=4.0) for i in range(5)]
     found = highest_rates([{**r, "bound_ms": 100.0} for r in rows])
-    assert [(best.arm, best.rate, best.probes) for best in found] == [("base", 2.0, 2), ("lora", None, 1)]
+    assert [(best.arm, best.words, best.probes) for best in found] == [("base", "2", 2), ("lora", None, 1)]
     assert summaries(rows) == []
+    (first,) = highest_rates([{**r, "bound_ms": 100.0} for r in rows if r["rate"] == 2.0])
+    assert first.words == ">= 2"  # nothing broke the bound
+    slowest = [row("base", i, 1000.0 if i < may_miss(459) else 1.0) for i in range(459)]
+    assert may_miss(459) == 4 and kept_bound(slowest, 1.0)
+    assert not kept_bound([*slowest[:-1], row("base", 458, 1000.0)], 1.0)
+
+
+def test_a_ratio_has_an_interval_only_where_the_percentile_is_shown() -> None:
+    """Drawing 300 requests again gives a p99 an interval too, of the same three slow ones."""
+    for count, percent, closed in (
+        (300, 99, False),
+        (458, 99, False),
+        (459, 99, True),
+        (20, 90, False),
+        (60, 90, True),
+    ):
+        base = RNG.exponential(100, count)
+        rows = [row("base", i, value) for i, value in enumerate(base)]
+        rows += [row("lora", i, 1.5 * value) for i, value in enumerate(base)]
+        found = ratio(rows, "lora", "base", SERVER, percent)
+        assert found is not None and found.value == pytest.approx(1.5)
+        assert (found.low is not None, found.high is not None) == (closed, closed), (count, percent)
+
+
+def test_an_arm_with_adapters_is_not_called_the_base() -> None:
+    rows = [row("two", 0, 5.0, adapters="dog=0123456789abcdef toy=fedcba9876543210", artifact="")]
+    assert "base + dog 0123456789ab + toy fedcba987654" in describe(rows)
+    assert plain(rows)["arms"][0]["adapters"] == ["dog=0123456789abcdef", "toy=fedcba9876543210"]

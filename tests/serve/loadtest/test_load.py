@@ -23,7 +23,11 @@ from tests.report.synthetic import make
 
 pytestmark = pytest.mark.slow
 
-ARMS = {"base": {"model": "base"}, "round": {"model": "round"}, "both": {"model": ["base", "wordy"]}}
+ARMS = {
+    "base": {"model": "base", "adapters": [{"name": "wordy", "scale": 0.5}]},
+    "round": {"model": "round"},
+    "both": {"model": ["base", "wordy"]},
+}
 
 
 def settings(url: str, **changes: Any) -> LoadTest:
@@ -49,6 +53,8 @@ def test_every_request_is_a_row_and_every_arm_meets_the_same(
     for row in rows:
         assert row["status"] == 200 and row["error"] is None, row
         assert row["artifact"] == hashes[row["model"]]
+        assert row["adapters"] == (f"wordy={hashes['wordy']}" if row["arm"] == "base" else "")
+        assert row["deployment"] == "shared"
         assert row["bytes"] > 1000 and row["batch"] >= 1 and row["started"]
         assert 0 < row["denoise_ms"] < row["server_ms"] < row["latency_ms"]
         # LoadGen's latency is of the intended time, and what was measured here agrees with it.
@@ -115,7 +121,7 @@ def test_a_comparison_has_one_load_test_of_its_own_artifacts(
     assert len(load_arms(profile, artifacts=of, home=home, **settings)) == 6
 
     page = write_report(home).html.read_text()
-    assert "Latency under load" in page and "Tuned against base" in page and "The arms shared one deployment" in page
+    assert "Latency under load" in page and "Tuned against base" in page and "The arms shared replicas" in page
     other = {"round": Artifact.open(artifacts["wordy"])}
     with pytest.raises(TypeError):  # it would have to run again
         load_arms(profile, artifacts=other, home=home, **settings)
