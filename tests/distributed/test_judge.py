@@ -10,6 +10,7 @@ import pytest
 from sdxl_ray.distributed.accuracy import Judgement, judge
 from sdxl_ray.experiment import Experiment
 from sdxl_ray.records import ALL_SUBJECTS, read
+from sdxl_ray.storage import Storage
 from tests.random_lora import random_run
 
 SETTINGS = {"parallel.engine": "local", "parallel.workers": 1, "evaluation.num_inference_steps": 1}
@@ -33,7 +34,7 @@ def _judged(tmp_path: Path, **plain: Any) -> Judgement | None:
     for number, run in enumerate(runs):
         folder = storage / f"{len(list(storage.glob('*')))}-{number}"
         artifacts.append(random_run(folder, run.recipe))
-    return judge(experiment, runs, artifacts, tmp_path / "home", 0, lambda row: None)
+    return judge(experiment, runs, artifacts, Storage.of(tmp_path), tmp_path / "home", 0, lambda row: None)
 
 
 def test_what_is_no_longer_compared_is_forgotten(tmp_path: Path) -> None:

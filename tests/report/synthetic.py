@@ -193,8 +193,9 @@ def several_photo_counts(home: Path) -> None:
     lora = override(load("tiny_lora"), {"data.images": "subject:robot"}).model_dump(mode="json")
     for (arm, entry), count in zip(card["arms"].items(), (5, 1, 3), strict=True):
         entry["recipe"] = lora
-        path = home.parent / f"demo-{arm}" / "pictures" / "train.parquet"
-        pq.write_table(pa.table({"key": [str(n) for n in range(count)]}), path)
+        run = home.parent / f"demo-{arm}"
+        (run / "run.json").write_text(json.dumps({"recipe": lora}))
+        pq.write_table(pa.table({"key": [str(n) for n in range(count)]}), run / "pictures" / "train.parquet")
     (home / "comparison.json").write_text(json.dumps(card))
 
 
