@@ -215,6 +215,8 @@ def _s3(url: str) -> tuple[Any, str]:
     options = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
     if not parts.netloc or (unknown := options.keys() - {"endpoint_override", "scheme", "region"}):
         raise ValueError(f"no option {min(unknown)!r}" if parts.netloc else "no bucket")
+    if "@" in parts.netloc:
+        raise ValueError("keys come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), not from the URL")
     # Arrow reads it only for URLs that it parses itself.
     address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if address and "endpoint_override" not in options:

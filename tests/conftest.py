@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bucket import CREDENTIALS
+
 # Before torch is imported: two pools of threads on two cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test that reaches for the hub should fail here as it would on a machine without a network.
@@ -69,10 +71,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def ray_cluster() -> Iterator[None]:
     """The one Ray of the session, four half-time CPUs: two workers, and room for what Ray Data runs beside them.
 
-    Serve runs in it too: a process can be connected to one Ray only.
+    Serve runs in it too: a process can be connected to one Ray only. Its workers know the key of `tests.bucket`.
     """
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

@@ -129,6 +129,7 @@ def test_a_store_that_is_not_there_is_said_soon(tmp_path: Path, monkeypatch: pyt
     [
         ("s3://", "no bucket"),
         ("s3://bucket/x?endpont=1", "no option 'endpont'"),
+        ("s3://key:secret@bucket/x", "keys come from the environment"),
         ("nothing://x/y", "nothing"),
         ("file://runs/x", "names a machine, 'runs': write file:///runs/x, or a path"),
     ],

@@ -21,6 +21,7 @@ from sdxl_ray.distributed import drawing as module
 from sdxl_ray.distributed.drawing import draw_on_workers
 from sdxl_ray.errors import RunError
 from sdxl_ray.storage import Storage
+from tests.bucket import bucket
 from tests.random_lora import random_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -82,7 +83,13 @@ def test_under_a_url_pictures_travel_between_machines(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The workers' scratch is another folder than this process's, as if on another machine."""
-    url = f"local://{tmp_path}/store"
+    with bucket(monkeypatch) as served:
+        # Workers have the environment of the cluster, which started before: the URL says where.
+        where = f"endpoint_override={served.address.removeprefix('http://')}&scheme=http&region=us-east-1"
+        _draw_under(f"s3://bucket/drawing?{where}", subject, tmp_path, monkeypatch)
+
+
+def _draw_under(url: str, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = Storage.of(url).root
     monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "here"))
     place = Storage.of(url)
