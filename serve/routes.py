@@ -27,6 +27,12 @@ from serve.protocol import ImagesResponse, Model, Models
 #: A client that has not sent its body by then is not going to.
 _BODY_S = 30.0
 _GENERATIONS = "/v1/images/generations"
+#: A server-sent event, as OpenAPI describes one.
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["event", "data"],
+}
 _PAGE = {"/": "index.html", "/ui/style.css": "style.css", "/ui/page.js": "page.js", "/ui/api.js": "api.js"}
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 #: The page runs its own files and nothing else, and talks to nobody but this server.
@@ -232,7 +238,7 @@ def _describe(app: FastAPI, endpoint: Endpoint) -> dict[str, Any]:
     post = description["paths"][_GENERATIONS]["post"]
     reference = {"$ref": "#/components/schemas/ImageRequest"}
     post["requestBody"] = {"required": True, "content": {"application/json": {"schema": reference}}}
-    post["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    post["responses"]["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
     if len(endpoint.keys):
         description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path in (path for path in description["paths"] if path.startswith("/v1/")):
