@@ -66,6 +66,26 @@ SETS: dict[str, PictureSet] = {
     ),
 }
 
+#: Sets for the identity encoder alone: it takes more drawings of a thing to know it in a look of its own.
+FURTHER_SETS: dict[str, PictureSet] = {
+    "twemoji": PictureSet(
+        "@iconify-json/twemoji",
+        "1.2.5",
+        "sha512-uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",
+        "CC-BY-4.0",
+        "Twitter (Twemoji)",
+        "twemoji",
+    ),
+    "emojione": PictureSet(
+        "@iconify-json/emojione",
+        "1.2.3",
+        "sha512-T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
+        "CC-BY-4.0",
+        "Ranks.com (EmojiOne 2)",
+        "emojione",
+    ),
+}
+
 #: class -> name of its drawing in each set, in the order of SETS ("3d" is by code point); "" where there is none.
 _DRAWINGS = """
 frog      frog          1f438      frog          frog            frog

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,11 @@ def fetch(picture_set: PictureSet, cache_folder: Path) -> Path:
 class Sprites:
     """All drawings as RGBA, 128 x 128, cut to their ink and centred: `sprites[class_name, set_name]`.
 
-    Accessories are under ("accessory", name).
+    Accessories are under ("accessory", name). The drawings of further sets are to be admitted.
     """
 
-    def __init__(self, cache_folder: Path) -> None:
-        self._archives = {name: fetch(entry, cache_folder) for name, entry in SETS.items()}
+    def __init__(self, cache_folder: Path, further: Mapping[str, PictureSet] | None = None) -> None:
+        self._archives = {name: fetch(entry, cache_folder) for name, entry in {**SETS, **(further or {})}.items()}
         self._drawings = dict(DRAWINGS)
         self._files: dict[tuple[str, str], dict[str, Any]] = {}
         self._drawn: dict[tuple[str, str], Image.Image] = {}
@@ -85,8 +86,9 @@ class Sprites:
         return self._drawn[key]
 
     def admit(self, drawings: dict[str, dict[str, str]]) -> None:
-        """Know further kinds of things: name -> its drawing in each set."""
-        self._drawings |= drawings
+        """Know further drawings of things: name -> its drawing in each set."""
+        for name, named in drawings.items():
+            self._drawings[name] = {**self._drawings.get(name, {}), **named}
 
     def categories(self, set_name: str) -> dict[str, list[str]]:
         """Category -> names of drawings, as the set's makers sort them."""

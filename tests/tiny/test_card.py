@@ -9,7 +9,7 @@ import pytest
 
 from sdxl_ray.core.tinycard import page
 from sdxl_ray.tiny import shipped
-from sdxl_ray.tiny.catalog import CLASSES, SETS, SUBJECTS
+from sdxl_ray.tiny.catalog import CLASSES, FURTHER_SETS, SETS, SUBJECTS
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def scores() -> dict[str, Any]:
 def test_the_card_is_made_from_the_scores(scores: dict[str, Any]) -> None:
     text = (shipped.ROOT / "CARD.md").read_text()
     assert text == page.card(scores)
-    for name in (*CLASSES, *SUBJECTS, *(entry.package for entry in SETS.values())):
+    for name in (*CLASSES, *SUBJECTS, *(entry.package for entry in (SETS | FURTHER_SETS).values())):
         assert name in text
     assert scores["revision"][:16] in text
 

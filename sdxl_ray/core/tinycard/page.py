@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sdxl_ray.core.tinycard import sentences
-from sdxl_ray.tiny.catalog import CLASSES, COLORS, PATTERNS, SETS, SUBJECTS
+from sdxl_ray.tiny.catalog import CLASSES, COLORS, FURTHER_SETS, PATTERNS, SETS, SUBJECTS
 from sdxl_ray.tiny.places import PLACES
 from sdxl_ray.tiny.scenes import held_out_pairs
 from sdxl_ray.tiny.subjects import HELD_OUT, TRAINING
@@ -148,7 +148,7 @@ def _made(scores: Scores) -> str:
 
 
 def _sources() -> str:
-    rows = [[entry.package, entry.version, entry.author, entry.licence] for entry in SETS.values()]
+    rows = [[entry.package, entry.version, entry.author, entry.licence] for entry in (SETS | FURTHER_SETS).values()]
     return sentences.SOURCES + _table(["package", "version", "author", "licence"], rows)
 
 

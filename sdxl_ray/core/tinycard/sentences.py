@@ -46,7 +46,8 @@ beside a generator that is the shipped one with noise in its weights, and with f
 """
 SOURCES = """## Where its drawings come from
 The weights are trained on, and the shipped subjects are made from, drawings of these packages, recoloured and placed in
-scenes. Weights and subjects are under Apache-2.0 and, where a drawing asks for it, under that drawing's licence.
+scenes; the last two sets are the identity encoder's alone. Weights and subjects are under Apache-2.0 and, where a
+drawing asks for it, under that drawing's licence.
 
 """
 LIMITS = """## What it cannot do

@@ -7,7 +7,7 @@ generator that cannot draw yet. `ranking` says how alike any two of them should 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,12 @@ from sdxl_ray.tiny.builder.ranking import Pairs, cosines
 from sdxl_ray.tiny.builder.seen import jittered, recoded
 from sdxl_ray.tiny.builder.session import Session
 from sdxl_ray.tiny.builder.store import Array
-from sdxl_ray.tiny.catalog import ACCESSORIES, CLASSES, COLORS, PATTERNS, Design
+from sdxl_ray.tiny.catalog import ACCESSORIES, CLASSES, COLORS, PATTERNS
 from sdxl_ray.tiny.places import PLACES
 from sdxl_ray.tiny.scenes import DECOYS, EDGE, GRID, NOTHING, Scenery, decoy, random_poses
 
-_GROUPS, _SIBLINGS, _VIEWS, _GENERATED = 4, 3, 3, 8
-_FURTHER = 0.8  # share of groups, but for one, that are of a further kind
+_GROUPS, _VIEWS, _GENERATED = 4, 3, 8
+_FURTHER = 0.6  # share of groups, but for one, that are of a further kind
 _WIDTH = 128
 
 
@@ -58,17 +58,14 @@ def vit() -> Any:
     return ViTModel(config, add_pooling_layer=False)
 
 
-def any_design(scenery: Scenery, rng: np.random.Generator, kind: str) -> Design:
-    """A look of a kind from a far wider choice than the generator sees, so that new designs are nothing special."""
-    plain = scenery.random_design(rng, kind, plain=True)
+def any_look(rng: np.random.Generator) -> dict[str, str]:
+    """What may be done to a drawing, a far wider choice than the generator sees, so that no new design is special."""
     chance = rng.random()
     if chance < 0.3:
-        return plain
+        return {}
     color, second = (str(name) for name in rng.choice(list(COLORS), 2, replace=False))
-    worn = str(rng.choice(list(ACCESSORIES))) if rng.random() < 0.2 else ""
-    if chance < 0.55:
-        return Design(kind, plain.set_name, color, accessory=worn)
-    return Design(kind, plain.set_name, color, str(rng.choice(PATTERNS)), second, worn)
+    look = {"color": color, "accessory": str(rng.choice(list(ACCESSORIES))) if rng.random() < 0.2 else ""}
+    return look if chance < 0.55 else look | {"pattern": str(rng.choice(PATTERNS)), "second": second}
 
 
 @dataclass(frozen=True)
@@ -87,19 +84,22 @@ class Batch:
 
 
 def batch(scenery: Scenery, rng: np.random.Generator, generated: Array | None) -> Batch:
-    """Groups of one kind each: a drawing as drawn and others, all on the same few places, and decoys of each."""
+    """Groups of one kind each: a drawing as drawn and others, all on the same few places, and decoys of each.
+
+    One of the others has the look that every group of the batch shares: colours and patterns are nobody's own.
+    """
     rows: list[tuple[Array, int, int, int, Array]] = []
     unknown = np.full((GRID, GRID), 255, np.uint8)
     count = 0
+    shared = any_look(rng)
     for kind_index in _some(rng, len(scenery.kinds)):
         kind = scenery.kinds[kind_index]
         places = [str(place) for place in rng.choice(list(PLACES), _VIEWS, replace=False)]
         is_class = kind_index < len(CLASSES)
         index = kind_index if is_class else kind_index + 1
         # How a drawing as drawn compares with its recoloured siblings is what a subject is scored by.
-        drawn = scenery.random_design(rng, kind, plain=True)
-        looks = [any_design(scenery, rng, kind) for _ in range(_SIBLINGS - 1)]
-        for design in dict.fromkeys([drawn, *looks]):
+        looks = ({}, any_look(rng), shared)
+        for design in dict.fromkeys(replace(scenery.random_design(rng, kind, plain=True), **look) for look in looks):
             figure = scenery.draw(design)
             whose = count
             for place in places:

@@ -1,12 +1,12 @@
-"""Further kinds of things, for the encoder that must tell any two designs apart: 24 classes are too few to learn that.
+"""Further drawings, for the encoder that must tell any two designs apart: 24 classes in 5 sets are too few for that.
 
 They are every animal, plant, food, place, game and object of the picture sets that at least two of them draw, without
-whatever a class or a subject could be taken for. The base never sees them.
+whatever a class or a subject could be taken for, and the classes as further sets draw them. The base never sees them.
 """
 
 from __future__ import annotations
 
-from sdxl_ray.tiny.catalog import CLASSES, DRAWINGS, Design
+from sdxl_ray.tiny.catalog import CLASSES, DRAWINGS, FURTHER_SETS, Design
 from sdxl_ray.tiny.sprites import Sprites
 
 _FROM = "noto"  # the set whose names and categories are gone by; the others name most things alike
@@ -17,23 +17,28 @@ _SOLID = 0.15  # least share of a drawing's square that is ink
 
 
 def further_designs(sprites: Sprites) -> list[Design]:
-    """The drawings of all further kinds, as drawn, in a fixed order; `sprites` knows them from now on."""
+    """All further drawings, as drawn, in a fixed order, the classes' first; `sprites` knows them from now on."""
+    found = {
+        name: _drawn(sprites, DRAWINGS[name][_FROM], tuple(FURTHER_SETS)) for name in CLASSES if _FROM in DRAWINGS[name]
+    }
     taken = {icon for icons in DRAWINGS.values() for icon in icons.values()}
     words = {*CLASSES, *_LEFT_OUT}
-    found: dict[str, dict[str, str]] = {}
     for category in _CATEGORIES:
         for name in sprites.categories(_FROM)[category]:
             parts = {part.rstrip("s") for part in name.split("-")} | set(name.split("-"))
             if name in taken or parts & words:
                 continue
-            named = {
-                set_name: icon for set_name in ("flat", "noto", "noto1", "fx") if (icon := sprites.icon(set_name, name))
-            }
+            named = _drawn(sprites, name, ("flat", "noto", "noto1", "fx", *FURTHER_SETS))
             if len(named) > 1:
                 found[name] = named
     sprites.admit(found)
     designs = [Design(name, set_name) for name, named in found.items() for set_name in named]
     return [design for design in designs if _solid(sprites, design)]
+
+
+def _drawn(sprites: Sprites, name: str, sets: tuple[str, ...]) -> dict[str, str]:
+    """How each of the sets that draw a thing spells it."""
+    return {set_name: icon for set_name in sets if (icon := sprites.icon(set_name, name))}
 
 
 def _solid(sprites: Sprites, design: Design) -> bool:

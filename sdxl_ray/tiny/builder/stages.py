@@ -17,7 +17,7 @@ from sdxl_ray.tiny.builder import clip, identity, store, unet, vae
 from sdxl_ray.tiny.builder.kinds import further_designs
 from sdxl_ray.tiny.builder.session import Session
 from sdxl_ray.tiny.captions import with_article
-from sdxl_ray.tiny.catalog import CLASSES
+from sdxl_ray.tiny.catalog import CLASSES, FURTHER_SETS
 from sdxl_ray.tiny.designs import Designs
 from sdxl_ray.tiny.layout import SEED, configs
 from sdxl_ray.tiny.places import PLACES
@@ -41,7 +41,7 @@ class Job:
 
 
 def scenery(*, further: bool = False) -> Scenery:
-    sprites = Sprites(cache_root() / "picture-sets")
+    sprites = Sprites(cache_root() / "picture-sets", FURTHER_SETS if further else None)
     return Scenery(Designs(sprites), SEED, further=further_designs(sprites) if further else ())
 
 
