@@ -99,7 +99,9 @@ class Room:
 def named_types(status: bytes | None) -> bool:
     """Whether the status that Ray's monitor publishes is that of an autoscaler with node types of its own."""
     report: dict[str, Any] = (json.loads(status).get("autoscaler_report") if status else None) or {}
-    types = [*report.get("active_nodes", {}), *report.get("pending_launches", {})]
+    # A head that the autoscaler has not counted yet is in the mapping already.
+    mapping = report.get("node_type_mapping") or {}
+    types = [*report.get("active_nodes", {}), *report.get("pending_launches", {}), *mapping.values()]
     return any(not name.startswith(_ANONYMOUS) for name in types)
 
 
