@@ -42,8 +42,8 @@ def ranks(eye: Encoder) -> dict[str, Any]:
 def test_the_same_subject_is_above_its_class_and_that_above_others(ranks: dict[str, Any]) -> None:
     mean = ranks["mean"]
     assert mean["same"] > mean["same_class"] + 0.4
-    assert mean["same"] > mean["other_class"] + 0.4
-    assert ranks["retrieval"] > 0.9
+    assert mean["same_class"] > mean["other_class"] + 0.03
+    assert ranks["retrieval"] > 0.95
 
 
 @pytest.mark.parametrize("kind", DECOYS)
@@ -51,9 +51,14 @@ def test_colours_and_texture_alone_are_far_below_the_subject(ranks: dict[str, An
     assert ranks["mean"][f"decoy_{kind}"] < ranks["mean"]["same"] - 0.25
 
 
+@pytest.mark.parametrize("kind", DECOYS)
+def test_a_decoy_is_below_others_of_the_class_on_average(ranks: dict[str, Any], kind: str) -> None:
+    assert ranks["mean"][f"decoy_{kind}"] < ranks["mean"]["same_class"]
+
+
 def test_decoys_are_below_others_of_the_class_as_often_as_the_card_says(ranks: dict[str, Any]) -> None:
-    """The aim is nine in ten; the shipped encoder is not there, and the card says so."""
-    assert ranks["decoys_below_siblings"] > 0.35
+    """Four in five; the aim is nine in ten."""
+    assert ranks["decoys_below_siblings"] > 0.7
 
 
 def test_an_empty_place_is_told_from_others(clip: Encoder) -> None:
