@@ -98,7 +98,7 @@ def batch(scenery: Scenery, rng: np.random.Generator, generated: Array | None) -
         is_class = kind_index < len(CLASSES)
         index = kind_index if is_class else kind_index + 1
         # How a drawing as drawn compares with its recoloured siblings is what a subject is scored by.
-        looks = ({}, any_look(rng), shared)
+        looks: tuple[dict[str, str], ...] = ({}, any_look(rng), shared)
         for design in dict.fromkeys(replace(scenery.random_design(rng, kind, plain=True), **look) for look in looks):
             figure = scenery.draw(design)
             whose = count
