@@ -201,6 +201,8 @@ class Optim(Section):
 
 
 def _workers(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) != 2:
+        raise ValueError("should be a number of workers, or [min, max]")
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

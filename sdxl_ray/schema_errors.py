@@ -45,7 +45,8 @@ def _place(location: tuple[int | str, ...], plain: Any) -> list[int | str]:
                 continue
             plain = plain.get(part)
         else:
-            plain = plain[part] if isinstance(plain, list) and isinstance(part, int) else None
+            # A location may lie past the end: the second value of a pair that has one.
+            plain = plain[part] if isinstance(plain, list) and isinstance(part, int) and part < len(plain) else None
         kept.append(part)
     return kept
 

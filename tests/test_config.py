@@ -144,6 +144,8 @@ def test_a_recipe_is_frozen_and_override_makes_a_new_one() -> None:
         ({"data.caption_dropout": 1.5}, "data.caption_dropout = 1.5"),
         ({"parallel.workers": 0}, "parallel.workers"),
         ({"parallel.workers": [4, 2]}, "write [min, max]"),
+        ({"parallel.workers": []}, "parallel.workers = []: should be a number of workers, or [min, max]"),
+        ({"parallel.workers": [1, 2, 3]}, "parallel.workers = [1, 2, 3]: should be a number"),
         ({"parallel.zero_stage": 4}, "parallel.zero_stage = 4"),
         ({"parallel.zero_stage": 2, "parallel.offload_parameters": True}, "needs zero_stage 3"),
         ({"parallel.engine": "local", "parallel.workers": 2}, "workers 1"),
