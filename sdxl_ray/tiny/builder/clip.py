@@ -2,7 +2,8 @@
 
 Contrastive learning of captions and scenes (arXiv 2103.00020) with three helps that a small model needs: every caption
 that is true of a scene counts as its match; heads name the facts of the scene and of the caption; and each patch names
-the class that covers it. Decoys (colours and texture without the shape) are scenes that no caption fits.
+the class that covers it. Decoys (colours and texture without the shape) are scenes that no caption fits, and noise is
+like no scene either.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from sdxl_ray.tiny.scenes import EDGE, GRID, NOTHING
 
 _BATCH = 48
 _DECOYS = 8
+_NOISE = 4
+_GRAINS = (1, 2, 4, 8)
 _WIDTH, _LAYERS, _HEADS = 128, 6, 4
 _UNSAID = -1
 
@@ -106,7 +109,9 @@ def train(session: Session, store: Store, decoys: Array, device: str, autoencode
         shown = torch.cat([pictures(store, index, device), false])
         if vision_only:
             shown = recoded(shown, rng, autoencoder)
-        embedded, patches = pair.pictures(jittered(shown, rng))
+        shown = jittered(torch.cat([shown, _noise(rng).to(device)]), rng)
+        embedded, patches = pair.pictures(shown)
+        embedded, noise, patches = embedded[:-_NOISE], embedded[-_NOISE:], patches[:-_NOISE]
         truth = torch.cat([facts, torch.full((_DECOYS, 4), NOTHING, device=device)])
         truth[_BATCH:, 2:] = _UNSAID
         grid = torch.from_numpy(store.grid[index].astype(np.int64)).to(device).flatten(1)
@@ -116,10 +121,10 @@ def train(session: Session, store: Store, decoys: Array, device: str, autoencode
         matches = _true_of(said, truth)
         with torch.set_grad_enabled(not vision_only):
             second, first = pair.texts(ids)
-        contrast = contrastive(second, embedded, pair.clip.logit_scale, matches)
+        contrast = contrastive(second, embedded, noise, pair.clip.logit_scale, matches)
         loss = loss + contrast
         if not vision_only:
-            loss = loss + contrastive(first, embedded, pair.clip.logit_scale, matches)
+            loss = loss + contrastive(first, embedded, noise, pair.clip.logit_scale, matches)
             loss = loss + pair.text_facts.loss(second, said) + pair.first_facts.loss(first, said)
         right = (pair.picture_facts.classes(embedded[:_BATCH]).argmax(1) == facts[:, 0])[facts[:, 0] < NOTHING]
         session.update(loss, _BATCH, contrast=float(contrast.detach()), right=float(right.float().mean()))
@@ -135,14 +140,38 @@ def looked(store: Store) -> Array:
     return odds
 
 
-def contrastive(texts: torch.Tensor, seen: torch.Tensor, scale: torch.Tensor, matches: torch.Tensor) -> torch.Tensor:
-    """Cross entropy both ways; a target is spread evenly over the matches [T, P]; pictures without one only repel."""
-    logits = scale.exp() * functional.normalize(texts, dim=-1) @ functional.normalize(seen, dim=-1).T
+def _noise(rng: np.random.Generator) -> torch.Tensor:
+    """float32 [_NOISE, 3, 64, 64], -1 to 1: uniform noise, each picture in grains of another size."""
+    grains = rng.choice(_GRAINS, _NOISE, replace=False)
+    fine = [rng.uniform(-1, 1, (3, EDGE // grain, EDGE // grain)).astype(np.float32) for grain in grains]
+    return torch.stack(
+        [
+            torch.from_numpy(one).repeat_interleave(grain, 1).repeat_interleave(grain, 2)
+            for one, grain in zip(fine, grains, strict=True)
+        ]
+    )
+
+
+def contrastive(
+    texts: torch.Tensor, seen: torch.Tensor, noise: torch.Tensor, scale: torch.Tensor, matches: torch.Tensor
+) -> torch.Tensor:
+    """Cross entropy both ways; a target is spread evenly over the matches [T, P]; pictures without one only repel.
+
+    Noise [N, D] repels texts and pictures alike: no caption and no scene is like it.
+    """
+    texts, seen, noise = (functional.normalize(vectors, dim=-1) for vectors in (texts, seen, noise))
     target = matches.float()
     matched = target.sum(0) > 0
-    by_text = functional.cross_entropy(logits, target / target.sum(1, keepdim=True))
+    by_text = functional.cross_entropy(
+        scale.exp() * texts @ torch.cat([seen, noise]).T,
+        functional.pad(target / target.sum(1, keepdim=True), (0, len(noise))),
+    )
     columns = target[:, matched]
-    return by_text + functional.cross_entropy(logits.T[matched], (columns / columns.sum(0)).T)
+    by_picture = functional.cross_entropy(
+        scale.exp() * seen[matched] @ torch.cat([texts, noise]).T,
+        functional.pad((columns / columns.sum(0)).T, (0, len(noise))),
+    )
+    return by_text + by_picture
 
 
 def _true_of(said: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
