@@ -16,7 +16,7 @@ import pytest
 from sdxl_ray.config import Recipe
 from sdxl_ray.distributed.train import launch
 from sdxl_ray.errors import RunError
-from tests.distributed.conftest import LORA, examples, losses, quick, same_run, training_workers, words
+from tests.distributed.conftest import LORA, cut_off, examples, losses, same_run, training_workers, words
 
 pytestmark = pytest.mark.slow
 
@@ -77,10 +77,4 @@ def test_two_workers_then_one_then_two(undisturbed: Path, tmp_path: Path) -> Non
 
 
 def _with(workers: int) -> Recipe:
-    return quick(
-        "tiny_dreambooth_lora",
-        optim__ema=0.9,
-        parallel__micro_batch=2,
-        parallel__workers=workers,
-        resources__max_failures=0,
-    )
+    return cut_off(parallel__workers=workers, resources__max_failures=0)
