@@ -40,7 +40,7 @@ def refused(folder: Path, **changes: Any) -> str:
 
 
 def test_every_shipped_space_is_sound() -> None:
-    assert names() == ["dreambooth", "dreambooth_lora", "lora", "tiny_dreambooth", "tiny_lora"]
+    assert names() == ["dreambooth", "dreambooth_lora", "lora", "tiny_dreambooth", "tiny_dreambooth_lora", "tiny_lora"]
     assert len(list(ROOT.iterdir())) == len(names())
     for name in names():
         space = load_space(name)
@@ -164,7 +164,10 @@ def test_the_schema_is_printed_and_is_the_codes_own(here: Here) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "which space? Give a .yaml file or one of dreambooth, dreambooth_lora, lora, tiny_dreambooth, tiny_lora"),
+        (
+            (),
+            "which space? Give a .yaml file or one of dreambooth, dreambooth_lora, lora, tiny_dreambooth, tiny_dreambooth_lora, tiny_lora",
+        ),
         (("tiny_lra",), "no space named 'tiny_lra': did you mean 'tiny_lora'"),
         (("lora",), "data.images is not set"),
         (("tiny_lora", "optim.lrr=1"), "did you mean 'lr'"),
