@@ -25,7 +25,7 @@ def _cut(recipe: str, stage: int, **changes: Any) -> Recipe:
 
 #: Two workers; the reference of each is one process with the whole batch at once.
 CUTS = {
-    **{f"lora-zero{stage}": _cut("tiny_lora", stage) for stage in (0, 1, 2, 3)},
+    **{f"lora-zero{stage}": _cut("tiny_lora", stage) for stage in (0, 2, 3)},
     # Where UNet and text encoders move at once, what rounding differs grows fivefold in the four steps after these.
     "dreambooth-accumulated-checkpointed": _cut(
         "tiny_dreambooth", 2, parallel__micro_batch=2, parallel__gradient_checkpointing=True, optim__steps=12
@@ -33,6 +33,7 @@ CUTS = {
 }
 #: What those nearly prove.
 MORE = {
+    "lora-zero1": _cut("tiny_lora", 1),
     **{f"dreambooth-zero{stage}": _cut("tiny_dreambooth", stage, optim__steps=12) for stage in (0, 1, 2)},
     # Every layer is gathered over gloo, seconds a step: fewer of them where every parameter is trained.
     "dreambooth-zero3": _cut("tiny_dreambooth", 3, optim__steps=8),
@@ -120,7 +121,7 @@ def test_two_workers_compute_what_one_process_does(name: str, runs: dict[str, Ru
 
 
 def test_zero_stages_agree_with_each_other(runs: dict[str, RunFolder]) -> None:
-    _agree(runs, [f"lora-zero{stage}" for stage in (0, 1, 2, 3)])
+    _agree(runs, [f"lora-zero{stage}" for stage in (0, 2, 3)])
 
 
 def test_a_finished_run_says_how_long_it_was(runs: dict[str, RunFolder]) -> None:
