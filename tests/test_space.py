@@ -166,7 +166,8 @@ def test_the_schema_is_printed_and_is_the_codes_own(here: Here) -> None:
     [
         (
             (),
-            "which space? Give a .yaml file or one of dreambooth, dreambooth_lora, lora, tiny_dreambooth, tiny_dreambooth_lora, tiny_lora",
+            "which space? Give a .yaml file or one of dreambooth, dreambooth_lora, lora, tiny_dreambooth, "
+            "tiny_dreambooth_lora, tiny_lora",
         ),
         (("tiny_lra",), "no space named 'tiny_lra': did you mean 'tiny_lora'"),
         (("lora",), "data.images is not set"),

@@ -51,7 +51,8 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "clip_t", "Prompt fidelity (CLIP-T)", "higher", "CLIP-T",
-            "mean cosine of CLIP between a picture and its prompt", 0.05,
+            "mean cosine of CLIP between a picture and its prompt; of real photos, to the plain words for their class, "
+            "which a subject that looks unlike its class cannot fit", 0.05,
         ),
         Metric(
             "pres", "Leak into the class (PRES)", "lower", "PRES",

@@ -131,5 +131,9 @@ def _clip(facts: Facts) -> str:
 
 
 def _obeys(facts: Facts, arm: Arm) -> bool:
-    lost = facts.gain(arm.name, GUARD)
-    return isinstance(lost, Absent) or lost.value >= -allowed(facts)
+    """Whether no more was lost than people overlook, beyond what real photos of the subject lack themselves."""
+    gain, base, real = facts.gain(arm.name, GUARD), facts.score(BASE, GUARD), facts.score("real", GUARD)
+    if isinstance(gain, Absent):
+        return True
+    unlike = max(base.value - real.value, 0.0) if isinstance(base, Score) and isinstance(real, Score) else 0.0
+    return -gain.value <= unlike + allowed(facts)

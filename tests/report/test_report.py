@@ -25,7 +25,7 @@ from sdxl_ray.report.sections.choice import choices
 from sdxl_ray.report.sections.claims import claims
 from sdxl_ray.report.sections.inference import seconds_per_picture
 from sdxl_ray.report.source import open_comparison
-from sdxl_ray.report.winner import decide, share_of_the_way
+from sdxl_ray.report.winner import allowed, decide, share_of_the_way
 from tests.report.synthetic import ENDS, TRAINED, WIDTH, change, pair, rescore, several_step_counts, several_subjects
 
 
@@ -117,6 +117,17 @@ def test_the_paired_difference_is_taken_before_the_intervals(home: Path) -> None
     assert not_paired.low == pytest.approx(0.19 - math.hypot(WIDTH, WIDTH))
     drift = facts.gain("lora", "class_kid")
     assert isinstance(drift, Gain) and drift.value == 0.021  # the base's distance to itself is 0
+
+
+def test_a_subject_that_is_unlike_its_class_is_no_disobedience(home: Path) -> None:
+    seen = allowed(facts_of(home))
+    for arm in TRAINED:
+        rescore(home, arm, "clip_t", ENDS["base"]["clip_t"] - seen - 0.02, encoder="tiny-clip")
+    assert not decide(facts_of(home)).obedient
+    rescore(home, "real", "clip_t", ENDS["base"]["clip_t"] - 0.01)
+    assert not decide(facts_of(home)).obedient
+    rescore(home, "real", "clip_t", ENDS["base"]["clip_t"] - 0.03)
+    assert decide(facts_of(home)).obedient
 
 
 def test_intervals_of_means_and_differences_are_those_of_independent_errors() -> None:

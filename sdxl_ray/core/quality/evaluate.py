@@ -238,7 +238,7 @@ def load_looks(subject: Subject, plan: Plan, settings: Settings, prefix: str = "
         load_encoder(name, device=settings.device, setting=f"{prefix}{kind}")
         for kind, name in (("identity", settings.identity), ("clip", settings.clip))
     )
-    return Looks(identity, clip, subject, plan.texts)
+    return Looks(identity, clip, subject, plan.texts, plan.class_texts)
 
 
 @contextmanager

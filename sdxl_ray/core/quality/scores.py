@@ -43,6 +43,17 @@ def alignment(pictures_PSD: Rows, texts_PD: Rows) -> Terms:
     return Terms(cosines_PS, ("prompt", "seed"), _count(pictures_PSD))
 
 
+def named(photos_RD: Rows, texts_PD: Rows) -> Terms | None:
+    """Real photos against the plain words for their class, which a subject that looks unlike its class cannot fit.
+
+    So much prompt fidelity has to be lost for a picture to be of the subject at all.
+    """
+    if len(photos_RD) < LEAST_PHOTOS:
+        return None
+    cosines_RP = _fp64(photos_RD) @ _fp64(texts_PD).T
+    return Terms(cosines_RP.mean(axis=1), ("photo",), len(photos_RD))
+
+
 def leak(pictures_ND: Rows, photos_RD: Rows) -> Terms | None:
     """PRES: cosine of the pictures of the plain class to the subject's photos; lower means less leaked."""
     if len(photos_RD) < LEAST_PHOTOS:

@@ -29,11 +29,14 @@ def split_at(split: str, steps: int) -> str:
 class Looks:
     """The encoders, and what they say of the photos and the prompts."""
 
-    def __init__(self, identity: Encoder, clip: Encoder, subject: Subject, texts: Sequence[str]) -> None:
+    def __init__(
+        self, identity: Encoder, clip: Encoder, subject: Subject, texts: Sequence[str], class_texts: Sequence[str]
+    ) -> None:
         self.identity, self.clip = identity, clip
         self.photos = {encoder.name: _rows(encoder, subject.photos) for encoder in (identity, clip)}
         self.others = {encoder.name: _rows(encoder, subject.other) for encoder in (identity, clip)}
         self.texts_PD = clip.texts(texts)
+        self.class_texts_PD = clip.texts(list(dict.fromkeys(class_texts)))
 
 
 @dataclass
@@ -106,12 +109,17 @@ class Scores:
             self._row(model.name, name, terms, encoder, step=model.step, artifact=model.hash, split=split)
 
     def add_references(self) -> None:
-        """The ceiling (photos against each other) and the floor (another subject of the class, where given)."""
+        """The ceiling (photos against each other, and against their class's words), and the floor.
+
+        The floor is another subject of the class, where given.
+        """
         for metric, encoder in (("dino_i", self.looks.identity), ("clip_i", self.looks.clip)):
             photos_RD, others_ND = self.looks.photos[encoder.name], self.looks.others[encoder.name]
             self._row(REAL, metric, metrics.among(photos_RD), encoder)
             if self.subject.other:
                 self._row(OTHER, metric, metrics.between(others_ND, photos_RD), encoder)
+        clip = self.looks.clip
+        self._row(REAL, "clip_t", metrics.named(self.looks.photos[clip.name], self.looks.class_texts_PD), clip)
 
     def add_gains(self, base: str) -> None:
         """For every score of a tuned model, `<metric>_gain`: minus the base's, paired by prompt, seed and photo."""

@@ -84,7 +84,10 @@ def _kept(facts: Facts, outcome: Outcome) -> list[str]:
         names = joined([arm.name for arm in outcome.dropped])
         sentences.append(f"More like the subject, but not chosen, for what was given up for it: {names}.")
     if not outcome.obedient:
-        sentences.append(f"The winner lost more than {allowed(facts):.2g} prompt fidelity, a loss that people see.")
+        sentences.append(
+            f"The winner lost more than {allowed(facts):.2g} prompt fidelity beyond what real photos of the subject "
+            "lack, a loss that people see."
+        )
     worse, even = [], []
     for name in METRICS:
         if name == outcome.metric.name or isinstance(gain := facts.gain(outcome.winner.name, name), Absent):

@@ -106,6 +106,7 @@ def test_rows_of_models_and_references(whole: Whole, models: list[Model]) -> Non
         *(("base", name) for name in METRICS),
         *(("lora", name) for name in (*METRICS, *(f"{name}_gain" for name in METRICS))),
         *((model, name) for model in ("real", "other") for name in ("dino_i", "clip_i")),
+        ("real", "clip_t"),
     }
     assert found.absent == []
     assert values["base", "class_kid"] == pytest.approx(0, abs=1e-9)

@@ -50,6 +50,11 @@ def test_references_leave_out_a_photo_against_itself() -> None:
     assert found is not None
     pairs = [cosine(a, b) for a, b in itertools.permutations(photos, 2)]
     assert found.mean == pytest.approx(mean(pairs), abs=1e-6)
+    named = scores.named(photos, others)
+    assert named is not None
+    assert (named.n, named.units) == (4, ("photo",))
+    assert named.mean == pytest.approx(mean([cosine(a, b) for a in photos for b in others]), abs=1e-6)
+    assert scores.named(photos[:1], others) is None
     between = scores.between(others, photos)
     assert between is not None
     assert between.mean == pytest.approx(mean([cosine(a, b) for a in others for b in photos]), abs=1e-6)
