@@ -46,6 +46,12 @@ def allowed(facts: Facts) -> float:
     return visible_loss(_clip(facts))
 
 
+def unlike(facts: Facts) -> float:
+    """How much less real photos of the subject fit the plain words for their class than what the base draws: >= 0."""
+    base, real = facts.score(BASE, GUARD), facts.score("real", GUARD)
+    return max(base.value - real.value, 0.0) if isinstance(base, Score) and isinstance(real, Score) else 0.0
+
+
 def rule(facts: Facts) -> str:
     """The rule as the page says it."""
     if main_metric(facts) not in facts.metrics:
@@ -132,8 +138,5 @@ def _clip(facts: Facts) -> str:
 
 def _obeys(facts: Facts, arm: Arm) -> bool:
     """Whether no more was lost than people overlook, beyond what real photos of the subject lack themselves."""
-    gain, base, real = facts.gain(arm.name, GUARD), facts.score(BASE, GUARD), facts.score("real", GUARD)
-    if isinstance(gain, Absent):
-        return True
-    unlike = max(base.value - real.value, 0.0) if isinstance(base, Score) and isinstance(real, Score) else 0.0
-    return -gain.value <= unlike + allowed(facts)
+    gain = facts.gain(arm.name, GUARD)
+    return isinstance(gain, Absent) or -gain.value <= unlike(facts) + allowed(facts)

@@ -128,6 +128,8 @@ def test_a_subject_that_is_unlike_its_class_is_no_disobedience(home: Path) -> No
     assert not decide(facts_of(home)).obedient
     rescore(home, "real", "clip_t", ENDS["base"]["clip_t"] - 0.03)
     assert decide(facts_of(home)).obedient
+    write_report(home)
+    assert "fit the words for its class by 0.030 less than the base" in (home / "report.md").read_text()
 
 
 def test_intervals_of_means_and_differences_are_those_of_independent_errors() -> None:

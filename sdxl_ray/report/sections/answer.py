@@ -12,7 +12,7 @@ from sdxl_ray.report.facts import Arm, Facts
 from sdxl_ray.report.metrics import BASE, METRICS, QUALITY, Absent, Gain, Score, metric_of
 from sdxl_ray.report.scores import FINAL
 from sdxl_ray.report.sections import pictures
-from sdxl_ray.report.winner import GUARD, Outcome, allowed, decide, lead, rule, share_of_the_way
+from sdxl_ray.report.winner import GUARD, Outcome, allowed, decide, lead, rule, share_of_the_way, unlike
 
 #: Rows of pictures beside the answer.
 ROWS = 2
@@ -100,6 +100,10 @@ def _kept(facts: Facts, outcome: Outcome) -> list[str]:
             even.append(metric.words)
     if worse:
         sentences.append(f"What the model lost for it: {joined(worse)}.")
+    prompt = metric_of(GUARD)
+    if (lacking := unlike(facts)) and any(words.startswith(prompt.words) for words in worse):
+        less = f"{lacking:.{prompt.digits}f}"
+        sentences.append(f"Real photos of the subject fit the words for its class by {less} less than the base's do.")
     if even:
         sentences.append(f"No loss is shown in {joined(even)}.")
     return sentences
