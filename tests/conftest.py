@@ -14,6 +14,8 @@ from tests.bucket import CREDENTIALS
 
 # Before torch is imported: two pools of threads on two cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's workers are nice by default: beside another test that computes, one that trains would hardly move.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # A test that reaches for the hub should fail here as it would on a machine without a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

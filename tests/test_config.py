@@ -63,7 +63,7 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
     spaces = {path for path in found if path.parent == Path("tune_spaces")}
     for path in spaces:
         assert load_space(path.stem) == load_space(str(ROOT / path)), path
-    assert len(spaces) == 5
+    assert len(spaces) == 6
     planted = {Path("tests/distributed/planted.yaml")}  # a space whose rates diverge
     assert all(load_space(str(ROOT / path)) for path in planted)
     load_tests = {path for path in found if path.parent == Path("serve/loadtest")}
