@@ -43,6 +43,7 @@ def test_the_photos_that_choose_a_checkpoint_do_not_judge_it(monkeypatch: pytest
     assert not choosing & judging
 
 
+@pytest.mark.exhaustive  # two minutes beside other tests; each way of training has quicker tests of its own
 @pytest.mark.slow
 def test_rows_stand_beside_the_plain_loop_of_the_same_work(tmp_path: Path) -> None:
     names = ["lora/plain", "lora/local-cached", "gpu-like/lora/b1/plain", "gpu-like/lora/b1/zero2"]
