@@ -29,11 +29,6 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or give PYTHON=/path/to/python"; exit 1; }
-	@command -v g++ >/dev/null || { \
-		echo "make: g++ is missing; ZeRO-3 on CPUs builds a DeepSpeed op with it (one test and zero_stage=3 need it)"; \
-		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get update -qq && apt-get install -y -qq --no-install-recommends g++; \
-		else echo "make: install it, for example: sudo apt-get install g++; going on without"; fi; }
 	$(PYTHON) -m venv .venv || { echo "make: no venv; on Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
 	$(BIN)/pip install "$$($(TORCH))"
@@ -53,10 +48,10 @@ CHAOS = tests/distributed/test_cut.py tests/test_config.py tests/core/test_datas
 	tests/core/test_killed_saves.py tests/distributed/test_kill.py tests/distributed/test_store.py \
 	tests/distributed/test_two_hosts.py tests/distributed/test_tune.py tests/cluster
 
-# Two processes, a file to each in turn: while one waits for Ray to start, the other computes. The summary of pytest is
-# the last thing printed.
+# Two processes, in turn given a file or what shares a fixture (tests/conftest.py): while one waits for Ray to start, the
+# other computes. The summary of pytest is the last thing printed.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/train.py

@@ -19,9 +19,28 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # A test that reaches for the hub should fail here as it would on a machine without a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+#: Fixtures that take a minute or more: all tests of one of them go to one process.
+DEAR = ("url", "undisturbed")
+
 #: `here(*words)` -> exit code, stdout, stderr.
 Here = Callable[..., tuple[object, str, str]]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """How `make test` divides the work: by dear fixture, else by file; what takes long comes first."""
+    if not hasattr(config, "workerinput"):
+        return  # one process: files in their order
+
+    def group(item: pytest.Item) -> str:
+        file = item.path.relative_to(config.rootpath).as_posix()
+        return next((name for name in DEAR if name in getattr(item, "fixturenames", ())), file)
+
+    long = {group(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (group(item) not in DEAR, group(item) not in long))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
 @pytest.fixture(scope="session")

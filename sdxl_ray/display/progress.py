@@ -125,6 +125,7 @@ class Progress:
             case {"kind": "resume", "step": step, "workers": workers}:
                 self._say(f"going on from step {step} with {workers} worker{'s' if workers != 1 else ''}")
             case {"kind": "artifact", "path": path}:
+                self._state.validation = self._state.scores = None  # the next run has its own
                 self._say(f"artifact in {path}")
             case {"kind": "note", "text": text}:
                 self._say(str(text))
@@ -161,7 +162,7 @@ class Progress:
             facts.append(f"memory {_memory(step['peak_bytes'])}")
         if step and state.validation is not None:
             facts.append(f"validation {state.validation['loss']:.4f} at {state.validation['step']}")
-        if state.scores is not None:
+        if step and state.scores is not None:
             facts.append(f"quality {state.scores['metrics']['quality']:.3f} at {state.scores['step']}")
         return facts
 

@@ -197,18 +197,13 @@ def _machine(storage: Path) -> Iterator[Finding]:
 
 
 def _compiler() -> Iterator[Finding]:
-    """ZeRO-3 on CPUs builds DeepSpeed's communication op the first time: ninja and a C++ compiler."""
-    beside_python = Path(sys.executable).with_name("ninja")
-    ninja = shutil.which("ninja") or (str(beside_python) if beside_python.exists() else None)
+    """What torch.compile builds its kernels with."""
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
-    for name, found, fix in (
-        ("ninja", ninja, "pip install ninja"),
-        ("g++", compiler, "apt-get install g++, or your system's C++ compiler"),
-    ):
-        if found:
-            yield Finding(name, found)
-        else:
-            yield Finding(name, "missing", "note", f"only parallel.zero_stage=3 on CPUs needs it: {fix}")
+    if compiler:
+        yield Finding("g++", compiler)
+    else:
+        fix = "only torch.compile needs it (parallel.compile, engine.compile): apt-get install g++"
+        yield Finding("g++", "missing", "note", fix)
 
 
 def embedded_base(root: Path = shipped.ROOT) -> Iterator[Finding]:

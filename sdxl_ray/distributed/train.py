@@ -8,6 +8,7 @@ The same call goes on with a run that was killed: its folder is found by name an
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
+
+#: Seconds between Ray Train's looks at its workers, unless the user says otherwise; its own are 2. `train.report` waits
+#: for one while the report before is not fetched yet, and an evaluation with a checkpoint makes three.
+POLL = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
 
     from sdxl_ray.distributed.mailbox import delivered, open_mailbox
 
+    for setting, value in POLL.items():
+        os.environ.setdefault(setting, value)
     (run.folder / TOMBSTONE).unlink(missing_ok=True)
     storage.remove(run.folder / TOMBSTONE)
     least, most = recipe.parallel.workers

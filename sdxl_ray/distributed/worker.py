@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -135,13 +134,8 @@ def _bury(run: RunFolder, storage: Storage | None, grave: dict[str, str]) -> Non
 def _set_environment() -> None:
     import torch
 
-    from sdxl_ray.distributed.extensions import prepare_extensions
-
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    # DeepSpeed builds its CPU communication with ninja, which a virtual environment keeps beside python.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    prepare_extensions()
 
 
 def _to(mailbox: Any) -> Callable[[dict[str, Any]], None]:

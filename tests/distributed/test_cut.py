@@ -11,6 +11,7 @@ import pytest
 from sdxl_ray.config import Recipe
 from sdxl_ray.core.local import run_local
 from sdxl_ray.core.runfolder import RunFolder, open_run, scan_pictures
+from sdxl_ray.distributed.train import POLL
 from sdxl_ray.records import read
 from tests.distributed.conftest import examples, final_state, losses, quick
 
@@ -25,7 +26,9 @@ def _cut(recipe: str, stage: int, **changes: Any) -> Recipe:
 
 #: Two workers; the reference of each is one process with the whole batch at once.
 CUTS = {
-    **{f"lora-zero{stage}": _cut("tiny_lora", stage) for stage in (0, 2, 3)},
+    **{f"lora-zero{stage}": _cut("tiny_lora", stage) for stage in (0, 2)},
+    # Every layer is gathered over gloo, most of a second a step.
+    "lora-zero3": _cut("tiny_lora", 3, optim__steps=8),
     # Where UNet and text encoders move at once, what rounding differs grows fivefold in the four steps after these.
     "dreambooth-accumulated-checkpointed": _cut(
         "tiny_dreambooth", 2, parallel__micro_batch=2, parallel__gradient_checkpointing=True, optim__steps=12
@@ -35,7 +38,6 @@ CUTS = {
 MORE = {
     "lora-zero1": _cut("tiny_lora", 1),
     **{f"dreambooth-zero{stage}": _cut("tiny_dreambooth", stage, optim__steps=12) for stage in (0, 1, 2)},
-    # Every layer is gathered over gloo, seconds a step: fewer of them where every parameter is trained.
     "dreambooth-zero3": _cut("tiny_dreambooth", 3, optim__steps=8),
     "lora-accumulated": _cut("tiny_lora", 2, parallel__micro_batch=1),
     "dreambooth-text-offloaded": _cut(
@@ -65,13 +67,17 @@ def _train(cuts: dict[str, Recipe], storage: Path) -> dict[str, RunFolder]:
         {"recipe": cuts[name].model_dump(mode="json"), "folder": str(run.folder), "cache": str(run.cache)}
         for name, run in folders.items()
     ]
-    TorchTrainer(
+    trainer = TorchTrainer(
         _many_runs,
         train_loop_config={"runs": plain, "mailbox": open_mailbox()},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="cuts", storage_path=str(storage / "ray")),
-    ).fit()
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in POLL.items():
+            patch.setenv(name, value)
+        trainer.fit()
     return folders
 
 
@@ -112,7 +118,7 @@ def _same_as_one_process(recipe: Recipe, run: RunFolder, storage: Path) -> None:
 def _agree(runs: dict[str, RunFolder], names: list[str]) -> None:
     first, *others = ([float.fromhex(x) for x in losses(runs[name].folder)] for name in names)
     for name, other in zip(names[1:], others, strict=True):
-        assert other == pytest.approx(first, rel=1e-4), name
+        assert other == pytest.approx(first[: len(other)], rel=1e-4), name
 
 
 @pytest.mark.parametrize("name", CUTS)
