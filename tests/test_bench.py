@@ -43,6 +43,13 @@ def test_the_photos_that_choose_a_checkpoint_do_not_judge_it(monkeypatch: pytest
     assert not choosing & judging
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["best_last.py", "serving/engine.py", "study.py", "tune.py"])
+def test_the_others_start(script: str) -> None:
+    command = [sys.executable, SCRIPT.parent / script, "--help"]
+    assert f"python tests/bench/{script} " in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.exhaustive  # two minutes beside other tests; each way of training has quicker tests of its own
 @pytest.mark.slow
 def test_rows_stand_beside_the_plain_loop_of_the_same_work(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The engine against the bare pipeline in the same process, and what adapters cost in it.
 
-    python tests/bench/engine.py                            # the embedded base, on the CPU
-    python tests/bench/engine.py --shape sdxl --steps 20    # true SDXL shapes, random weights, on a GPU
+    python tests/bench/serving/engine.py                            # the embedded base, on the CPU
+    python tests/bench/serving/engine.py --shape sdxl --steps 20    # true SDXL shapes, random weights, on a GPU
 
 Rows are measured in turn, every other pass backwards, so that a machine whose speed drifts slows all alike. `x base` is
 a row's time per picture against the engine's base row of the same batch. Nothing here fails on a time.
@@ -20,6 +20,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+# In this folder no `serve.py` hides the package `serve`; behind it, the parts that all benchmarks share.
+sys.path.append(str(Path(__file__).parents[1]))
 
 from diffusers import StableDiffusionXLPipeline
 from machine import machine
