@@ -22,10 +22,11 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt, field_validator
 
 from sdxl_ray import plain_data
-from sdxl_ray.config import Recipe, Section, load, override
+from sdxl_ray.config import Recipe, load, override
 from sdxl_ray.errors import UserError
 from sdxl_ray.loadprofile import LoadProfile
 from sdxl_ray.schema_errors import validated
+from sdxl_ray.sections import Section
 
 #: Part of a folder's name, and a row of every table.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]*$")]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from sdxl_ray.config import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from sdxl_ray.sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 Scenario = Literal["singlestream", "server", "offline"]
 Steps = Annotated[int, Field(ge=1, le=1000)]

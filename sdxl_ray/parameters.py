@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from sdxl_ray.config import Section
+from sdxl_ray.sections import Section
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 

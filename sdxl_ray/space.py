@@ -26,10 +26,11 @@ from pydantic import (
 )
 
 from sdxl_ray import plain_data
-from sdxl_ray.config import NOT_IDENTITY, Recipe, Section, load, override
+from sdxl_ray.config import NOT_IDENTITY, Recipe, load, override
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.parameters import Parameter, tried
 from sdxl_ray.schema_errors import validated
+from sdxl_ray.sections import Section
 
 Mode = Literal["max", "min"]
 

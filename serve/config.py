@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from sdxl_ray import plain_data
-from sdxl_ray.config import Base, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from sdxl_ray.schema_errors import validated
+from sdxl_ray.sections import Base, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from serve.admission import share
 
 #: A variant's name is a model id in URLs, a deployment's name and a metric's tag.

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.basefiles import component_configs, locate
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Base
 from serve.config import ServeConfig, Variant
 
 Kind = Literal["base", "lora", "full", "unknown"]

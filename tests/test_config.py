@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sdxl_ray.config import FullTuning, LoraTuning, Recipe, load, names, override, parse, parse_assignments
+from sdxl_ray.config import Recipe, load, names, override, parse, parse_assignments
 from sdxl_ray.core.quality.prompts import load_prompts
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import load_experiment
+from sdxl_ray.sections import FullTuning, LoraTuning
 from sdxl_ray.space import load_space
 from serve.config import load as load_served
 from serve.loadtest.config import load_config

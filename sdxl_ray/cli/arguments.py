@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from sdxl_ray.config import Base, Recipe
+    from sdxl_ray.config import Recipe
+    from sdxl_ray.sections import Base
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or a .yaml file")]
 Settings = Annotated[

@@ -187,12 +187,13 @@ def _open(named: dict[str, str]) -> dict[str, Artifact]:
 def _recipe(artifacts: dict[str, Artifact], base: str | None) -> Recipe:
     """The first artifact's recipe, whose settings hold for all; else the shipped LoRA recipe of the base."""
     from sdxl_ray import config
+    from sdxl_ray.sections import Base
 
     of = read_base(base) if base is not None else None
     for artifact in artifacts.values():
         recipe = config.parse(artifact.manifest.recipe, f"{artifact.folder}: recipe")
         return recipe if of is None else recipe.model_copy(update={"base": of})
-    of = of or config.Base()
+    of = of or Base()
     return config.load("tiny_lora" if of.id == "tiny" else "lora").model_copy(update={"base": of})
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sdxl_ray.artifact import Artifact
-    from sdxl_ray.config import Base
+    from sdxl_ray.sections import Base
 
 EXAMPLES = (
     'sdxl-ray generate runs/dog/artifact "a photo of sks dog on the beach" --seed 1 --n 4 --out pictures',

@@ -21,7 +21,8 @@ from sdxl_ray.cli.arguments import (
 from sdxl_ray.cli.devices import Gpu, GpuMemory, cpu_here, elsewhere, gpu_here, named
 
 if TYPE_CHECKING:
-    from sdxl_ray.config import Base, Recipe
+    from sdxl_ray.config import Recipe
+    from sdxl_ray.sections import Base
 
 EXAMPLES = (
     'sdxl-ray train tiny_lora data.images=photos/dog data.subject="sks dog"',

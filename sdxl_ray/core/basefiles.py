@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sdxl_ray.config import Base
 from sdxl_ray.core import hub
 from sdxl_ray.core.weightfiles import (
     MODEL_FILES,
@@ -27,6 +26,7 @@ from sdxl_ray.core.weightfiles import (
     read_json,
 )
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Base
 from sdxl_ray.tiny import shipped
 
 #: The only classes a base may name: nothing else is imported on behalf of a model_index.json.

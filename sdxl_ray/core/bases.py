@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdxl_ray.config import Base
 from sdxl_ray.core.basefiles import MODELS, BaseFiles, component_configs, locate, single_file_changes
 from sdxl_ray.core.weightfiles import find_weights, read_json
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Base
 from sdxl_ray.tiny.quiet import no_progress_bars
 
 if TYPE_CHECKING:

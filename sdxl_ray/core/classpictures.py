@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sdxl_ray.config import Data
 from sdxl_ray.core.bases import Components
 from sdxl_ray.core.cache import namespace
 from sdxl_ray.core.dataset import PictureSet, class_folder
@@ -18,6 +17,7 @@ from sdxl_ray.core.exchange import exchange
 from sdxl_ray.core.group import Group, share
 from sdxl_ray.core.pipeline import generate
 from sdxl_ray.core.sampler import counted
+from sdxl_ray.sections import Data
 from sdxl_ray.storage import Storage
 
 Progress = Callable[[int, int], None]

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from sdxl_ray.config import Data
 from sdxl_ray.core import pictures as files
 from sdxl_ray.core.pictures import BadPicture
 from sdxl_ray.core.sources import Entry, Reader, entries
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Data
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from sdxl_ray.config import Objective, TimestepBias
 from sdxl_ray.core.sampler import counted
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Objective, TimestepBias
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sdxl_ray.config import Optim
 from sdxl_ray.core.denoiser import Denoiser
 from sdxl_ray.core.group import Alone, Group
 from sdxl_ray.core.optim import build_optimizer
 from sdxl_ray.core.tuning import Trainable
+from sdxl_ray.sections import Optim
 
 State = dict[str, Tensor]
 

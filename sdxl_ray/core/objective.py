@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdxl_ray.config import Objective
 from sdxl_ray.core.diffusion import Diffusion
+from sdxl_ray.sections import Objective
 
 
 def timestep_weight(objective: Objective, diffusion: Diffusion, t_B: Tensor) -> Tensor:

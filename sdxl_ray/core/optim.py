@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdxl_ray.config import Optim
 from sdxl_ray.core.tuning import Trainable
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Optim
 
 _EXTRAS = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 

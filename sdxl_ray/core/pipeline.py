@@ -17,11 +17,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.basefiles import check_folder
 from sdxl_ray.core.bases import BaseFiles, load_components, locate, own_memory
 from sdxl_ray.core.diffusion import scheduler_overrides
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.sections import Base
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 ADAPTER = "tuned"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from accelerate import init_empty_weights
 
-from sdxl_ray.config import LoraTuning, Recipe
+from sdxl_ray.config import Recipe
 from sdxl_ray.core.basefiles import BaseFiles, component_configs, locate
 from sdxl_ray.core.denoiser import Denoiser
 from sdxl_ray.core.diffusion import Diffusion
 from sdxl_ray.core.optim import lr_multiplier, require_available
 from sdxl_ray.core.quality.live import require_encoders
 from sdxl_ray.core.tuning import TUNINGS
+from sdxl_ray.sections import LoraTuning
 
 
 def preflight(recipe: Recipe, device: str) -> BaseFiles:

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from sdxl_ray.artifact import publish, write_manifest
-from sdxl_ray.config import LoraTuning
 from sdxl_ray.core.bases import Components
 from sdxl_ray.core.checkpoints import disk_problem
 from sdxl_ray.core.loop import Training
 from sdxl_ray.core.state import read_state
 from sdxl_ray.core.tuning import TUNINGS
 from sdxl_ray.errors import RunError
+from sdxl_ray.sections import LoraTuning
 
 
 def go_back(run: Training, last: int) -> int:

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdxl_ray.config import Data
 from sdxl_ray.core.buckets import Buckets, cover
 from sdxl_ray.core.dataset import Picture
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Data
 
 
 def counted(seed: int, purpose: str, *counters: int) -> np.random.Generator:

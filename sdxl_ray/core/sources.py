@@ -44,7 +44,7 @@ class Entry:
 def entries(where: str, captions: Captions, prompt: str | None, setting: str) -> list[Entry]:
     """Every picture of a folder, a Parquet file or folder, or `subject:NAME`, with its caption; folders by file name.
 
-    `captions` is `config.Data.captions`, `prompt` the caption of those without one, `setting` the name of `where`.
+    `captions` is `sections.Data.captions`, `prompt` the caption of those without one, `setting` the name of `where`.
     Raises UserError: nothing there, broken metadata (file and line), missing or duplicate captions.
     """
     path = _subject(where.removeprefix("subject:")) if where.startswith("subject:") else Path(where)

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sdxl_ray.config import FullTuning, LoraTuning, Section
 from sdxl_ray.core.bases import Components
 from sdxl_ray.core.denoiser import Denoiser
 from sdxl_ray.core.weightfiles import order_metadata
 from sdxl_ray.errors import UserError, nearest
+from sdxl_ray.sections import FullTuning, LoraTuning, Section
 
 Named = list[tuple[str, nn.Parameter]]
 

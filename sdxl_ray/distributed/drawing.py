@@ -19,7 +19,6 @@ import ray
 import torch
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.group import leads
 from sdxl_ray.core.local import default_device
 from sdxl_ray.core.quality.drawing import Drawing, PictureStore
@@ -30,6 +29,7 @@ from sdxl_ray.core.quality.subject import Subject
 from sdxl_ray.distributed.mailbox import delivered, open_mailbox
 from sdxl_ray.distributed.room import Room
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.sections import Base
 from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]

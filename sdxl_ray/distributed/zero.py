@@ -25,13 +25,13 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from sdxl_ray.config import Optim, Parallel
 from sdxl_ray.core.denoiser import Denoiser
 from sdxl_ray.core.engine import MOMENTS, State, hold_masters, load_optimizer_rest, optimizer_rest
 from sdxl_ray.core.group import Group
 from sdxl_ray.core.optim import build_optimizer
 from sdxl_ray.core.tuning import Trainable
 from sdxl_ray.plan.memory import zero_settings
+from sdxl_ray.sections import Optim, Parallel
 
 # On CPUs DeepSpeed would first compile a reduction for tensor-parallel inference (45 s, with g++) that no stage calls.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

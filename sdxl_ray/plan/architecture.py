@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_ray.cachefolder import cache_root
-from sdxl_ray.config import Base
 from sdxl_ray.errors import UserError
 from sdxl_ray.plan.model import Census
+from sdxl_ray.sections import Base
 
 Configs = dict[str, dict[str, Any]]
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sdxl_ray.config import FullTuning, LoraTuning, Recipe, override
+from sdxl_ray.config import Recipe, override
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import FullTuning, LoraTuning
 
 Changes = dict[str, Any]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdxl_ray.config import LoraTuning, Recipe
+from sdxl_ray.config import Recipe
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.plan.model import Census, Mode, rank_of
+from sdxl_ray.sections import LoraTuning
 
 ENCODERS = {1: "text_encoder", 2: "text_encoder_2"}
 

@@ -21,10 +21,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.diffusion import scheduler_overrides
 from sdxl_ray.core.pipeline import LORA_WEIGHTS, bare_name, require_same_base
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Base
 
 _METADATA = "lora_adapter_metadata"
 _DOWN, _UP = _HALVES = (".lora_A.weight", ".lora_B.weight")

@@ -19,8 +19,8 @@ from typing import Any
 from diffusers import StableDiffusionXLPipeline
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.errors import UserError, nearest
+from sdxl_ray.sections import Base
 from serve.engine import prepare
 from serve.engine.adapter import Adapter, Places, Strength, load_adapter, require_mixable
 from serve.engine.job import Job, OnStep

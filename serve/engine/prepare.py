@@ -14,8 +14,8 @@ import torch.fx.experimental._config as shapes
 from diffusers import StableDiffusionXLPipeline
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.pipeline import ADAPTER, load_pipeline
+from sdxl_ray.sections import Base
 from serve.engine.adapter import Adapter, Pair, Strength, layer_names
 from serve.engine.layers import LoraLayers
 from serve.engine.settings import EngineSettings

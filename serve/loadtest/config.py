@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, field_validator
 
 from sdxl_ray import plain_data
-from sdxl_ray.config import Section
 from sdxl_ray.loadprofile import LoadProfile
 from sdxl_ray.schema_errors import validated
+from sdxl_ray.sections import Section
 
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 20, 4.0
 

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from machine import machine
 
-from sdxl_ray.config import Base
 from sdxl_ray.core.group import Alone
 from sdxl_ray.core.pipeline import load_pipeline
 from sdxl_ray.core.quality.drawing import Drawing, PictureStore, draw
@@ -36,6 +35,7 @@ from sdxl_ray.core.quality.subject import Subject, load_photos
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.distributed.cluster import connected
 from sdxl_ray.distributed.drawing import draw_on_workers
+from sdxl_ray.sections import Base
 from sdxl_ray.tiny import shipped
 
 PLACES = (

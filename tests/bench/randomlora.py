@@ -9,9 +9,9 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
 from sdxl_ray.artifact import Artifact, write_manifest
-from sdxl_ray.config import Base
 from sdxl_ray.core.bases import locate
 from sdxl_ray.core.pipeline import LORA_WEIGHTS
+from sdxl_ray.sections import Base
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 

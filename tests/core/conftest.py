@@ -12,12 +12,13 @@ import torch
 from running import Killed, Outcome, Train, draw_pictures
 from torch import nn
 
-from sdxl_ray.config import Base, Recipe, override
+from sdxl_ray.config import Recipe, override
 from sdxl_ray.core.bases import Components, load_components, locate, own_memory
 from sdxl_ray.core.engine import LocalEngine
 from sdxl_ray.core.group import Alone
 from sdxl_ray.core.run import Pictures, Place, run_training
 from sdxl_ray.core.runfolder import scan_pictures
+from sdxl_ray.sections import Base
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from single_file import write_single_file
 
-from sdxl_ray.config import Base
 from sdxl_ray.core import bases, hub, weightfiles
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Base
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNET = "diffusion_pytorch_model.safetensors"

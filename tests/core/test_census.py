@@ -23,6 +23,7 @@ from sdxl_ray.plan import architecture
 from sdxl_ray.plan.architecture import SDXL, TINY
 from sdxl_ray.plan.model import Census
 from sdxl_ray.plan.sizes import sizes
+from sdxl_ray.sections import Base
 
 
 def shipped(name: str) -> Census:
@@ -52,7 +53,7 @@ def test_the_whole_shipped_census(name: str) -> None:
 
 
 def test_the_tables_name_of_the_embedded_base_is_its_layout() -> None:
-    assert architecture.of(config.Base(id="tiny")).census == shipped(TINY)
+    assert architecture.of(Base(id="tiny")).census == shipped(TINY)
 
 
 @pytest.mark.parametrize(("batch", "side"), [(3, 20), (2, 24), (1, 12)])
@@ -119,11 +120,11 @@ def test_an_unknown_architecture_is_counted_once_in_a_child(tmp_path: Path, monk
         (base / part / "config.json").write_text(json.dumps(settings))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(architecture, "CHILD", [sys.executable, str(_fast_child(tmp_path))])
-    found = architecture.of(config.Base(id=str(base))).census
+    found = architecture.of(Base(id=str(base))).census
     expected = sum(p.numel() for p in taking.build(configs)["unet"].parameters())
     assert found.components["unet"].parameters == expected
     monkeypatch.setattr(architecture, "CHILD", [sys.executable, "-c", "raise SystemExit(1)"])
-    assert architecture.of(config.Base(id=str(base))).census == found  # read again, not taken again
+    assert architecture.of(Base(id=str(base))).census == found  # read again, not taken again
 
 
 def _fast_child(folder: Path) -> Path:

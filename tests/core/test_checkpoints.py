@@ -14,7 +14,7 @@ import pytest
 import torch
 from running import Threads, Train, on_ranks
 
-from sdxl_ray.config import LoraTuning, Optim, Recipe, override
+from sdxl_ray.config import Recipe, override
 from sdxl_ray.core.bases import Components
 from sdxl_ray.core.checkpoints import CheckpointStore
 from sdxl_ray.core.ema import Ema
@@ -24,6 +24,7 @@ from sdxl_ray.core.shelves import own_hash, sha256
 from sdxl_ray.core.state import read_state, write_state
 from sdxl_ray.core.tuning import TUNINGS, denoiser_of
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.sections import LoraTuning, Optim
 
 FILES = ("manifest.json", "rest-00000.pt", "state-00000.safetensors")
 

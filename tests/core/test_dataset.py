@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdxl_ray.config import Data, Prior
 from sdxl_ray.core import dataset, sources
 from sdxl_ray.core.dataset import PictureSet, class_folder, picture_row, scan, scan_class, split
 from sdxl_ray.core.pictures import BadPicture
 from sdxl_ray.core.sources import Reader, entries
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Data, Prior
 from tests.cases import cases
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "dreambooth"

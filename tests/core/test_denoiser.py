@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from sdxl_ray.config import FullTuning, LoraTuning
 from sdxl_ray.core.bases import Components
 from sdxl_ray.core.denoiser import Denoiser, TextInputs
 from sdxl_ray.core.text import encode_captions, token_ids
 from sdxl_ray.core.tuning import TUNINGS, Trainable, denoiser_of
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import FullTuning, LoraTuning
 
 
 def prepare(components: Components, tuning: LoraTuning | FullTuning, seed: int = 0) -> tuple[Denoiser, Trainable]:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from sdxl_ray.config import Objective, TimestepBias
 from sdxl_ray.core.diffusion import Diffusion, draw, scheduler_overrides, timestep_cdf
 from sdxl_ray.core.objective import example_loss, timestep_weight
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Objective, TimestepBias
 
 SDXL = {
     "num_train_timesteps": 1000,

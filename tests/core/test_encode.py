@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from running import Outcome, Threads, Train, draw_pictures, on_ranks
 
-from sdxl_ray.config import Data, Prior, Recipe, override
+from sdxl_ray.config import Recipe, override
 from sdxl_ray.core.bases import Components
 from sdxl_ray.core.classpictures import class_pictures
 from sdxl_ray.core.encode import encode_pictures, pixels, scale_latents
 from sdxl_ray.core.group import Alone
 from sdxl_ray.errors import RunError
+from sdxl_ray.sections import Data, Prior
 
 
 def test_pixels_are_between_minus_one_and_one() -> None:

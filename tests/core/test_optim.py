@@ -10,13 +10,14 @@ from diffusers.optimization import get_scheduler
 from running import Train
 from torch import nn
 
-from sdxl_ray.config import FullTuning, LoraTuning, Optim, Recipe, override
+from sdxl_ray.config import Recipe, override
 from sdxl_ray.core.bases import Components
 from sdxl_ray.core.ema import Ema
 from sdxl_ray.core.engine import LocalEngine
 from sdxl_ray.core.optim import build_optimizer, lr_multiplier, param_groups, require_available
 from sdxl_ray.core.tuning import TUNINGS, Trainable, denoiser_of
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import FullTuning, LoraTuning, Optim
 
 
 def trainable() -> Trainable:

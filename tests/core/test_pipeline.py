@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sdxl_ray.artifact import Artifact, write_manifest
-from sdxl_ray.config import Base
 from sdxl_ray.core.bases import load_components, locate, own_memory
 from sdxl_ray.core.pipeline import LORA_WEIGHTS, decode, generate, load_pipeline
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.sections import Base
 from sdxl_ray.tiny import shipped
 
 PROMPTS = ["a photo of sks dog", "a cat on the beach", "a red robot", "a teapot"]

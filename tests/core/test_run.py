@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base, Recipe, override
+from sdxl_ray.config import Recipe, override
 from sdxl_ray.core.bases import Components, own_memory
 from sdxl_ray.core.local import precision_on, run_local
 from sdxl_ray.core.pipeline import LORA_WEIGHTS, generate, load_pipeline
 from sdxl_ray.core.runfolder import open_run, scan_pictures
 from sdxl_ray.core.samples import sample_prompts
 from sdxl_ray.errors import RunError
+from sdxl_ray.sections import Base
 
 V = {"objective.prediction": "v_prediction", "objective.zero_terminal_snr": True}
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdxl_ray.config import Data, Prior
 from sdxl_ray.core.dataset import Picture, Role
 from sdxl_ray.core.sampler import Sampler, View, counted, render, validation_examples
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Data, Prior
 
 
 def picture(number: int, width: int = 1000, height: int = 1000, role: Role = "instance", caption: str = "") -> Picture:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base, Recipe, override
+from sdxl_ray.config import Recipe, override
 from sdxl_ray.core.quality.drawing import Drawing
 from sdxl_ray.core.quality.evaluate import Evaluation, Settings, evaluate
 from sdxl_ray.core.quality.models import Model
@@ -20,6 +20,7 @@ from sdxl_ray.core.quality.subject import Subject, load_photos
 from sdxl_ray.distributed import drawing as module
 from sdxl_ray.distributed.drawing import draw_on_workers
 from sdxl_ray.errors import RunError
+from sdxl_ray.sections import Base
 from sdxl_ray.storage import Storage
 from tests.bucket import bucket
 from tests.random_lora import random_run

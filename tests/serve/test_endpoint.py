@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.pipeline import generate, load_pipeline
+from sdxl_ray.sections import Base
 from serve.engine.request import AdapterUse, PictureRequest
 from tests.serve.client import PATH, QUICK, Client, describe, wait_for
 from tests.serve.engine.plain import Plain, levels

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
+from sdxl_ray.sections import Base
 from serve.config import ServeConfig
 from serve.engine import AdapterUse, Engine, EngineFault, PictureRequest
 from serve.order import Order, Refusal

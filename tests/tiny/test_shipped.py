@@ -15,10 +15,10 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdxl_ray.config import Base
 from sdxl_ray.core.bases import load_components, locate
 from sdxl_ray.core.weightfiles import read_json
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Base
 from sdxl_ray.tiny import knowledge, layout, shipped, vocabulary
 
 EYE = "scorers/identity/model.safetensors"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.bases import locate
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Base
 
 BASE = "base"
 #: Rows of the table that are no models: photos against each other, and another subject of the class.

@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from sdxl_ray.config import Objective
 from sdxl_ray.core.diffusion import Diffusion, gaussian
 from sdxl_ray.core.encode import encode_pictures, scale_latents
 from sdxl_ray.core.objective import example_loss
+from sdxl_ray.sections import Objective
 
 #: (noise, timestep) pairs a picture; their timesteps lie evenly over the schedule.
 DRAWS = 8

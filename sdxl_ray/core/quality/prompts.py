@@ -17,9 +17,9 @@ from typing import Literal, get_args
 from pydantic import Field, ValidationError, field_validator
 
 from sdxl_ray import plain_data
-from sdxl_ray.config import Section
 from sdxl_ray.errors import UserError
 from sdxl_ray.schema_errors import validated
+from sdxl_ray.sections import Section
 
 #: What pictures are drawn for: choosing a checkpoint, a search, the result.
 Split = Literal["validation", "tune", "final"]

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.pipeline import generate, load_pipeline
+from sdxl_ray.sections import Base
 
 STEPS, GUIDANCE, BATCH = 20, 4.0, 16
 

@@ -28,8 +28,8 @@ def measure(arm: ServeArm, folder: Path) -> dict[str, Any]:
     from inside import Inside
     from lora import random_lora
 
-    from sdxl_ray.config import Base
     from sdxl_ray.core.pipeline import load_pipeline
+    from sdxl_ray.sections import Base
     from serve.engine.engine import Engine
     from serve.engine.settings import EngineSettings
 

@@ -30,9 +30,9 @@ from randomlora import random_lora
 from randomparts import random_pipeline
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.pipeline import generate, load_pipeline
 from sdxl_ray.display.table import Column, Table
+from sdxl_ray.sections import Base
 from serve.engine import AdapterUse, Engine, EngineSettings, PictureRequest
 
 NAMES = ("one", "two", "three")

@@ -12,8 +12,9 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from sdxl_ray.artifact import Artifact, write_manifest
-from sdxl_ray.config import Base, load
+from sdxl_ray.config import load
 from sdxl_ray.core.bases import locate
+from sdxl_ray.sections import Base
 
 #: So small that pictures stay pictures; zero would let a library skip it.
 _STRENGTH = 1e-3

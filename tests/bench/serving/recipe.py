@@ -15,8 +15,8 @@ import torch
 from ray import serve
 from starlette.requests import Request
 
-from sdxl_ray.config import Base
 from sdxl_ray.core.pipeline import load_pipeline
+from sdxl_ray.sections import Base
 
 
 @serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})

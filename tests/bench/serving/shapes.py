@@ -28,8 +28,9 @@ def measure(arm: ServeArm, folder: Path) -> dict[str, Any]:
     import torch
     from randomparts import random_pipeline
 
-    from sdxl_ray.config import Base, load
+    from sdxl_ray.config import load
     from sdxl_ray.core.pipeline import decode
+    from sdxl_ray.sections import Base
     from serve.engine.engine import Engine
     from serve.engine.settings import EngineSettings
 

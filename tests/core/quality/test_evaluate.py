@@ -15,7 +15,6 @@ from PIL import Image
 from running import on_ranks
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.pipeline import generate, load_pipeline
 from sdxl_ray.core.quality import evaluate as module
 from sdxl_ray.core.quality.drawing import Drawing
@@ -28,6 +27,7 @@ from sdxl_ray.core.quality.scores import METRICS
 from sdxl_ray.core.quality.subject import Subject, load_photos
 from sdxl_ray.errors import UserError
 from sdxl_ray.records import Recorder, read
+from sdxl_ray.sections import Base
 
 Whole = tuple[Evaluation, Path, list[dict[str, Any]]]
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sdxl_ray.config import Base
 from sdxl_ray.core.pipeline import generate, load_pipeline
 from sdxl_ray.core.quality.encoders import Encoder, load_encoder
 from sdxl_ray.core.quality.intervals import Interval, Terms, interval
 from sdxl_ray.core.quality.scores import among, between, class_distance, diversity
+from sdxl_ray.sections import Base
 from sdxl_ray.tiny import shipped
 from sdxl_ray.tiny.captions import with_article
 from sdxl_ray.tiny.catalog import SUBJECTS

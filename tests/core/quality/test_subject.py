@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from sdxl_ray.artifact import Artifact, write_manifest
-from sdxl_ray.config import Base
 from sdxl_ray.core.quality.models import Model, check_models
 from sdxl_ray.core.quality.subject import (
     held_out_photos,
@@ -19,6 +18,7 @@ from sdxl_ray.core.quality.subject import (
     training_pictures,
 )
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Base
 from sdxl_ray.tiny import shipped
 
 

@@ -16,8 +16,8 @@ from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
 from sdxl_ray.artifact import Artifact, write_manifest
-from sdxl_ray.config import Base
 from sdxl_ray.core.pipeline import generate, load_pipeline
+from sdxl_ray.sections import Base
 from sdxl_ray.tiny import shipped
 from serve.engine import Engine, EngineSettings, PictureRequest
 from serve.engine.schedulers import make_scheduler

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.pipeline import LORA_WEIGHTS, generate, load_pipeline
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Base
 from serve.engine import AdapterUse, Engine, PictureRequest
 from tests.serve.engine.plain import Plain, draw_with, levels, make_lora, manifest, running, small
 from tests.serve.engine.test_batching import Progress

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdxl_ray.config import Base
 from sdxl_ray.errors import RunError
+from sdxl_ray.sections import Base
 from serve.engine import DeadlinePassed, Engine, EngineStopped, PictureRequest
 from tests.serve.engine.plain import Plain, levels, running, small
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.pipeline import load_pipeline
+from sdxl_ray.sections import Base
 from serve.engine.adapter import Places, Strength, load_adapter
 from serve.engine.layers import LoraLayers
 from serve.engine.prepare import PARTS, compile_blocks

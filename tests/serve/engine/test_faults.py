@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.errors import RunError
+from sdxl_ray.sections import Base
 from serve.engine import AdapterUse, Engine, EngineFault, NotDrawable, PictureRequest
 from serve.engine.adapter import Adapter, Pair, Strength
 from serve.engine.layers import LoraLayers

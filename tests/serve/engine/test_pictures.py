@@ -10,8 +10,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Base
 from sdxl_ray.core.pipeline import load_pipeline
+from sdxl_ray.sections import Base
 from serve.engine import SCHEDULERS, AdapterUse, Drawn, Engine, PictureRequest
 from tests.serve.engine.plain import Plain, differences, draw_with, levels, running, small
 

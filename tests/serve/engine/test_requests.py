@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray.config import Base
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Base
 from serve.engine import AdapterUse, Engine, EngineSettings, PictureRequest
 from tests.serve.engine.plain import running, small
 
