@@ -48,10 +48,10 @@ CHAOS = tests/distributed/test_cut.py tests/test_config.py tests/core/test_datas
 	tests/core/test_killed_saves.py tests/distributed/test_kill.py tests/distributed/test_store.py \
 	tests/distributed/test_two_hosts.py tests/distributed/test_tune.py tests/cluster
 
-# Two processes, in turn given a file or what shares a fixture (tests/conftest.py): while one waits for Ray to start, the
-# other computes. The summary of pytest is the last thing printed.
+# Two processes, in turn given a file, or those that share a fixture (tests/conftest.py): while one waits for Ray to start,
+# the other computes. The summary of pytest is the last thing printed.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/train.py

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.bucket import CREDENTIALS
 
@@ -19,28 +21,44 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # A test that reaches for the hub should fail here as it would on a machine without a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-#: Fixtures that take a minute or more: all tests of one of them go to one process.
-DEAR = ("url", "undisturbed")
+#: Files whose tests share a fixture of a minute or more, and the fixture.
+DEAR = {
+    **dict.fromkeys(("test_kill.py", "test_two_hosts.py"), "undisturbed"),
+    **dict.fromkeys(
+        (
+            "test_endpoint.py",
+            "test_faults.py",
+            "test_fuzz.py",
+            "test_load.py",
+            "test_metrics.py",
+            "test_overload.py",
+            "test_page.py",
+        ),
+        "url",
+    ),
+}
 
 #: `here(*words)` -> exit code, stdout, stderr.
 Here = Callable[..., tuple[object, str, str]]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """How `make test` divides the work: by dear fixture, else by file; what takes long comes first."""
-    if not hasattr(config, "workerinput"):
-        return  # one process: files in their order
+    """Where two processes share the tests, the files that take long come first, or one would wait for the other."""
+    if hasattr(config, "workerinput"):
+        long = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (item.path.name not in DEAR, item.path not in long))
 
-    def group(item: pytest.Item) -> str:
-        file = item.path.relative_to(config.rootpath).as_posix()
-        return next((name for name in DEAR if name in getattr(item, "fixturenames", ())), file)
 
-    long = {group(item) for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (group(item) not in DEAR, group(item) not in long))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """As `--dist loadfile`, but for the files that share what takes a minute to make: they go to one process."""
+
+    class ByFixture(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return DEAR.get(Path(file).name, file)
+
+    return ByFixture(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

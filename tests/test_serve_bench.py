@@ -28,6 +28,7 @@ def bench(*words: str | Path, folder: Path) -> tuple[str, dict[str, Any]]:
     return done.stdout, json.loads(target.read_text())
 
 
+@pytest.mark.exhaustive  # a minute; run it before a GPU is rented
 @pytest.mark.slow
 def test_the_figures_of_a_gpu_come_from_code_that_runs_here(tmp_path: Path) -> None:
     text, found = bench("--shape", "tiny", "--gpu-like", folder=tmp_path)

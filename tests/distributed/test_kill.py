@@ -48,6 +48,7 @@ def test_a_killed_worker_leaves_no_trace(undisturbed: Path, tmp_path: Path) -> N
     same_run(undisturbed, result.folder)
 
 
+@pytest.mark.exhaustive  # a killed worker of two, and the killed driver of one process (test_store.py), are run always
 def test_a_killed_driver_goes_on_with_the_same_command(undisturbed: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sdxl_ray", "train", "tiny_dreambooth_lora", *words(LORA), "--name", "run"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}

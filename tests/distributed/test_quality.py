@@ -23,10 +23,10 @@ STILL: dict[str, Any] = {
     "optim__warmup_steps": 0,
     "checkpoint__every": 50,
     "evaluation__every": 2,
-    "evaluation__num_inference_steps": 4,
+    "evaluation__num_inference_steps": 2,
     "evaluation__guidance_scale": 4.0,
     "evaluation__patience": 0,
-    "evaluation__class_pictures": 4,
+    "evaluation__class_pictures": 2,
 }
 
 

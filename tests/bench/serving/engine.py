@@ -21,19 +21,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# In this folder no `serve.py` hides the package `serve`; behind it, the parts that all benchmarks share.
-sys.path.append(str(Path(__file__).parents[1]))
-
 from diffusers import StableDiffusionXLPipeline
-from machine import machine
-from randomlora import random_lora
-from randomparts import random_pipeline
 
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.core.pipeline import generate, load_pipeline
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.sections import Base
 from serve.engine import AdapterUse, Engine, EngineSettings, PictureRequest
+
+# What all benchmarks share; only now, since beside it lies a `serve.py` that would hide the package `serve`.
+sys.path.append(str(Path(__file__).parents[1]))
+
+from machine import machine
+from randomlora import random_lora
+from randomparts import random_pipeline
 
 NAMES = ("one", "two", "three")
 #: A pass of a row: milliseconds of each picture.
