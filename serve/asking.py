@@ -58,10 +58,10 @@ class Desk:
             raise of_validation(error, self.body, Adapter) from None
         if not body.prompt.strip():
             raise _invalid("prompt", "prompt is blank: say what to draw")
-        model = body.model or next(iter(self.layout.places))
+        model = next(iter(self.layout.places)) if body.model is None else body.model
         group = self._group(model)
         n, steps = body.n or 1, body.num_inference_steps or STEPS
-        width, height = self._size(body.size or "auto")
+        width, height = self._size("auto" if body.size is None else body.size)
         work = width * height / self.layout.edge**2 * steps * n
         if work > self.limits.work:
             raise _invalid(

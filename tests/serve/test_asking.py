@@ -86,6 +86,8 @@ def test_a_lora_is_an_adapter_of_its_own() -> None:
     [
         ({"model": "dgo"}, 404, "model", "did you mean 'dog'?"),
         ({"model": "lost"}, 404, "model", "it is lost"),
+        ({"model": ""}, 404, "model", "no model ''"),
+        ({"size": ""}, 400, "size", "size"),
         ({"prompt": ""}, 400, "prompt", "at least 1 character"),
         ({"prompt": " \n"}, 400, "prompt", "say what to draw"),
         ({"prompt": "a" * 4097}, 400, "prompt", "(4,097 characters): string should have at most 4096"),
