@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from sdxl_ray.core.pipeline import LORA_WEIGHTS, generate, load_pipeline
 from sdxl_ray.errors import UserError
 from sdxl_ray.sections import Base
 from serve.engine import AdapterUse, Engine, PictureRequest
+from serve.engine.adapter import Places, load_adapter
+from serve.engine.prepare import PARTS
 from tests.serve.engine.plain import Plain, draw_with, levels, make_lora, manifest, running, small
 from tests.serve.engine.test_batching import Progress
 
@@ -50,6 +54,27 @@ def test_the_least_recently_used_goes_but_never_one_in_flight(plain: Plain, lora
                 await engine.draw(_with("round", "sharp", "wordy"))
 
     asyncio.run(main())
+
+
+def test_loading_an_adapter_again_and_again_takes_no_memory(loras: dict[str, Artifact]) -> None:
+    pipe = load_pipeline(Base(), None, dtype=torch.float32, device="cpu")
+    places = Places.of({part: getattr(pipe, part) for part in PARTS})
+
+    def load() -> None:
+        load_adapter("wordy", loras["wordy"], Base(), places, torch.float32, torch.device("cpu"))
+
+    load()
+    tracemalloc.start(1)
+    try:
+        load()
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(10):
+            load()
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < 10 * 1024
+    finally:
+        tracemalloc.stop()
 
 
 def test_adapters_are_added_and_removed_under_traffic(plain: Plain, loras: dict[str, Artifact], tmp_path: Path) -> None:
