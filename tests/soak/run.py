@@ -1,11 +1,12 @@
 """The full reliability tests of the endpoint, which CI runs shortened: `make soak`, about 40 minutes on two cores.
 
-python tests/soak/run.py            # everything
-python tests/soak/run.py memory     # one of: faults fuzz memory
+    python tests/soak/run.py            # everything
+    python tests/soak/run.py memory     # one of: faults fuzz memory
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -39,7 +40,14 @@ def _pytest(files: list[str]) -> int:
 
 def main() -> None:
     """Run what is named, or all of it; the exit code is 1 when anything failed."""
-    named = sys.argv[1:] or [*TESTS, "memory"]
+    words, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=words, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("named", nargs="*", metavar="WHAT", help="faults, fuzz or memory (default: all three)")
+    named = parser.parse_args().named or [*TESTS, "memory"]
+    if unknown := [name for name in named if name not in (*TESTS, "memory")]:
+        parser.error(f"no soak test '{unknown[0]}': faults, fuzz or memory")
     failed = [name for name in named if name in TESTS and _pytest(TESTS[name])]
     if "memory" in named:
         memory = subprocess.run([sys.executable, str(Path(__file__).with_name("memory.py"))], cwd=ROOT, check=False)
