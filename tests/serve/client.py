@@ -24,10 +24,11 @@ QUICK: dict[str, Any] = {"prompt": "a photo of a dog", "num_inference_steps": 4,
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back, and after how many seconds."""
+    """What came back, after how many seconds, and when, by `time.monotonic()`."""
 
     status: int
     seconds: float
+    ended: float
     headers: Mapping[str, str]
     body: dict[str, Any]
 
@@ -52,7 +53,8 @@ class Client:
         """POST with `QUICK` below the fields."""
         start = time.monotonic()
         answer = requests.post(self.url + PATH, json={**QUICK, **fields}, timeout=120)
-        return Reply(answer.status_code, time.monotonic() - start, answer.headers, answer.json())
+        ended = time.monotonic()
+        return Reply(answer.status_code, ended - start, ended, answer.headers, answer.json())
 
     def all(self, *bodies: dict[str, Any]) -> list[Reply]:
         """All at once."""
