@@ -12,7 +12,8 @@ import pytest
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.sections import Base
 from serve.config import ServeConfig
-from serve.engine import AdapterUse, Engine, EngineFault, PictureRequest
+from serve.engine.engine import Engine
+from serve.engine.request import AdapterUse, EngineFault, PictureRequest
 from serve.order import Order, Refusal
 from serve.weights import Weights
 from tests.serve.engine.plain import running, small

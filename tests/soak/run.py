@@ -1,7 +1,7 @@
 """The full reliability tests of the endpoint, which CI runs shortened: `make soak`, about 40 minutes on two cores.
 
-    python tests/soak/run.py            # everything
-    python tests/soak/run.py memory     # one of: faults fuzz memory
+python tests/soak/run.py            # everything
+python tests/soak/run.py memory     # one of: faults fuzz memory
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ from sdxl_ray.artifact import Artifact
 from sdxl_ray.core.pipeline import generate, load_pipeline
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.sections import Base
-from serve.engine import AdapterUse, Engine, EngineSettings, PictureRequest
+from serve.engine.engine import Engine
+from serve.engine.request import AdapterUse, PictureRequest
+from serve.engine.settings import EngineSettings
 
 # What all benchmarks share; only now, since beside it lies a `serve.py` that would hide the package `serve`.
 sys.path.append(str(Path(__file__).parents[1]))

@@ -19,8 +19,10 @@ from sdxl_ray.artifact import Artifact, write_manifest
 from sdxl_ray.core.pipeline import generate, load_pipeline
 from sdxl_ray.sections import Base
 from sdxl_ray.tiny import shipped
-from serve.engine import Engine, EngineSettings, PictureRequest
+from serve.engine.engine import Engine
+from serve.engine.request import PictureRequest
 from serve.engine.schedulers import make_scheduler
+from serve.engine.settings import EngineSettings
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 #: Targets of the UNet, of the text encoders, and settings: alpha unlike the rank, per layer, and rank-stabilised.

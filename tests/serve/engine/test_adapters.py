@@ -19,9 +19,10 @@ from sdxl_ray.artifact import Artifact
 from sdxl_ray.core.pipeline import LORA_WEIGHTS, generate, load_pipeline
 from sdxl_ray.errors import UserError
 from sdxl_ray.sections import Base
-from serve.engine import AdapterUse, Engine, PictureRequest
 from serve.engine.adapter import Places, load_adapter
+from serve.engine.engine import Engine
 from serve.engine.prepare import PARTS
+from serve.engine.request import AdapterUse, PictureRequest
 from tests.serve.engine.plain import Plain, draw_with, levels, make_lora, manifest, running, small
 from tests.serve.engine.test_batching import Progress
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from sdxl_ray.errors import RunError
 from sdxl_ray.sections import Base
-from serve.engine import DeadlinePassed, Engine, EngineStopped, PictureRequest
+from serve.engine.engine import Engine
+from serve.engine.request import DeadlinePassed, EngineStopped, PictureRequest
 from tests.serve.engine.plain import Plain, levels, running, small
 
 

@@ -14,10 +14,11 @@ from torch import nn
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.errors import RunError
 from sdxl_ray.sections import Base
-from serve.engine import AdapterUse, Engine, EngineFault, NotDrawable, PictureRequest
 from serve.engine.adapter import Adapter, Pair, Strength
+from serve.engine.engine import Engine
 from serve.engine.layers import LoraLayers
 from serve.engine.line import probe
+from serve.engine.request import AdapterUse, EngineFault, NotDrawable, PictureRequest
 from tests.serve.engine.plain import Plain, levels, running, small
 from tests.serve.engine.test_batching import Progress
 

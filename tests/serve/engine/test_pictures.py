@@ -12,7 +12,8 @@ from diffusers import StableDiffusionXLPipeline
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.core.pipeline import load_pipeline
 from sdxl_ray.sections import Base
-from serve.engine import SCHEDULERS, AdapterUse, Drawn, Engine, PictureRequest
+from serve.engine.engine import Engine
+from serve.engine.request import SCHEDULERS, AdapterUse, Drawn, PictureRequest
 from tests.serve.engine.plain import Plain, differences, draw_with, levels, running, small
 
 PROMPTS = ("a photo of a dog", "a red robot on the beach", "", "a cat, watercolour")

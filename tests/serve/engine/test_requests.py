@@ -9,7 +9,9 @@ import pytest
 
 from sdxl_ray.errors import UserError
 from sdxl_ray.sections import Base
-from serve.engine import AdapterUse, Engine, EngineSettings, PictureRequest
+from serve.engine.engine import Engine
+from serve.engine.request import AdapterUse, PictureRequest
+from serve.engine.settings import EngineSettings
 from tests.serve.engine.plain import running, small
 
 WRONG: list[tuple[dict[str, Any], str]] = [
