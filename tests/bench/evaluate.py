@@ -86,10 +86,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    words, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=words, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=48, help="a way and pass, a multiple of 8 (default: 48)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     parser.add_argument("--workers", type=int, nargs="*", default=[2], help="of Ray (default: 2)")

@@ -51,10 +51,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    words, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=words, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=("tiny", "sdxl"), default="tiny", help="whose shapes (default: tiny)")
     parser.add_argument(
         "--rows", nargs="+", metavar="PATTERN", help="rows by name, as 'lora/*' or gpu-like; see --list"

@@ -42,10 +42,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    words, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=words, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("rate", "searchers", "proof"))
     parser.add_argument("--space", default="tiny_lora", help="space of every search (default: tiny_lora)")
     parser.add_argument(

@@ -40,10 +40,7 @@ def _pytest(files: list[str]) -> int:
 
 def main() -> None:
     """Run what is named, or all of it; the exit code is 1 when anything failed."""
-    words, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=words, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("named", nargs="*", metavar="WHAT", help="faults, fuzz or memory (default: all three)")
     named = parser.parse_args().named or [*TESTS, "memory"]
     if unknown := [name for name in named if name not in (*TESTS, "memory")]:

@@ -56,10 +56,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    words, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=words, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=("tiny", "sdxl"), default="tiny", help="whose shapes (default: tiny)")
     parser.add_argument("--pictures", type=int, default=8, help="pictures of a row in a pass (default: 8)")
     parser.add_argument("--batch", type=int, default=8, help="the larger batch (default: 8)")
