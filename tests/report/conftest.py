@@ -1,4 +1,4 @@
-"""A synthetic comparison with its report, made once a module; tests that change it get a copy."""
+"""A synthetic comparison with its report, made once; tests that change it get a copy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdxl_ray.report.build import write_report
 from tests.report.synthetic import make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison's folder with its report; tests that change it copy it."""
     home = make(tmp_path_factory.mktemp("runs"))

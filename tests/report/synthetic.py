@@ -19,7 +19,8 @@ from sdxl_ray.artifact import write_manifest
 from sdxl_ray.config import load, override
 from sdxl_ray.experiment import load_experiment
 from sdxl_ray.records import ALL_SUBJECTS, Recorder, read
-from sdxl_ray.report.source import ArmCard, ComparisonCard, Drawing, Environment
+from sdxl_ray.report.facts import Facts, gather
+from sdxl_ray.report.source import ArmCard, ComparisonCard, Drawing, Environment, open_comparison
 from sdxl_ray.tiny import shipped
 
 SUBJECTS = Path(shipped.__file__).parent / "subjects"
@@ -244,3 +245,8 @@ def rescore(home: Path, model: str, metric: str, value: float, width: float | No
     with Recorder(home / "records") as recorder:
         recorder.write("scores", {**known, "model": model, "metric": metric, "value": value, "low": low, "high": high,
                                   "artifact": None, **more})  # fmt: skip
+
+
+def facts_of(home: Path) -> Facts:
+    """What a report is made of."""
+    return gather(open_comparison(home))

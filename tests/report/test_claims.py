@@ -9,21 +9,15 @@ import pytest
 
 from sdxl_ray.records import Recorder, read
 from sdxl_ray.report.arithmetic import Sdxl
-from sdxl_ray.report.facts import Facts, gather
 from sdxl_ray.report.metrics import Absent
 from sdxl_ray.report.sections.choice import choices
 from sdxl_ray.report.sections.claims import Claim, claims
-from sdxl_ray.report.source import open_comparison
-from tests.report.synthetic import make, rescore
+from tests.report.synthetic import facts_of, make, rescore
 
 
 @pytest.fixture(scope="module")
 def sdxl() -> Sdxl:
     return Sdxl()
-
-
-def facts_of(home: Path) -> Facts:
-    return gather(open_comparison(home))
 
 
 def by_name(home: Path, sdxl: Sdxl) -> dict[str, Claim]:
