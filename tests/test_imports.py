@@ -56,5 +56,9 @@ def test_words_load_no_framework(code: str, tmp_path: Path) -> None:
     assert loaded & FRAMEWORKS == set()
 
 
+def test_an_ingress_and_what_deploys_it_load_no_framework_but_ray(tmp_path: Path) -> None:
+    assert loaded_by("import serve.app, serve.ingress", tmp_path) & FRAMEWORKS == {"ray"}
+
+
 def test_the_probe_sees_a_framework(tmp_path: Path) -> None:
     assert "torch" in loaded_by("import torch", tmp_path)
