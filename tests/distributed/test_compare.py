@@ -29,7 +29,7 @@ QUICK = (
 
 
 @pytest.mark.slow
-def test_the_demo_lays_three_arms_side_by_side(cli: Cli, tmp_path: Path) -> None:
+def test_the_demo_lays_three_arms_side_by_side(cli: Cli, here: Here, tmp_path: Path) -> None:
     prior = ("data.prior.count=4", "data.prior.num_inference_steps=2")
     experiment = tmp_path / "three.yaml"
     arms = {"lora": "tiny_lora", "dreambooth": "tiny_dreambooth", "dreambooth_lora": "tiny_dreambooth_lora"}
@@ -78,10 +78,11 @@ def test_the_demo_lays_three_arms_side_by_side(cli: Cli, tmp_path: Path) -> None
     assert "data:image/" in report
     assert json.loads((tmp_path / "runs" / "three-comparison" / "report.json").read_text())["arms"].keys() == set(arms)
 
-    again = cli("compare", "three.yaml", *QUICK, "--json")
-    assert json.loads(again.stdout)["arms"] == rows
-    assert json.loads(again.stdout)["scores"][0]["value"] == told["scores"][0]["value"]
-    assert "training" not in again.stderr
+    code, out, err = here("compare", "three.yaml", *QUICK, "--json")
+    assert code == 0, err
+    assert json.loads(out)["arms"] == rows
+    assert json.loads(out)["scores"][0]["value"] == told["scores"][0]["value"]
+    assert "training" not in err
 
 
 def test_shipped_experiments_hold_complete_recipes() -> None:

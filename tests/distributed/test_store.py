@@ -82,6 +82,7 @@ def test_two_workers_are_killed_and_go_on_from_a_store(
     _same(_killed_and_resumed(LORA, served, tmp_path, monkeypatch), undisturbed)
 
 
+@pytest.mark.exhaustive  # a killed search goes on, and so does a run whose storage is a store: two tests in CI
 def test_a_search_goes_on_from_a_store(served: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first machine is gone: the two trials that ended there are not run again, and the winner is fetched."""
     command = [sys.executable, "-m", "sdxl_ray", "tune", str(PLANTED), "--name", "s", "--storage", served.url("runs")]
