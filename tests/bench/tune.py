@@ -51,7 +51,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the searchers (default: 0)")
     parser.add_argument("--trials", type=int, default=12, help="whole trials that the budget pays for (default: 12)")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of a trial (default: 300)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="A.B=C", help="more settings of the recipe")
+    parser.add_argument("--grace", type=int, help="steps before ASHA may stop a trial (default: a third of them)")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="A.B=C", help="more settings of recipe or space, as final.seeds=12"
+    )
     parser.add_argument("--storage", type=Path, default=Path("runs/bench-tune"), metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     return parser.parse_args()
@@ -85,7 +88,7 @@ def _command(options: argparse.Namespace, subject: str, arm: str, seed: int) -> 
     name = f"{options.space}-{subject}-{arm.replace('+', '-')}-{seed}"
     mine = list(ARMS[arm])
     if arm == "asha+tpe":
-        mine.append(f"scheduler.grace_steps={max(1, options.steps // 3)}")
+        mine.append(f"scheduler.grace_steps={options.grace or max(1, options.steps // 3)}")
     mine += [f"searcher.seed={seed}", f"budget={{steps: {options.trials * options.steps}, trials: null}}"]
     words = ["tune", options.space, *_settings(options, subject), *mine]
     return [*words, "--storage", str(options.storage), "--name", name], options.storage / name
