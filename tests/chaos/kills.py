@@ -49,10 +49,11 @@ class Killer:
     def __call__(self, row: dict[str, Any]) -> None:
         """Look at one row."""
         if row["kind"] == "resume":
-            self.resumed.append(row["step"])
-            self.redone = max(self.redone, self._last - row["step"])
+            self._came_back(row["step"])
         if row["kind"] != "step":
             return
+        if row["step"] <= self._last and len(self.resumed) < len(self.kills):  # killed before the first checkpoint
+            self._came_back(row["step"] - 1)
         self._last = row["step"]
         # One kill per start of the workers: the next waits until they have come back.
         if self._schedule and row["step"] >= self._schedule[0] and len(self.resumed) == len(self.kills):
@@ -61,6 +62,10 @@ class Killer:
             victim = self._rng.choice(training_workers())
             victim.send_signal(signal.SIGKILL)
             self.kills.append(row["step"])
+
+    def _came_back(self, step: int) -> None:
+        self.resumed.append(step)
+        self.redone = max(self.redone, self._last - step)
 
 
 def recipes() -> dict[str, Recipe]:
