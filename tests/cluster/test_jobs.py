@@ -87,7 +87,13 @@ def test_nobody_without_the_token_submits_or_looks(two_nodes: Cluster) -> None:
 
 @pytest.mark.exhaustive
 def test_a_comparison_and_a_search_are_jobs_too(two_nodes: Cluster, tmp_path: Path) -> None:
-    few = ("optim.steps=4", "parallel.workers=2", "data.resolution=32", "evaluation.num_inference_steps=1")
+    few = (
+        "optim.steps=4",
+        "optim.warmup_steps=0",
+        "parallel.workers=2",
+        "data.resolution=32",
+        "evaluation.num_inference_steps=1",
+    )
     runs = ("--address", "auto", "--storage", str(tmp_path / "runs"))
     code, log = _submit(two_nodes, "compare", "demo", *few, *runs)
     assert code == 0, log
