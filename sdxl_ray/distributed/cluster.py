@@ -37,12 +37,14 @@ def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Ite
             require_answer(found)
             ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init(
-                num_cpus=max(cpus, os.cpu_count() or 1),
-                include_dashboard=dashboard,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _told_to_its_processes():
+                ray.init(
+                    address="local",
+                    num_cpus=max(cpus, os.cpu_count() or 1),
+                    include_dashboard=dashboard,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
@@ -55,6 +57,26 @@ def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Ite
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _told_to_its_processes() -> Iterator[None]:
+    """Inside, a cluster that is started has an address that all its processes know.
+
+    Where another Ray runs on this machine, a process of Ray Train that asks for the state of its run would not know
+    whom to ask, and never give back what the workers of a run that was cut had reserved.
+    """
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ |= told
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def require_answer(address: str) -> None:
