@@ -47,7 +47,7 @@ def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Ite
                 )
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises a plain Exception where a machine is too busy to start it
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = f"at {found!r}" if found else "on this machine"
         raise UserError(
