@@ -23,14 +23,18 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_pictures(ray_cluster: 
     assert not (tmp_path / "run" / "artifact").exists()
 
 
-def test_a_run_that_its_watcher_gives_up_ends_soon(ray_cluster: None, tmp_path: Path) -> None:
-    """What a search finds wrong with a look is raised where the rows arrive, in a thread."""
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
+def test_a_run_that_its_watcher_gives_up_ends_soon(ray_cluster: None, tmp_path: Path, workers: int) -> None:
+    """What a search finds wrong with a look is raised where the rows arrive, in a thread.
+
+    Of two workers the other waits in a collective call: the first falls after 10 s, and Ray starts both once more.
+    """
 
     def on_row(row: dict[str, Any]) -> None:
         if row["kind"] == "step" and row["step"] >= 2:
             raise RunError("quality is nan at step 2: lower optim.lr")
 
-    recipe = quick("tiny_lora", parallel__workers=2, optim__steps=100_000)
+    recipe = quick("tiny_lora", parallel__workers=workers, optim__steps=100_000)
     with pytest.raises(RunError, match=r"^quality is nan at step 2: lower optim.lr$"):
         launch(recipe, storage=tmp_path, name="run", on_row=on_row)
     assert not (tmp_path / "run" / "artifact").exists()
