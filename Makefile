@@ -45,7 +45,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 CHAOS = tests/distributed/test_cut.py tests/test_config.py tests/core/test_dataset.py tests/core/test_pictures.py tests/core/test_weightfiles.py \
-	tests/core/test_killed_saves.py tests/distributed/test_kill.py tests/distributed/test_store.py \
+	tests/core/test_killed_saves.py tests/distributed/test_kill.py tests/distributed/test_store.py tests/distributed/test_failures.py \
 	tests/distributed/test_two_hosts.py tests/distributed/test_tune.py tests/cluster
 
 # Two processes, in turn given a file, or those that share a fixture (tests/conftest.py): while one waits for Ray to start,
