@@ -44,7 +44,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-CHAOS = tests/distributed/test_cut.py tests/test_config.py tests/core/test_dataset.py tests/core/test_pictures.py tests/core/test_weightfiles.py \
+CHAOS = tests/distributed/test_cut.py tests/config tests/core/test_dataset.py tests/core/test_pictures.py tests/core/test_weightfiles.py \
 	tests/core/test_killed_saves.py tests/distributed/test_kill.py tests/distributed/test_store.py tests/distributed/test_failures.py \
 	tests/distributed/test_two_hosts.py tests/distributed/test_tune.py tests/cluster
 

@@ -23,16 +23,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 #: Files whose tests share a fixture of a minute or more, and the fixture.
 DEAR = {
-    **dict.fromkeys(("test_kill.py", "test_two_hosts.py"), "undisturbed"),
+    **dict.fromkeys(("tests/distributed/test_kill.py", "tests/distributed/test_two_hosts.py"), "undisturbed"),
     **dict.fromkeys(
         (
-            "test_endpoint.py",
-            "test_faults.py",
-            "test_fuzz.py",
-            "test_load.py",
-            "test_metrics.py",
-            "test_overload.py",
-            "test_page.py",
+            "tests/serve/test_endpoint.py",
+            "tests/serve/test_faults.py",
+            "tests/serve/test_fuzz.py",
+            "tests/serve/loadtest/test_load.py",
+            "tests/serve/test_metrics.py",
+            "tests/serve/test_overload.py",
+            "tests/serve/test_page.py",
         ),
         "url",
     ),
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Where two processes share the tests, the files that take long come first, or one would wait for the other."""
     if hasattr(config, "workerinput"):
         long = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: (item.path.name not in DEAR, item.path not in long))
+        items.sort(key=lambda item: (item.nodeid.partition("::")[0] not in DEAR, item.path not in long))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
@@ -56,7 +56,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
     class ByFixture(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return DEAR.get(Path(file).name, file)
+            return DEAR.get(file, file)
 
     return ByFixture(config, log) if config.getvalue("dist") == "loadfile" else None
 
