@@ -27,8 +27,11 @@ from sdxl_ray.errors import RunError, UserError
 
 T = TypeVar("T")
 
-#: Tries of one transfer, and the seconds after which there is no other: a store that is gone ends a run in a minute.
-_TRIES, _PATIENCE_S = 4, 25.0
+#: Tries of one transfer, and the seconds after which there is no other. With one more try, and the end of the other
+#: workers, a store that answers nothing ends a run in a minute.
+_TRIES, _PATIENCE_S = 4, 20.0
+#: Seconds for a connection, and without a byte of an answer.
+_CONNECT_S, _ANSWER_S = 5, 8
 _AT_ONCE = 8
 _BLOCK_BYTES = 4 * 2**20
 #: Written after everything else: they say that the rest is there.
@@ -84,15 +87,19 @@ class Storage:
         """pyarrow's file system of the storage, and the path of `root` in it."""
         return (pafs.LocalFileSystem(), str(self.root)) if self.url is None else (self._files, self._base)
 
-    def names(self, folder: Path) -> dict[str, int]:
-        """Bytes of every file below a folder in the store, by its name relative to it. Raises UserError."""
-        selector = pafs.FileSelector(self._at(folder), recursive=True, allow_not_found=True)
+    def require_readable(self) -> None:
+        """Raise UserError where a store does not answer: asked before anything starts."""
+        if self.url is None:
+            return
         try:
-            found = _patiently(lambda: self._files.get_file_info(selector))
+            self.names(self.root / "nothing")
         except RunError as error:
-            raise UserError(
-                f"storage {shown(self.url)!r} cannot be read: {error}; check the address and your rights"
-            ) from None
+            raise UserError(f"{error}; check the address and your rights") from None
+
+    def names(self, folder: Path) -> dict[str, int]:
+        """Bytes of every file below a folder in the store, by its name relative to it. Raises RunError."""
+        selector = pafs.FileSelector(self._at(folder), recursive=True, allow_not_found=True)
+        found = _patiently(lambda: self._files.get_file_info(selector), f"storage {shown(self.url)!r} cannot be read")
         names = {info.path[len(self._at(folder)) + 1 :]: info.size for info in found if info.is_file}
         return {name: size for name, size in names.items() if _plain(name)}
 
@@ -222,7 +229,7 @@ def _s3(url: str) -> tuple[Any, str]:
     if address and "endpoint_override" not in options:
         options |= {"scheme": urlsplit(address).scheme, "endpoint_override": urlsplit(address).netloc}
     retries = pafs.AwsStandardS3RetryStrategy(max_attempts=1)
-    files = pafs.S3FileSystem(connect_timeout=5, request_timeout=12, retry_strategy=retries, **options)
+    files = pafs.S3FileSystem(connect_timeout=_CONNECT_S, request_timeout=_ANSWER_S, retry_strategy=retries, **options)
     return files, f"{parts.netloc}{parts.path}"
 
 

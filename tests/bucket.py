@@ -34,6 +34,11 @@ class Bucket:
     def url(self, folder: str) -> str:
         return f"s3://bucket/{folder}"
 
+    def whole_url(self, folder: str) -> str:
+        """With the server's address in it, for processes that began before this server and know nothing of it."""
+        where = f"endpoint_override={self.address.removeprefix('http://')}&scheme=http&region=us-east-1"
+        return f"{self.url(folder)}?{where}"
+
     def client(self) -> object:
         import boto3
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdxl_ray.core.disks import disk_problem
 from sdxl_ray.core.group import Group
 from sdxl_ray.core.shelves import FORMAT, MANIFEST, FolderShelf, Shelf, StoreShelf, own_hash, sha256
-from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.errors import RunError
 from sdxl_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class CheckpointStore:
             self._give_up(beside, step, problem)
         self._shelf.settle(beside)
         if self._group.rank == 0:
-            with contextlib.suppress(UserError):  # a store that cannot be listed just now keeps one too many
+            with contextlib.suppress(RunError):  # a store that cannot be listed just now keeps one too many
                 self._forget_old(step, meta)
 
     def latest(self) -> CheckpointInfo | None:
@@ -113,14 +114,7 @@ class CheckpointStore:
     def _give_up(self, beside: Path, step: int, problem: str) -> None:
         self._group.barrier()
         self._shelf.settle(beside)
-        kept = self._group.gather(self._count() if self._group.rank == 0 else "")[0]
-        raise RunError(f"checkpoint of step {step} could not be written: {problem}; {kept} are intact")
-
-    def _count(self) -> str:
-        try:
-            return f"{len(self._shelf.steps())} earlier checkpoint(s)"
-        except UserError:  # the store is gone; what is in it has not been touched
-            return "earlier checkpoints"
+        raise RunError(f"checkpoint of step {step} could not be written: {problem}; earlier checkpoints are intact")
 
     def _forget_old(self, now: int, meta: dict[str, Any]) -> None:
         # Later steps are damaged, or the run would have gone on from there: they must not push out the good ones.
@@ -129,11 +123,3 @@ class CheckpointStore:
         for step in steps[: -self._keep]:
             if step != best:
                 self._shelf.forget(self._folder / f"step-{step:07d}")
-
-
-def disk_problem(error: Exception) -> str | None:
-    """What a disk or store that cannot be written says, or None for any other error."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    # safetensors wraps OSError in its own exception type; a store gives up with RunError
-    return str(error) if isinstance(error, RunError) or type(error).__name__ == "SafetensorError" else None

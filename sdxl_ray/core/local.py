@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 from sdxl_ray.config import Recipe
 from sdxl_ray.core.denoiser import Denoiser
 from sdxl_ray.core.device import default_device, precision_on
+from sdxl_ray.core.disks import told_when_full
 from sdxl_ray.core.engine import LocalEngine
 from sdxl_ray.core.group import Alone
 from sdxl_ray.core.run import Place, run_training
@@ -28,11 +30,9 @@ def run_local(recipe: Recipe, run: RunFolder, on_row: Sink, storage: Storage | N
             denoiser, trainable, recipe.optim, accumulation=accumulation, device=device, precision=precision
         )
 
-    scribe = Scribe(run.folder, [on_row, *run.senders(storage)])
-    try:
-        place = Place(Alone(), device, precision, make_engine, run.folder, run.cache, scribe, storage=storage)
-        summary = run_training(recipe, run.pictures(), place)
-    finally:
-        scribe.close()
-    run.finish(summary, storage)
+    with told_when_full(run.folder):
+        with closing(Scribe(run.folder, [on_row, *run.senders(storage)])) as scribe:
+            place = Place(Alone(), device, precision, make_engine, run.folder, run.cache, scribe, storage=storage)
+            summary = run_training(recipe, run.pictures(), place)
+        run.finish(summary, storage)
     return summary

@@ -10,7 +10,7 @@ import torch
 
 from sdxl_ray.artifact import publish, write_manifest
 from sdxl_ray.core.bases import Components
-from sdxl_ray.core.checkpoints import disk_problem
+from sdxl_ray.core.disks import disk_problem
 from sdxl_ray.core.loop import Training
 from sdxl_ray.core.state import read_state
 from sdxl_ray.core.tuning import TUNINGS

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sdxl_ray.core.group import Group, leads
-from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.errors import RunError
 from sdxl_ray.storage import Storage
 
 FORMAT = 1
@@ -137,7 +137,7 @@ class StoreShelf:
 
     def clean(self) -> None:
         whole = set(self.steps())
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(RunError):
             for name in {name.partition("/")[0] for name in self._storage.names(self._folder)}:
                 if not whole.issuperset(steps_of([name])):
                     self.forget(self._folder / name)

@@ -83,6 +83,7 @@ def compare(
     Raises UserError before the first arm starts when any arm's input is wrong that can be known by then.
     """
     place = Storage.of(storage)
+    place.require_readable()
     require_judgeable(experiment, runs, place, name)
     zero = [run.recipe for run in runs if run.recipe.parallel.engine == "zero"]
     workers = max((recipe.parallel.workers[1] for recipe in zero), default=0)

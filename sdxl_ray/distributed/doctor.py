@@ -112,7 +112,7 @@ def ray_authentication(environment: Mapping[str, str]) -> Finding:
 def store(storage: Storage) -> Finding:
     """Whether a storage that is a URL answers; nothing is written."""
     try:
-        storage.names(storage.root / "nothing")
+        storage.require_readable()
     except UserError as error:
         what, _, fix = str(error).rpartition("; ")
         return Finding("storage", what, "broken", fix)

@@ -1,7 +1,12 @@
-"""Mailbox: carries progress rows from a run's first worker to the command that waits for the run."""
+"""Mailbox: carries progress rows from a run's first worker to the command that waits for the run.
+
+It knows too why a run ends that no restart could help, whoever found out: in it, and not in a file, since what is wrong
+may be the disk or the store.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,17 +26,21 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
-        self._refused = ""
+        self._grave: Exception | None = None
 
     def put(self, row: Row) -> None:
-        """Append a row. Raises RunError once nobody wants any."""
-        if self._refused:
-            raise RunError(self._refused)
+        """Append a row. Raises what the run ends of, once that is known."""
+        if self._grave is not None:
+            raise self._grave
         self._rows.append(row)
 
-    def refuse(self, reason: str) -> None:
-        """Let whoever puts the next row know that the run is of no use any more."""
-        self._refused = reason
+    def bury(self, error: Exception) -> None:
+        """Say what the run ends of, though it were started again; the first one counts."""
+        self._grave = self._grave or error
+
+    def grave(self) -> Exception | None:
+        """What the run ends of."""
+        return self._grave
 
     def take(self) -> list[Row]:
         """Every row since the last call."""
@@ -43,6 +52,20 @@ def open_mailbox() -> Any:
     """A mailbox on the node of the process that asks for it: on another one it would be lost with that node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # added by ray.remote
+
+
+def bury(mailbox: Any, error: Exception) -> None:
+    """Write down why no restart can help, for the driver and for the workers that are started again nevertheless."""
+    with contextlib.suppress(ray.exceptions.RayError):  # lost with the driver's node: nobody is left to be told
+        ray.get(mailbox.bury.remote(error))
+
+
+def buried(mailbox: Any) -> Exception | None:
+    """What the run of this mailbox ends of, if it does."""
+    with contextlib.suppress(ray.exceptions.RayError):
+        found: Exception | None = ray.get(mailbox.grave.remote())
+        return found
+    return None
 
 
 @contextmanager
@@ -60,7 +83,7 @@ def delivered(mailbox: Any, on_row: Callable[[Row], None], every_s: float = 0.25
                     on_row(row)
         except Exception as error:  # whatever it is: this thread has nobody who would hear of it
             failed.append(error)
-            mailbox.refuse.remote(str(error))
+            mailbox.bury.remote(RunError(str(error)))
 
     thread = threading.Thread(target=deliver, name="mailbox", daemon=True)
     thread.start()

@@ -7,7 +7,6 @@ The same call goes on with a run that was killed: its folder is found by name an
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Callable
@@ -22,8 +21,8 @@ from sdxl_ray.core.run import Pictures
 from sdxl_ray.core.runfolder import APART, RunFolder, default_name, open_run, scan_pictures
 from sdxl_ray.core.runlock import locked
 from sdxl_ray.distributed.trackers import require_trackers
-from sdxl_ray.distributed.worker import TOMBSTONE, train_worker
-from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.distributed.worker import train_worker
+from sdxl_ray.errors import RunError
 from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
@@ -60,6 +59,7 @@ def launch(
     Raises UserError before anything is started when the input is wrong, RunError when the run failed for good.
     """
     place = Storage.of(storage)
+    place.require_readable()
     name = name or default_name(recipe)
     if recipe.parallel.engine == "local":
         from sdxl_ray.core.local import default_device, run_local
@@ -119,16 +119,15 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from sdxl_ray.distributed.mailbox import delivered, open_mailbox
+    from sdxl_ray.distributed.mailbox import buried, delivered, open_mailbox
 
     for setting, value in POLL.items():
         os.environ.setdefault(setting, value)
-    (run.folder / TOMBSTONE).unlink(missing_ok=True)
-    storage.remove(run.folder / TOMBSTONE)
     least, most = recipe.parallel.workers
-    mailbox = open_mailbox()
+    mailbox, name = open_mailbox(), run.folder.relative_to(storage.root).as_posix()
     config = {
         "recipe": recipe.model_dump(mode="json"),
+        "name": name,
         "folder": str(run.folder),
         "cache": str(run.cache),
         "mailbox": mailbox,
@@ -147,7 +146,7 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
         run_config=RunConfig(
             # A fresh name each time: a run goes on from its own checkpoints, not from Ray's memory of a driver.
             name=uuid.uuid4().hex[:12],
-            storage_path=f"{root}/{run.folder.name}/ray",
+            storage_path=f"{root}/{name}/ray",
             storage_filesystem=files,
             failure_config=FailureConfig(max_failures=recipe.resources.max_failures),
         ),
@@ -157,27 +156,17 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            storage.get_folder(run.folder, (*APART, "artifact"))
-            raise _buried(run) or RunError(f"training failed: {_cause(error)}; the same command goes on") from error
+            ended_of = buried(mailbox)
+            raise ended_of or RunError(f"training failed: {_cause(error)}; the same command goes on") from error
+    if (ended_of := buried(mailbox)) is not None:
+        raise ended_of
     storage.get_folder(run.folder, APART)
-    buried = _buried(run)
-    if buried is not None:
-        raise buried
     summary = run.summary()
     if summary is None:
         raise RunError(
             f"the workers ended without an artifact in {str(run.folder)!r}: their logs are in Ray's session folder"
         )
     return summary
-
-
-def _buried(run: RunFolder) -> RunError | UserError | None:
-    """The error that the workers wrote down, if they did."""
-    path = run.folder / TOMBSTONE
-    if not path.is_file():
-        return None
-    grave = json.loads(path.read_text())
-    return UserError(grave["error"]) if grave["kind"] == "input" else RunError(grave["error"])
 
 
 def _cause(error: BaseException) -> str:

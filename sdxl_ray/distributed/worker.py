@@ -5,10 +5,9 @@ Only plain dicts come in. Heavy imports wait until the environment is set, since
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,7 @@ from sdxl_ray.storage import Storage
 if TYPE_CHECKING:
     from sdxl_ray.core.group import Group
     from sdxl_ray.core.runfolder import RunFolder
-
-#: The file in which a run says why no restart can help it.
-TOMBSTONE = "failed.json"
+    from sdxl_ray.distributed.group import TorchGroup
 
 #: Rows after which the whole group reports to Ray Train (a barrier), and what of them is a metric. Scores are too.
 _METRICS = {"validation": ("step", "loss"), "checkpoint": ("step",)}
@@ -32,27 +29,47 @@ _BULKY = ("examples", "rows")
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train on this rank. `config`: recipe (plain), folder, cache, mailbox (actor handle), storage (a URL, or None)."""
+    """Train on this rank. `config`: recipe (plain), name, folder, cache, mailbox (actor handle), storage (URL or None).
+
+    name: of the folder below the storage's root, which need not be where the driver has it.
+    """
     _set_environment()
-    import torch
     import torch.distributed as dist
+
+    from sdxl_ray.distributed.group import TorchGroup
+    from sdxl_ray.distributed.mailbox import buried, bury
+
+    group = TorchGroup()
+    if group.gather(buried(config["mailbox"]) is not None)[0]:
+        return  # a restart after an error that would come again: the driver has been told
+    try:
+        _train(config, group)
+    except (RunError, UserError) as error:
+        bury(config["mailbox"], error)
+        # When every rank has found the same, all end in peace; one that is alone must fall, or the others wait.
+        try:
+            dist.monitored_barrier(group._gloo, timeout=timedelta(seconds=10))
+        except RuntimeError:
+            raise error from None
+
+
+def _train(config: dict[str, Any], group: TorchGroup) -> None:
+    """Collective. Raises RunError and UserError as the run does."""
+    import torch
     from ray import train
     from ray.train.torch import get_device
 
+    from sdxl_ray.core.disks import told_when_full
     from sdxl_ray.core.local import precision_on
     from sdxl_ray.core.run import Place, run_training
     from sdxl_ray.core.scribe import Scribe
-    from sdxl_ray.distributed.group import TorchGroup
     from sdxl_ray.distributed.trackers import trackers
     from sdxl_ray.distributed.zero import ZeroEngine
 
-    recipe = parse(config["recipe"])
-    group, device = TorchGroup(), get_device()
+    recipe, device = parse(config["recipe"]), get_device()
     storage = Storage.of(config["storage"]) if config.get("storage") else None
     run = _run_folder(config, group, storage)
     precision = precision_on(recipe, device)
-    if group.gather((run.folder / TOMBSTONE).exists())[0]:
-        return  # a restart after an error that would come again: the driver reads why
 
     def make_engine(denoiser: Any, trainable: Any, micro_batch: int, accumulation: int) -> ZeroEngine:
         return ZeroEngine(
@@ -67,20 +84,22 @@ def train_worker(config: dict[str, Any]) -> None:
             group=group,
         )
 
-    scribe = None
-    if group.rank == 0:
-        sinks = [_to(config["mailbox"]), *run.senders(storage), *trackers(recipe, run.folder.name)]
-        scribe = Scribe(run.folder, sinks)
+    with told_when_full(run.folder), ExitStack() as stack:
+        scribe = None
+        if group.rank == 0:
+            sinks = [_to(config["mailbox"]), *run.senders(storage), *trackers(recipe, config["name"])]
+            scribe = stack.enter_context(closing(Scribe(run.folder, sinks)))
 
-    def report(row: dict[str, Any]) -> None:
-        if scribe is not None:
-            scribe(row)
-        if row["kind"] in _METRICS:
-            train.report({f"{row['kind']}_{name}": row[name] for name in _METRICS[row["kind"]]})
-        elif row["kind"] == "scores":
-            train.report({"step": row["step"], **row["metrics"]})  # under their own names, as a search asks for them
+        def report(row: dict[str, Any]) -> None:
+            if scribe is not None:
+                scribe(row)
+            if row["kind"] in _METRICS:
+                train.report({f"{row['kind']}_{name}": row[name] for name in _METRICS[row["kind"]]})
+            elif row["kind"] == "scores":
+                train.report(
+                    {"step": row["step"], **row["metrics"]}
+                )  # under their own names, as a search asks for them
 
-    try:
         place = Place(
             group,
             torch.device(device),
@@ -93,20 +112,9 @@ def train_worker(config: dict[str, Any]) -> None:
             storage,
         )
         summary = run_training(recipe, run.pictures(), place)
-        if scribe is not None:
-            scribe.close()
+        stack.close()
+        if group.rank == 0:
             run.finish(summary, storage)
-    except (RunError, UserError) as error:
-        kind = "input" if isinstance(error, UserError) else "run"
-        _bury(run, storage, {"kind": kind, "error": str(error)})
-        # When every rank has found the same, all end in peace; one that is alone must fall, or the others wait.
-        try:
-            dist.monitored_barrier(group._gloo, timeout=timedelta(seconds=10))
-        except RuntimeError:
-            raise error from None
-    finally:
-        if scribe is not None:
-            scribe.close()
 
 
 def _run_folder(config: dict[str, Any], group: Group, storage: Storage | None) -> RunFolder:
@@ -114,21 +122,13 @@ def _run_folder(config: dict[str, Any], group: Group, storage: Storage | None) -
     from sdxl_ray.core.group import leads
     from sdxl_ray.core.runfolder import APART, RunFolder
 
-    run = RunFolder(Path(config["folder"]), Path(config["cache"]))
-    if storage is not None:  # the scratch need not be where the driver's is
-        run = RunFolder(storage.root / run.folder.name, storage.root / "cache")
-        if leads(group, storage.root):
-            storage.get_folder(run.folder, (*APART, "artifact"))
-        group.barrier()
+    if storage is None:
+        return RunFolder(Path(config["folder"]), Path(config["cache"]))
+    run = RunFolder(storage.root / config["name"], storage.root / "cache")
+    if leads(group, storage.root):
+        storage.get_folder(run.folder, (*APART, "artifact"))
+    group.barrier()
     return run
-
-
-def _bury(run: RunFolder, storage: Storage | None, grave: dict[str, str]) -> None:
-    """Write down, for the driver, why no restart can help."""
-    (run.folder / TOMBSTONE).write_text(json.dumps(grave))
-    if storage is not None:
-        with contextlib.suppress(RunError):  # when it is the store that failed, the driver is told by Ray
-            storage.put(run.folder / TOMBSTONE)
 
 
 def _set_environment() -> None:

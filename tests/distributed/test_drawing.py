@@ -85,9 +85,7 @@ def test_under_a_url_pictures_travel_between_machines(
 ) -> None:
     """The workers' scratch is another folder than this process's, as if on another machine."""
     with bucket(monkeypatch) as served:
-        # Workers have the environment of the cluster, which started before: the URL says where.
-        where = f"endpoint_override={served.address.removeprefix('http://')}&scheme=http&region=us-east-1"
-        _draw_under(f"s3://bucket/drawing?{where}", subject, tmp_path, monkeypatch)
+        _draw_under(served.whole_url("drawing"), subject, tmp_path, monkeypatch)
 
 
 def _draw_under(url: str, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
