@@ -43,8 +43,13 @@ Here = Callable[..., tuple[object, str, str]]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where two processes share the tests, the files that take long come first, or one would wait for the other."""
+    """What is exhaustive is slow too. Where two processes share the tests, the files that take long come first, or one
+    would wait for the other."""
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            item.add_marker("slow")
     if hasattr(config, "workerinput"):
         long = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: (item.nodeid.partition("::")[0] not in DEAR, item.path not in long))

@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder: two would append to the same records and remove each other's checkpoints."""
+"""One process at a time in a folder: two would append to the same records and remove each other's checkpoints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             stream.seek(0)
             raise UserError(
-                f"run folder {str(folder)!r} is in use by {stream.read() or 'another process'}: wait for it or end it, "
+                f"folder {str(folder)!r} is in use by {stream.read() or 'another process'}: wait for it or end it, "
                 "or give another --name"
             ) from None
         except OSError:

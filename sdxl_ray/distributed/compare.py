@@ -20,6 +20,7 @@ from sdxl_ray.artifact import Artifact
 from sdxl_ray.core.grid import grid
 from sdxl_ray.core.quality.evaluate import Evaluation
 from sdxl_ray.core.runfolder import finished_run
+from sdxl_ray.core.runlock import locked
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.display.units import bytes_text, count_text, seconds_text
 from sdxl_ray.distributed.accuracy import judge, require_judgeable
@@ -89,30 +90,32 @@ def compare(
     workers = max((recipe.parallel.workers[1] for recipe in zero), default=0)
     cpus = max((recipe.parallel.workers[1] * recipe.resources.cpus_per_worker for recipe in zero), default=0)
     home = place.root / f"{name}-comparison"
-    place.get_folder(home)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--storage {str(storage)!r}: {str(home)!r} cannot be made: {error.strerror}") from None
-    with connected(address, cpus) if zero else nullcontext():
-        results = _train(name, runs, storage, address, on_row)
-        rows = [
-            _row(arm, [r for run, r in zip(runs, results, strict=True) if run.arm == arm]) for arm in experiment.arms
-        ]
-        _grid(runs, results).save(home / "grid.png")
-        artifacts = [Artifact.open(result.artifact) for result in results]
-        judged = judge(experiment, runs, artifacts, place, home, workers, on_row)
-    card = _card(name, experiment, runs, results, artifacts)
-    if judged is not None:
-        known = {"settings": judged.drawing, "absent": judged.evaluation.missing, "encoders": judged.encoders}
-        card = card.model_copy(update=known)
-    card.write(home)
-    first = {run.arm: artifact for run, artifact in reversed(list(zip(runs, artifacts, strict=True)))}
-    then(home, {arm: first[arm] for arm in experiment.arms})
-    on_row({"kind": "phase", "name": "writing the report"})
-    report = write_report(home)
-    place.put_folder(home)
-    return Comparison(rows, home / "grid.png", judged.evaluation if judged else None, report)
+    with locked(home):
+        place.get_folder(home)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--storage {str(storage)!r}: {str(home)!r} cannot be made: {error.strerror}") from None
+        with connected(address, cpus) if zero else nullcontext():
+            results = _train(name, runs, storage, address, on_row)
+            rows = [
+                _row(arm, [r for run, r in zip(runs, results, strict=True) if run.arm == arm])
+                for arm in experiment.arms
+            ]
+            _grid(runs, results).save(home / "grid.png")
+            artifacts = [Artifact.open(result.artifact) for result in results]
+            judged = judge(experiment, runs, artifacts, place, home, workers, on_row)
+        card = _card(name, experiment, runs, results, artifacts)
+        if judged is not None:
+            known = {"settings": judged.drawing, "absent": judged.evaluation.missing, "encoders": judged.encoders}
+            card = card.model_copy(update=known)
+        card.write(home)
+        first = {run.arm: artifact for run, artifact in reversed(list(zip(runs, artifacts, strict=True)))}
+        then(home, {arm: first[arm] for arm in experiment.arms})
+        on_row({"kind": "phase", "name": "writing the report"})
+        report = write_report(home)
+        place.put_folder(home)
+        return Comparison(rows, home / "grid.png", judged.evaluation if judged else None, report)
 
 
 def _train(name: str, runs: Sequence[Run], storage: str | Path, address: str | None, on_row: OnRow) -> list[RunResult]:

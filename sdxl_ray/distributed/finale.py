@@ -15,11 +15,10 @@ from sdxl_ray.core.quality.defaults import settings_of
 from sdxl_ray.core.quality.evaluate import evaluate
 from sdxl_ray.core.quality.gain import quality_gain
 from sdxl_ray.core.quality.models import BASE, Model
-from sdxl_ray.core.quality.prompts import default_prompts, load_prompts
 from sdxl_ray.core.quality.subject import Subject, subject_name
 from sdxl_ray.core.runfolder import APART
 from sdxl_ray.distributed.drawing import draw_on_workers
-from sdxl_ray.distributed.holdout import final_photos
+from sdxl_ray.distributed.holdout import final_photos, final_prompts, judged
 from sdxl_ray.errors import RunError
 from sdxl_ray.records import Recorder
 from sdxl_ray.report.searched import DEFAULT, TUNED
@@ -53,7 +52,7 @@ def conclude(card: SearchCard, place: Storage, trials: list[Trial], gpus: int, o
     if default is None:
         why = trials[0].error or "it did not finish"
         return Verdict(winner=winner.number, beats_default=False, sentence=f"No default to compare with: {why}.")
-    if not space.scored or recipe.data.known_class is None or recipe.data.subject is None:
+    if not judged(space, recipe):
         return Verdict(winner=winner.number, beats_default=False, sentence=_unjudged(metric, winner, default))
     return _judge(card, place, recipe, winner, default, gpus, on_row)
 
@@ -82,7 +81,7 @@ def _judge(
     looks = settings_of(recipe, identity=recipe.evaluation.identity, clip=recipe.evaluation.clip)
     settings = replace(looks, seeds=final.seeds, class_pictures=final.class_pictures)
     models = [Model(BASE, recipe.base), *(Model(name, recipe.base, a, words) for name, a in artifacts.items())]
-    lists = load_prompts(final.prompts or default_prompts(recipe.base.id, class_name))
+    lists = final_prompts(card.space, recipe)
     if gpus or recipe.parallel.engine != "local":
         workers = recipe.parallel.workers[1]
         draw_on_workers(

@@ -1,4 +1,4 @@
-"""A search's held-out photos in two parts: trials are scored by one, winner and default in the end by the other."""
+"""What a search holds back: trials are scored by one half of photos and prompts, the winner in the end by the other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from sdxl_ray.config import Recipe, override
 from sdxl_ray.core.dataset import scan, split
+from sdxl_ray.core.quality.live import scoring_prompts
+from sdxl_ray.core.quality.prompts import Prompts, default_prompts, load_prompts
 from sdxl_ray.core.quality.scores import LEAST_PHOTOS
 from sdxl_ray.core.quality.subject import Photo, halves, load_photos, photos_of
 from sdxl_ray.errors import UserError
@@ -23,6 +25,11 @@ def scored(space: Space, recipe: Recipe) -> Recipe:
     if not space.scored:
         return override(recipe, {"evaluation.scores": "never"})
     return override(recipe, {"evaluation.scores": "always", "evaluation.split": "tune"})
+
+
+def judged(space: Space, recipe: Recipe) -> bool:
+    """Whether winner and default can be compared by pictures: of a subject whose class is known."""
+    return space.scored and recipe.data.known_class is not None and recipe.data.subject is not None
 
 
 @dataclass(frozen=True)
@@ -56,3 +63,19 @@ def final_photos(space: Space, recipe: Recipe) -> FinalPhotos:
             "give others, or leave final.photos out"
         )
     return FinalPhotos(given, True)
+
+
+def final_prompts(space: Space, recipe: Recipe) -> Prompts:
+    """The lists of `final.prompts`, else those of the base and class.
+
+    Raises UserError for a list that cannot be read, or with a prompt that trials are scored by.
+    """
+    named = space.final.prompts or default_prompts(recipe.base.id, str(recipe.data.known_class))
+    lists = load_prompts(named)
+    seen = scoring_prompts(scored(space, recipe)).of("tune")
+    if known := [prompt for prompt in lists.of("final") if prompt in seen]:
+        raise UserError(
+            f"final.prompts: trials are scored by {known[0]!r} too, and the winner is chosen by it: leave it out of "
+            f"{named!r}, or leave final.prompts out"
+        )
+    return lists

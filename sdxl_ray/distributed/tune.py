@@ -24,11 +24,12 @@ import ray
 from sdxl_ray.config import Recipe, override, parse
 from sdxl_ray.core.preflight import preflight
 from sdxl_ray.core.runfolder import scan_pictures
+from sdxl_ray.core.runlock import locked
 from sdxl_ray.distributed.chronicle import Chronicle
 from sdxl_ray.distributed.cluster import connected, gpus_per_worker
 from sdxl_ray.distributed.environment import environment
 from sdxl_ray.distributed.finale import conclude
-from sdxl_ray.distributed.holdout import SAME_PHOTOS, final_photos, scored
+from sdxl_ray.distributed.holdout import SAME_PHOTOS, final_photos, final_prompts, judged, scored
 from sdxl_ray.distributed.nodes import require_shared
 from sdxl_ray.distributed.room import Room
 from sdxl_ray.distributed.searcher import Budget, Clock, Halving, Proposer
@@ -98,7 +99,24 @@ def search(
         scan_pictures(trials_recipe)
         if space.scored and not final_photos(space, recipe).apart:
             on_row({"kind": "note", "text": SAME_PHOTOS})
+    if judged(space, recipe):
+        final_prompts(space, recipe)
     place = Storage.of(storage)
+    place.require_readable()
+    with locked(place.root / name):
+        return _search(space, recipe, trials_recipe, place, name, address, resume, on_row)
+
+
+def _search(
+    space: Space,
+    recipe: Recipe,
+    trials_recipe: Recipe,
+    place: Storage,
+    name: str,
+    address: str | None,
+    resume: bool,
+    on_row: OnRow,
+) -> SearchResult:
     home = place.root / name
     place.get_folder(home, _APART)
     card = _card(space, recipe, home, name, resume)

@@ -144,7 +144,7 @@ def test_a_full_disk_ends_the_run_with_the_earlier_checkpoints_intact(
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     reason = "File too large" if file.endswith(".safetensors") else "No space left"
-    message = rf"checkpoint of step 2 could not be written: .*{reason}.*; 1 earlier checkpoint\(s\) are intact"
+    message = rf"checkpoint of step 2 could not be written: .*{reason}.*; earlier checkpoints are intact"
     try:
         with pytest.raises(RunError, match=message):
             store(tmp_path).save(2, {}, write)

@@ -1,4 +1,4 @@
-"""Two processes never work in one run's folder, and a process that is gone never keeps anybody out of it."""
+"""Two processes never work in one folder of a run or search, and one that is gone never keeps anybody out of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from sdxl_ray.config import Recipe
 from sdxl_ray.core.runlock import locked
 from sdxl_ray.distributed.train import launch
+from sdxl_ray.distributed.tune import search
 from sdxl_ray.errors import UserError
+from sdxl_ray.space import load_space
 
 HOLD = "import pathlib, sys, time\nfrom sdxl_ray.core.runlock import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
 HOLD += "    print('mine', flush=True)\n    time.sleep(120)"
@@ -26,8 +28,12 @@ def test_a_second_command_is_told_who_works_there(
         try:
             assert other.stdout is not None
             assert other.stdout.readline() == "mine\n"
-            with pytest.raises(UserError, match=rf"in use by process {other.pid} on .*give another --name"):
+            said = rf"in use by process {other.pid} on .*give another --name"
+            with pytest.raises(UserError, match=said):
                 launch(recipe, storage=tmp_path, name="dog")
+            space = load_space("tiny_lora")
+            with pytest.raises(UserError, match=said):
+                search(space, space.start({}), storage=tmp_path, name="dog")
             assert not (tmp_path / "dog").exists()
             with locked(tmp_path / "cat"):
                 pass

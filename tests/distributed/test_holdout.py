@@ -11,11 +11,13 @@ import yaml
 
 from sdxl_ray.cli.tune import EXAMPLES
 from sdxl_ray.config import Recipe, parse_assignments
+from sdxl_ray.core.quality.live import scoring_prompts
 from sdxl_ray.core.quality.subject import photos_of
 from sdxl_ray.core.runfolder import scan_pictures
 from sdxl_ray.core.sources import HELD_OUT
 from sdxl_ray.distributed.finale import verdict
-from sdxl_ray.distributed.holdout import final_photos, scored
+from sdxl_ray.distributed.holdout import final_photos, final_prompts, scored
+from sdxl_ray.distributed.tune import search
 from sdxl_ray.errors import UserError
 from sdxl_ray.space import Space, divide, load_space, names
 from sdxl_ray.tiny import subjects
@@ -99,3 +101,20 @@ def test_final_photos_that_trials_see_are_refused(dog: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"final.photos: trials are scored by 'again.png' too") as refused:
         final_photos(mine, recipe)
     assert "\n" not in str(refused.value)
+
+
+def test_final_prompts_that_trials_are_scored_by_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    space = load_space("tiny_lora")
+    recipe = space.start({})
+    seen = scoring_prompts(scored(space, recipe)).of("tune")
+    assert not set(seen) & set(final_prompts(space, recipe).of("final"))
+    (tmp_path / "mine.txt").write_text(f"{{subject}} on a skateboard\n{seen[-1]}\n")
+    said = {
+        str(tmp_path / "mine.txt"): r"final\.prompts: trials are scored by .* too.*leave final\.prompts out",
+        "tinny": "did you mean 'tiny'",
+    }
+    for prompts, line in said.items():
+        with pytest.raises(UserError, match=line) as refused:
+            search(load_space("tiny_lora", {"final.prompts": prompts}), recipe, storage=tmp_path / "runs", name="s")
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "runs").exists()
