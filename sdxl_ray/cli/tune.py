@@ -37,7 +37,7 @@ def run(
     gpu: Gpu = None,
     gpu_memory: GpuMemory = None,
     plan_check: Annotated[bool, typer.Option(help="refuse what the plan says cannot fit")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="refuse to begin: the search must be there")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="only go on with a search that is there")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of a space and exit")] = False,
     json: AsJson = False,
 ) -> None:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shlex
 import subprocess
@@ -84,13 +85,14 @@ ARMS: dict[str, list[str]] = {
 
 
 def _command(options: argparse.Namespace, subject: str, arm: str, seed: int) -> tuple[list[str], Path]:
-    """A search as its command, and its folder."""
-    name = f"{options.space}-{subject}-{arm.replace('+', '-')}-{seed}"
+    """A search as its command, and its folder, which another command does not find."""
     mine = list(ARMS[arm])
     if arm == "asha+tpe":
         mine.append(f"scheduler.grace_steps={options.grace or max(1, options.steps // 3)}")
     mine += [f"searcher.seed={seed}", f"budget={{steps: {options.trials * options.steps}, trials: null}}"]
     words = ["tune", options.space, *_settings(options, subject), *mine]
+    digest = hashlib.sha256(shlex.join(words).encode()).hexdigest()[:6]
+    name = f"{options.space}-{subject}-{arm.replace('+', '-')}-{seed}-{digest}"
     return [*words, "--storage", str(options.storage), "--name", name], options.storage / name
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from sdxl_ray.config import Recipe
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.distributed.train import launch
-from tests.distributed.conftest import quick, same_run, training_workers
+from tests.distributed.conftest import processes, quick, same_run
 
 STEPS, EVERY = 60, 5
 COLUMNS = (
@@ -59,7 +59,7 @@ class Killer:
         if self._schedule and row["step"] >= self._schedule[0] and len(self.resumed) == len(self.kills):
             self._schedule.pop(0)
             time.sleep(self._rng.uniform(0, 0.3))
-            victim = self._rng.choice(training_workers())
+            victim = self._rng.choice(processes("TrainWorker"))
             victim.send_signal(signal.SIGKILL)
             self.kills.append(row["step"])
 

@@ -84,12 +84,12 @@ def same_run(one: Path, other: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def training_workers() -> list[psutil.Process]:
-    """The processes of the training workers that this test session's cluster runs."""
+def processes(name: str) -> list[psutil.Process]:
+    """Those of this test session's cluster that Ray calls so: `TrainWorker`, and `ImplicitFunc` for a trial."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended while we looked
-            if process.is_running() and "TrainWorker" in " ".join(process.cmdline()[:1]):
+            if process.is_running() and name in " ".join(process.cmdline()[:1]):
                 found.append(process)
     return found
 

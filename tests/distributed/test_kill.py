@@ -16,7 +16,7 @@ import pytest
 from sdxl_ray.config import Recipe
 from sdxl_ray.distributed.train import launch
 from sdxl_ray.errors import RunError
-from tests.distributed.conftest import LORA, cut_off, examples, losses, same_run, training_workers, words
+from tests.distributed.conftest import LORA, cut_off, examples, losses, processes, same_run, words
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ def _killer(at_step: int) -> Callable[[dict[str, Any]], None]:
 
     def on_row(row: dict[str, Any]) -> None:
         if row["kind"] == "step" and row["step"] >= at_step and not done:
-            done.append(training_workers()[-1])
+            done.append(processes("TrainWorker")[-1])
             done[0].send_signal(signal.SIGKILL)
 
     return on_row

@@ -13,7 +13,9 @@ import pytest
 
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Recipe, override
+from sdxl_ray.core.group import Alone
 from sdxl_ray.distributed.train import launch
+from sdxl_ray.distributed.worker import _run_folder
 from sdxl_ray.search import read_trials
 from sdxl_ray.storage import Storage
 from tests.bucket import Bucket, bucket
@@ -82,10 +84,30 @@ def test_two_workers_are_killed_and_go_on_from_a_store(
     _same(_killed_and_resumed(LORA, served, tmp_path, monkeypatch), undisturbed)
 
 
+def test_a_trials_folder_is_found_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run of a trial lies in its search's folder."""
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "driver"))
+    here = Storage.of("memory://trials")
+    folder = here.root / "s" / "trial-000"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    here.put_folder(folder)
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "worker"))
+    there = Storage.of("memory://trials")
+    config = {"name": "s/trial-000", "folder": str(folder), "cache": str(here.root / "cache")}
+    run = _run_folder(config, Alone(), there)
+    assert run.folder == there.root / "s" / "trial-000" != folder
+    assert (run.folder / "run.json").read_text() == "{}"
+
+
 @pytest.mark.exhaustive  # a killed search goes on, and so does a run whose storage is a store: two tests in CI
-def test_a_search_goes_on_from_a_store(served: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ["local", "zero"])
+def test_a_search_goes_on_from_a_store(
+    engine: str, served: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its first machine is gone: the two trials that ended there are not run again, and the winner is fetched."""
     command = [sys.executable, "-m", "sdxl_ray", "tune", str(PLANTED), "--name", "s", "--storage", served.url("runs")]
+    command.append(f"parallel.engine={engine}")
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     for scratch, trials, more in (("first", 2, ()), ("second", 3, ("--resume",))):
         environment["SDXL_RAY_SCRATCH"] = str(tmp_path / scratch)
@@ -94,7 +116,8 @@ def test_a_search_goes_on_from_a_store(served: Bucket, tmp_path: Path, monkeypat
         assert done.returncode == 0, done.stderr
     names = served.names("runs/s/")
     assert {"runs/s/search.json", "runs/s/best.yaml", "runs/s/trial-000/artifact/manifest.json"} <= set(names)
-    assert not any("/checkpoints/" in name or "/ray/" in name for name in names)
+    assert not any("/checkpoints/" in name for name in names)
+    assert not any(name.startswith("runs/s/ray/") for name in names)  # Ray Tune's; a trial's own is Ray Train's
 
     monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "third"))
     elsewhere = Storage.of(served.url("runs"))

@@ -24,6 +24,7 @@ from sdxl_ray.records import read
 from sdxl_ray.search import SearchCard, Trial, front, read_trials
 from sdxl_ray.space import METRICS, Space, load_space
 from sdxl_ray.storage import Storage
+from tests.distributed.conftest import processes
 
 pytestmark = pytest.mark.slow
 
@@ -167,6 +168,26 @@ def test_a_search_without_a_finished_trial_is_a_run_error(ray_cluster: None, tmp
     with pytest.raises(RunError, match=r"no trial of 1 finished: the .* is not finite"):
         search(space, space.start({"optim.lr": 1e20}), storage=tmp_path, name="s")
     assert [trial.state for trial in read_trials(tmp_path / "s")] == ["failed"]
+
+
+@pytest.mark.exhaustive  # three processes are started for one trial
+def test_a_trial_whose_process_dies_too_often_has_failed_and_the_search_goes_on(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    killed = []
+
+    def on_row(row: dict[str, Any]) -> None:
+        if row["kind"] == "trial" and row["trial"] == 1 and row["state"] == "running":
+            for process in processes("ImplicitFunc"):
+                process.kill()
+                killed.append(process.pid)
+
+    space = load_space(str(PLANTED), {"budget.trials": 3, "at_once": 1})
+    result = search(space, space.start({}), storage=tmp_path, name="s", on_row=on_row)
+    assert len(killed) == 3  # it goes on from its checkpoint twice
+    assert [trial.state for trial in result.trials][:2] == ["finished", "failed"]
+    assert result.trials[1].error
+    assert result.trials[2].state in ("finished", "stopped", "failed")
 
 
 #: Scores of few, small, quick pictures.

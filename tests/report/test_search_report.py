@@ -23,11 +23,11 @@ from tests.test_imports import FRAMEWORKS, command, loaded_by
 GAIN = {"model": "tuned", "against": "default", "metric": "quality", "value": 0.08, "low": 0.02, "high": 0.13, "n": 40}
 
 
-def make(storage: Path, *, verdict: bool = True, count: int = 12) -> Path:
+def make(storage: Path, *, verdict: bool = True, count: int = 12, changes: dict[str, Any] | None = None) -> Path:
     """Write `<storage>/s` with trials whose quality has one best rate, and pictures of the final split."""
     home = storage / "s"
     home.mkdir(parents=True)
-    space, rng = load_space("tiny_lora"), random.Random(0)
+    space, rng = load_space("tiny_lora", changes or {}), random.Random(0)
     recipe = space.start({})
     said = Verdict(winner=5, beats_default=True, sentence="Trial 5 beats the default.", differences=[GAIN])
     SearchCard(
@@ -144,3 +144,11 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert found.winner is not None and found.winner.number == 5
     assert [trial.state for trial in found.trials].count("failed") == 1
     assert found.winner in found.front
+
+
+def test_every_two_of_three_metrics_have_a_picture(tmp_path: Path) -> None:
+    several = {"metric": ["dino_i", "clip_t", "pres"], "searcher.kind": "nsga2", "scheduler": {"kind": "none"}}
+    text = write_report(make(tmp_path, changes=several)).markdown.read_text()
+    assert "on the Pareto front of DINO-I, CLIP-T, PRES." in text
+    for panel in ("CLIP-T against DINO-I", "PRES against DINO-I", "PRES against CLIP-T"):
+        assert panel in text

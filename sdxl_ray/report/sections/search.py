@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 from sdxl_ray.display.trials import parameters_text
 from sdxl_ray.display.units import count_text, seconds_text
@@ -156,29 +157,16 @@ def parameters(searched: Searched) -> Section:
 
 
 def trade_offs(searched: Searched) -> Section:
-    """The Pareto front, with pictures of its trials."""
-    (x, _), (y, _) = list(searched.modes.items())[:2]
-    known = [t for t in searched.finished if t.score(x) is not None and t.score(y) is not None]
+    """The Pareto front, a picture for every two of its metrics, with samples of its trials."""
+    known = [t for t in searched.finished if all(t.score(name) is not None for name in searched.modes)]
     if not known:
         text = "There is no trade-off to show: no finished trial has scored pictures."
         return Section("front", "Trade-offs", "", (Paragraph(text, tone="muted"),))
-    on = searched.front
-    dots = [
-        (
-            "on the front" if t in on else "behind",
-            look(0) if t in on else look(1),
-            t.metrics[x],
-            t.metrics[y],
-            str(t.number),
-        )
-        for t in known
-    ]
-    rows = [(searched.label(t), t.metrics[x], t.metrics[y], "yes" if t in on else "") for t in known]
-    table = numbers(("trial", x, y, "on the front"), rows, "{:.4f}".format)
-    svg = scatter(dots, f"{metric_of(x).short}, {metric_of(x).better} is better", metric_of(y).short)
-    alt = f"{len(on)} of {len(known)} finished trials are on the front of {', '.join(searched.modes)}"
-    blocks: list[Block] = [Panels(f"{alt}.", (Panel("Pareto front", svg, alt, table),))]
-    pictures = _samples(searched, on)
+    names = ", ".join(metric_of(name).short for name in searched.modes)
+    caption = f"{len(searched.front)} of {len(known)} finished trials are on the Pareto front of {names}."
+    panels = tuple(_front(searched, known, x, y) for x, y in combinations(searched.modes, 2))
+    blocks: list[Block] = [Panels(caption, panels)]
+    pictures = _samples(searched, searched.front)
     if pictures is not None:
         blocks.append(pictures)
     return Section("front", "Trade-offs", "What is better in one score is often worse in another.", tuple(blocks))
@@ -222,6 +210,17 @@ def _parallel(searched: Searched, known: Sequence[Trial]) -> Panel:
     table = numbers(("trial", metric, "parameters"), rows, "{:.4f}".format)
     alt = f"{len(known)} trials as lines over {', '.join(space.parameters)}, ending at their {metric}"
     return Panel("Parallel coordinates", parallel(uprights, strands), alt, table)
+
+
+def _front(searched: Searched, known: Sequence[Trial], x: str, y: str) -> Panel:
+    on, dots, rows = searched.front, [], []
+    for trial in known:
+        at, name, here = (trial.metrics[x], trial.metrics[y]), searched.label(trial), trial in on
+        dots.append(("on the front" if here else "behind", look(0) if here else look(1), *at, str(trial.number)))
+        rows.append((name, *at, "yes" if here else ""))
+    table = numbers(("trial", x, y, "on the front"), rows, "{:.4f}".format)
+    svg = scatter(dots, f"{metric_of(x).short}, {metric_of(x).better} is better", metric_of(y).short)
+    return Panel(f"{metric_of(y).short} against {metric_of(x).short}", svg, f"{y} against {x} of each trial", table)
 
 
 def _stairs(points: Sequence[tuple[float, int, float]], place: int) -> tuple[tuple[float, float], ...]:
