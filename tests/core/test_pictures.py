@@ -136,6 +136,8 @@ def test_colour_profile_is_converted() -> None:
         (encoded(Image.new("RGB", (4000, 7))), "4000 x 7"),
         (encoded(gradient(), "GIF"), "a GIF: give PNG, JPEG, WEBP, BMP or TIFF"),
         (b"\0\0\0\x18ftypheic" + b"\0" * 40, "a HEIC"),
+        (encoded(gradient(), "EPS"), "an EPS: give PNG"),  # Pillow would start Ghostscript for it
+        (b"SIMPLE  =                    T" + b" " * 2850, "not a picture"),  # FITS
         (b"\x89PNG\r\n\x1a\n\0\0", "a damaged PNG"),
         (encoded(Image.new("F", (16, 16)), "TIFF"), "mode F"),
         (encoded(gradient(), "TIFF", save_all=True, append_images=[gradient()]), "2 frames"),
