@@ -18,6 +18,8 @@ from tests.bucket import CREDENTIALS
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's workers are nice by default: beside another test that computes, one that trains would hardly move.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Nobody takes this machine away: as in a cluster that a command starts, no process looks out for it.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # A test that reaches for the hub should fail here as it would on a machine without a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

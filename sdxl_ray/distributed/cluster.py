@@ -17,6 +17,7 @@ from sdxl_ray.errors import UserError
 
 #: A cluster that has not answered by then is none.
 _ANSWER_WITHIN_S = 10
+_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 
 @contextmanager
@@ -64,12 +65,14 @@ def _told_to_its_processes() -> Iterator[None]:
     """Inside, a cluster that is started has an address that all its processes know.
 
     Where another Ray runs on this machine, a process of Ray Train that asks for the state of its run would not know
-    whom to ask, and never give back what the workers of a run that was cut had reserved.
+    whom to ask, and never give back what the workers of a run that was cut had reserved. And nobody takes this machine
+    away from itself: Ray Train need not start a process that looks out for that.
     """
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
+    told[_WATCHER] = os.environ.get(_WATCHER, "0")
     before = {name: os.environ.get(name) for name in told}
     os.environ |= told
     try:

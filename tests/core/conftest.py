@@ -77,7 +77,8 @@ def recipe(photos: Path) -> Recipe:
 def train(tmp_path: Path, tiny: Components, monkeypatch: pytest.MonkeyPatch) -> Train:
     """`train(recipe, "name")` runs `run_training` in `tmp_path/name`.
 
-    `kill_at` dies when that step is reported; `spoil(engine)` may break the model before the first step.
+    `kill_at` dies when that step is reported; `spoil(engine)` may break the model before the first step;
+    `preempted` says that a node is about to go.
     """
     loaded: list[Components] = []
 
@@ -98,6 +99,7 @@ def train(tmp_path: Path, tiny: Components, monkeypatch: pytest.MonkeyPatch) -> 
         pictures: Pictures | None = None,
         precision: torch.dtype = torch.float32,
         spoil: Callable[[LocalEngine], object] = lambda _: None,
+        preempted: Callable[[], bool] = lambda: False,
     ) -> Outcome:
         outcome = Outcome(tmp_path / name)
 
@@ -126,6 +128,7 @@ def train(tmp_path: Path, tiny: Components, monkeypatch: pytest.MonkeyPatch) -> 
             outcome.folder,
             cache or tmp_path / "cache",
             report,
+            preempted,
         )
         try:
             outcome.summary = run_training(recipe, pictures or scan_pictures(recipe), place)
