@@ -26,8 +26,24 @@ def test_an_unknown_key_of_a_kuberay_file_is_refused(name: str) -> None:
         with pytest.raises(UserError, match=r"^file: .*replcias") as refused:
             kuberay.parse(spoilt, "file")
         assert "\n" not in str(refused.value)
+        assert not str(refused.value).endswith("choose from ")
         places += 1
     assert places >= 7
+
+
+def test_a_misspelt_key_inside_a_list_is_told_its_nearest_name() -> None:
+    for name, path, wrong, right in (
+        ("kuberay-cluster", ("spec", "workerGroupSpecs", 0), "replcias", "replicas"),
+        ("kuberay-network", ("spec", "ingress", 1, "from", 0), "podSelecter", "podSelector"),
+    ):
+        spoilt = place = unshared(plain(name))
+        for key in path:
+            place = place[key]
+        place[wrong] = place.pop(right)
+        at = ".".join(str(key) for key in (*path, wrong))
+        with pytest.raises(UserError) as refused:
+            kuberay.parse(spoilt, "file")
+        assert str(refused.value) == f"file: no setting {at!r}: did you mean {right!r}?"
 
 
 def _spoilt(plain: Any) -> Iterator[tuple[Any, tuple[str | int, ...]]]:
