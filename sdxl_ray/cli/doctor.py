@@ -27,7 +27,9 @@ def run(
     ] = None,
     file: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="only check this file for Ray's launcher, KubeRay or Ray Serve, key by key"),
+        typer.Option(
+            metavar="FILE", help="only check this file for Ray's launcher, KubeRay, Ray Serve or a job, key by key"
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:
@@ -57,20 +59,23 @@ def run(
 
 
 def _files(paths: list[str], json: bool) -> None:
-    """Check each file, and say what it holds."""
+    """Check each file, and say what it holds and what could not be checked."""
     from sdxl_ray.distributed.clusterfiles import checked
     from serve import rayfile
 
-    holds = {}
+    told = {}
     with libraries_on_stderr():
         for path in paths:
             serves = rayfile.check(path) if rayfile.is_one(path) else []
-            holds[path] = [*(f"application {name}" for name in serves), *checked(path)]
+            held = checked(path)
+            parts = [*(f"application {name}" for name in serves), *held.parts]
+            told[path] = {"holds": parts, "not_checked": held.unchecked}
     if json:
-        print_json(holds)
+        print_json(told)
         return
-    for path, held in holds.items():
-        typer.echo(f"{path}: {', '.join(held)}")
+    for path, said in told.items():
+        unchecked = f" (not checked: {'; '.join(said['not_checked'])})" if said["not_checked"] else ""
+        typer.echo(f"{path}: {', '.join(said['holds'])}{unchecked}")
 
 
 def _cluster(address: str, storage: str) -> tuple[list[Finding], list[str]]:

@@ -11,10 +11,11 @@ import yaml
 
 from sdxl_ray.config import load, override, parse_assignments
 from sdxl_ray.distributed import kuberay
+from sdxl_ray.distributed.clusterfiles import environment
 from sdxl_ray.distributed.containers import unread
 from sdxl_ray.errors import UserError
 from sdxl_ray.space import divide, load_space
-from tests.cluster.files import KUBERAY, objects, plain, require_runtime_env, text, unshared
+from tests.cluster.files import KUBERAY, objects, plain, text, unshared
 
 
 @pytest.mark.parametrize("name", KUBERAY)
@@ -198,7 +199,7 @@ def test_jobs_run_the_same_commands() -> None:
         assert words[:4] == ["python", "-m", "sdxl_ray", name]
         assert words[words.index("--address") + 1] == "auto"
         assert job.runtimeEnvYAML == jobs["train"].runtimeEnvYAML
-        require_runtime_env(yaml.safe_load(job.runtimeEnvYAML))
+        environment(yaml.safe_load(job.runtimeEnvYAML), name)
         if name == "train":
             override(load(words[4]), parse_assignments([word for word in words if "=" in word])).require_complete()
         settings = parse_assignments([word for word in words if "=" in word])
