@@ -15,7 +15,7 @@ import pytest
 
 from sdxl_ray.distributed.clusterdoctor import Answer, authentication, dashboard, versions
 from sdxl_ray.plan.driver import Gpu
-from tests.conftest import Cli
+from tests.conftest import Cli, Here
 from tests.nodes import Cluster
 
 
@@ -46,6 +46,13 @@ def test_an_open_dashboard_is_unsafe(host: str | None, state: str) -> None:
     found = dashboard(host)
     assert found.state == state
     assert state != "unsafe" or "--dashboard-host=127.0.0.1" in found.fix
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
+def test_an_address_in_front_of_a_cluster_is_refused_at_once(here: Here, address: str) -> None:
+    code, out, err = here("doctor", "--address", address)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: address {address!r} is not that of a Ray cluster") and "give HOST:6379" in err
 
 
 @contextmanager
