@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from sdxl_ray.errors import UserError, nearest
 
@@ -57,17 +58,25 @@ def _known_fields(parents: list[Any], model: type[BaseModel], plain: Any) -> lis
     for key in parents:
         if here is None:
             return []
+        if isinstance(plain, list):  # an index: each entry is the section that the list is of
+            plain = plain[key]
+            continue
         if not entry:
-            field = here.model_fields.get(str(key))
+            field = _fields(here).get(str(key))
             here = _section(here, str(key), plain)
         entry = not entry and field is not None and get_origin(field.annotation) is dict
         plain = plain.get(key) if isinstance(plain, Mapping) else None
-    return list(here.model_fields) if here is not None else []
+    return list(_fields(here)) if here is not None else []
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a section by the names that a file gives them."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _section(model: type[BaseModel], key: str, plain: Any) -> type[BaseModel] | None:
     """The section class behind field `key`, following unions by their `kind`."""
-    field = model.model_fields.get(key)
+    field = _fields(model).get(key)
     if field is None:
         return None
     candidates = [c for c in _classes(field.annotation) if issubclass(c, BaseModel)]

@@ -310,6 +310,12 @@ def test_doctor_knows_old_missing_and_safe(tmp_path: Path) -> None:
     assert all(finding.fix for finding in examine(tmp_path, {}) if finding.state in ("unsafe", "broken"))
 
 
+def test_doctor_does_not_show_the_secrets_of_a_storage() -> None:
+    findings = examine("memory://user:secret@x/y")
+    assert next(one.value for one in findings if one.name == "storage") == "memory://x/y answers"
+    assert not any("secret" in one.value + one.fix for one in findings)
+
+
 def test_doctor_reads_the_limit_of_a_container(tmp_path: Path) -> None:
     assert container_memory_bytes(tmp_path) is None
     (tmp_path / "memory.max").write_text("max\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,7 +28,9 @@ def run(
     ] = None,
     file: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="only check this file for Ray's launcher, KubeRay or Ray Serve, key by key"),
+        typer.Option(
+            metavar="FILE", help="only check this file for Ray's launcher, KubeRay, Ray Serve or a job, key by key"
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:
@@ -57,36 +60,52 @@ def run(
 
 
 def _files(paths: list[str], json: bool) -> None:
-    """Check each file, and say what it holds."""
+    """Check each file, and say what it holds and what could not be checked."""
     from sdxl_ray.distributed.clusterfiles import checked
     from serve import rayfile
 
-    holds = {}
+    told = {}
     with libraries_on_stderr():
         for path in paths:
             serves = rayfile.check(path) if rayfile.is_one(path) else []
-            holds[path] = [*(f"application {name}" for name in serves), *checked(path)]
+            held = checked(path)
+            parts = [*(f"application {name}" for name in serves), *held.parts]
+            told[path] = {"holds": parts, "not_checked": held.unchecked}
     if json:
-        print_json(holds)
+        print_json(told)
         return
-    for path, held in holds.items():
-        typer.echo(f"{path}: {', '.join(held)}")
+    for path, said in told.items():
+        unchecked = f" (not checked: {'; '.join(said['not_checked'])})" if said["not_checked"] else ""
+        typer.echo(f"{path}: {', '.join(said['holds'])}{unchecked}")
 
 
 def _cluster(address: str, storage: str) -> tuple[list[Finding], list[str]]:
     """What there is to say about a cluster, and what it can train with a worker on each of its GPUs (or nodes)."""
     from sdxl_ray.distributed.clusterdoctor import examine_cluster
+    from sdxl_ray.plan import CPU
     from sdxl_ray.plan.devices import card
     from sdxl_ray.storage import Storage
 
     with libraries_on_stderr():
-        findings, gpus, nodes = examine_cluster(address, Storage.of(storage))
-    smallest = min(gpus, key=lambda gpu: gpu.memory_mib) if gpus else None
-    return findings, _what_fits(card(smallest) if smallest else None, workers=len(gpus) or nodes)
+        found = examine_cluster(address, Storage.of(storage))
+    if not found.answered:
+        return found.findings, ["what can be trained is not known: no node said what it has"]
+    if found.gpus:
+        smallest = min(found.gpus, key=lambda gpu: gpu.memory_mib)
+        return found.findings, _what_fits(card(smallest), workers=len(found.gpus))
+    fits = _what_fits(replace(CPU, memory_bytes=found.memory_bytes), workers=found.answered)
+    if found.more_gpus:
+        fits.append(
+            "this is for the nodes that are there now; the autoscaler may add GPUs: sdxl-ray plan RECIPE --gpu NAME"
+        )
+    return found.findings, fits
 
 
-def _what_fits(gpu: Device | None, workers: int) -> list[str]:
-    """One line per shipped recipe: whether that many workers can train it, each on such a GPU or CPU, or what lacks."""
+def _what_fits(device: Device | None, workers: int) -> list[str]:
+    """One line per shipped recipe: whether that many workers can train it, each on such a device, or what lacks.
+
+    device: None for this machine's CPU.
+    """
     from sdxl_ray import config
     from sdxl_ray.plan import DoesNotFit, Plan
 
@@ -94,10 +113,10 @@ def _what_fits(gpu: Device | None, workers: int) -> list[str]:
     how_many = "one worker" if workers == 1 else f"{workers} workers"
     for name in config.names():
         recipe = config.override(config.load(name), {"parallel.workers": workers})
-        device = gpu or cpu_here(recipe)
+        on = device or cpu_here(recipe)
         try:
-            Plan.of(recipe, device).check()
-            lines.append(f"can train    {name} ({how_many} on {device.name})")
+            Plan.of(recipe, on).check()
+            lines.append(f"can train    {name} ({how_many} on {on.name})")
         except DoesNotFit as error:
             lines.append(f"cannot train {name}: {error}")
     return lines

@@ -27,12 +27,17 @@ def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Ite
     `cpus`: what a local cluster must offer at least; more than the machine has is allowed, and slow.
     `dashboard`: whether a local one runs Ray's (on loopback). Ray Train asks it whether a run is still there; without
     it, what the workers of a run that was cut had reserved is never given back.
-    Raises UserError when no cluster answers at `address`.
+    Raises UserError when no cluster answers at `address`, and for an address that is no host:port.
     """
     if ray.is_initialized():
         yield
         return
     found = address or os.environ.get("RAY_ADDRESS")
+    if found and "://" in found:
+        raise UserError(
+            f"address {found!r} is not that of a Ray cluster but of something in front of it (Ray Client, the "
+            "dashboard): give HOST:6379, with the head's host and its --port, or auto on one of its nodes"
+        )
     try:
         if found:
             require_answer(found)

@@ -1,6 +1,8 @@
 """Doctor of a cluster: what every node has, whether they agree, what they reach, and who may use them.
 
-    findings, gpus, nodes = examine_cluster("10.0.0.1:6379", Storage.of("s3://bucket/runs"))
+    found = examine_cluster("10.0.0.1:6379", Storage.of("s3://bucket/runs"))
+    for finding in found.findings:
+        print(finding.state, finding.name, finding.value, finding.fix)
 
 Each node is asked by one small task of its own; the cluster is left as it was.
 """
@@ -9,15 +11,20 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.display.units import bytes_text
-from sdxl_ray.distributed.doctor import FLOORS, Finding
+from sdxl_ray.distributed.doctor import FLOORS, MISSING, Finding, container_memory_bytes, package
 from sdxl_ray.plan.driver import Gpu, gpus_here
-from sdxl_ray.storage import Storage
+from sdxl_ray.storage import Storage, shown
+
+if TYPE_CHECKING:
+    from sdxl_ray.distributed.nodes import Node
+    from sdxl_ray.distributed.room import Kind, Room
 
 #: Different ones on two nodes: pickles and collectives of one are not those of the other.
 _MUST_AGREE = ("python", "ray", "torch", "deepspeed", "diffusers", "transformers", "peft")
@@ -26,7 +33,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a node says about itself. auth: RAY_AUTH_MODE of its processes."""
+    """What a node says about itself. memory_bytes: that its container may use; auth: RAY_AUTH_MODE of its processes."""
 
     versions: dict[str, str]
     gpus: tuple[Gpu, ...]
@@ -34,28 +41,45 @@ class Answer:
     auth: str
 
 
-def examine_cluster(address: str, storage: Storage) -> tuple[list[Finding], list[Gpu], int]:
-    """Everything there is to say about the cluster at an address; its GPUs; how many nodes it has.
+@dataclass(frozen=True)
+class Examined:
+    """Everything there is to say about a cluster, and what its workers would train on.
 
-    Raises UserError when no cluster answers there.
+    answered: nodes that said what they have; memory_bytes: what a worker on any of them can count on; more_gpus: there
+    is no GPU, but an autoscaler that may add some.
     """
+
+    findings: list[Finding]
+    gpus: list[Gpu]
+    answered: int
+    memory_bytes: int
+    more_gpus: bool
+
+
+def examine_cluster(address: str, storage: Storage) -> Examined:
+    """Look at the cluster at an address. Raises UserError when none answers there."""
     from sdxl_ray.distributed.cluster import connected
     from sdxl_ray.distributed.nodes import alive, ask, unseen
+    from sdxl_ray.distributed.room import Room
 
     with connected(address, 0):
         nodes = alive()
         answers = ask(nodes, about_this_node)
-        told = {node.label: answer for node, answer in answers.items() if isinstance(answer, Answer)}
+        able = {node: answer for node, answer in answers.items() if isinstance(answer, Answer)}
+        told = {node.label: answer for node, answer in able.items()}
+        room = Room.now()
         gpus = [gpu for answer in told.values() for gpu in answer.gpus]
         findings = [
             Finding("nodes", f"{len(nodes)}, {_amount(nodes, 'CPU')} CPUs, {_amount(nodes, 'GPU')} GPUs"),
             *(_node(node, answer) for node, answer in answers.items()),
+            *autoscaler(room),
             *versions(told),
             _storage(storage, nodes, unseen(storage, nodes)),
             authentication(told),
             dashboard(_dashboard_host()),
         ]
-    return findings, gpus, len(nodes)
+    more = not gpus and room.grows and (room.declared is None or room.has("GPU"))
+    return Examined(findings, gpus, len(able), least_memory(able), more)
 
 
 def about_this_node() -> Answer:
@@ -63,29 +87,64 @@ def about_this_node() -> Answer:
     import psutil
 
     found = {"python": platform.python_version()}
-    for package in FLOORS:
+    for name in FLOORS:
         try:
-            found[package] = metadata.version(package)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return Answer(found, tuple(gpus_here()), psutil.virtual_memory().total, os.environ.get("RAY_AUTH_MODE", "").lower())
+            found[name] = MISSING
+    whole = psutil.virtual_memory().total
+    memory = min(whole, container_memory_bytes() or whole)
+    return Answer(found, tuple(gpus_here()), memory, os.environ.get("RAY_AUTH_MODE", "").lower())
+
+
+def least_memory(able: Mapping[Node, Answer]) -> int:
+    """Bytes that each worker can count on, one on each node; nodes on one machine share what it has."""
+    sharing = Counter(node.address for node in able)
+    return min((answer.memory_bytes // sharing[node.address] for node, answer in able.items()), default=0)
+
+
+def autoscaler(room: Room) -> Iterator[Finding]:
+    """What an autoscaler may add, where there is one."""
+    if not room.grows:
+        return
+    if room.declared is None:
+        fix = "resources.gpus_per_worker=1 waits for GPUs; after `ray up`, ask on the head: its file is there"
+        yield Finding("autoscaler", "adds nodes; how many, and what they have, is not known here", "note", fix)
+        return
+    most = f"the cluster may grow to {', '.join(map(_kind, room.declared))}"
+    if room.has("GPU") and not any(kind.offers.get("GPU") for kind in room.live):
+        fix = "a run waits for GPUs that are not there yet; what fits on them: sdxl-ray plan RECIPE --gpu NAME"
+        yield Finding("autoscaler", most, "note", fix)
+    else:
+        yield Finding("autoscaler", most)
 
 
 def versions(told: dict[str, Answer]) -> Iterator[Finding]:
-    """One finding for the packages that all nodes agree on, and one for each that they do not."""
-    differing = [
-        name for name in _MUST_AGREE if len({answer.versions.get(name, "missing") for answer in told.values()}) > 1
-    ]
-    for name in differing:
+    """One finding for each package that is missing, too old or not the same everywhere, and one for the others."""
+    same = []
+    for name in dict.fromkeys((*_MUST_AGREE, *FLOORS)):
         by_version: dict[str, list[str]] = {}
         for address, answer in told.items():
-            by_version.setdefault(answer.versions.get(name, "missing"), []).append(address)
-        text = "; ".join(f"{version} on {', '.join(where)}" for version, where in sorted(by_version.items()))
-        yield Finding(f"{name} versions", text, "broken", "one image, or the same setup commands, on every node")
-    if told and not differing:
-        first = next(iter(told.values())).versions
-        same = ", ".join(f"{name} {first[name]}" for name in _MUST_AGREE)
-        yield Finding("versions", f"the same on every node: {same}")
+            by_version.setdefault(answer.versions.get(name, MISSING), []).append(address)
+        found = list(_too_old(name, by_version, len(told)))
+        yield from found
+        if name in _MUST_AGREE and len(by_version) > 1:
+            text = "; ".join(f"{version} on {', '.join(where)}" for version, where in sorted(by_version.items()))
+            yield Finding(f"{name} versions", text, "broken", "one image, or the same setup commands, on every node")
+        elif name in _MUST_AGREE and not found:
+            same += [f"{name} {version}" for version in by_version]
+    if same:
+        yield Finding("versions", f"the same on every node: {', '.join(same)}")
+
+
+def _too_old(name: str, by_version: dict[str, list[str]], nodes: int) -> Iterator[Finding]:
+    if name not in FLOORS:
+        return
+    for version, where in sorted(by_version.items()):
+        found = package(name, version, FLOORS[name])
+        if found.state != "ok":
+            on = "every node" if len(where) == nodes else ", ".join(where)
+            yield Finding(name, f"{version} on {on}", found.state, f"there: {found.fix}")
 
 
 def authentication(told: dict[str, Answer]) -> Finding:
@@ -123,12 +182,18 @@ def _node(node: Any, answer: Answer | Exception) -> Finding:
 
 
 def _storage(storage: Storage, nodes: list[Any], blind: list[Any]) -> Finding:
-    where = storage.url or str(storage.root)
+    where = shown(storage.url) if storage.url else str(storage.root)
     if not blind:
         return Finding("storage", f"{where}: seen by every node")
     names = ", ".join(node.label for node in blind)
     fix = "a folder that every node mounts, or a URL that every node reaches: --storage s3://bucket/runs"
     return Finding("storage", f"{where}: not seen by {len(blind)} of {len(nodes)} nodes ({names})", "broken", fix)
+
+
+def _kind(kind: Kind) -> str:
+    offers = [f"{kind.offers[name]:g} {name}s" for name in ("CPU", "GPU") if kind.offers.get(name)]
+    many = "any number of nodes" if kind.count is None else "1 node" if kind.count == 1 else f"{kind.count} nodes"
+    return f"{many} with {' and '.join(offers) or 'no CPU'}"
 
 
 def _amount(nodes: list[Any], resource: str) -> int:

@@ -23,7 +23,7 @@ import psutil
 
 from sdxl_ray.display.units import bytes_text
 from sdxl_ray.errors import UserError
-from sdxl_ray.storage import Storage
+from sdxl_ray.storage import Storage, shown
 from sdxl_ray.tiny import shipped
 
 #: Lowest versions that work; for these below, everything older also has a published vulnerability.
@@ -39,6 +39,8 @@ FLOORS = {
     "transformers": "5",
 }
 SECURITY_FLOORS = frozenset({"diffusers", "Pillow", "ray"})
+#: In place of the version of a package that is not there.
+MISSING = "missing"
 
 #: Run folders of the embedded base need megabytes; a full SDXL checkpoint with AdamW's state is about 31 GB.
 _FULL_CHECKPOINT_BYTES = 31 * 10**9
@@ -86,14 +88,19 @@ def packages(floors: Mapping[str, str] = FLOORS) -> Iterator[Finding]:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Finding(name, "missing", "broken", f"pip install '{name}>={floor}'")
-            continue
-        if _numbers(version) >= _numbers(floor):
-            yield Finding(name, version)
-        else:
-            unsafe = name in SECURITY_FLOORS
-            why = "older ones have known vulnerabilities" if unsafe else "older ones are not tested"
-            yield Finding(name, version, "unsafe" if unsafe else "broken", f"pip install '{name}>={floor}': {why}")
+            version = MISSING
+        yield package(name, version, floor)
+
+
+def package(name: str, version: str, floor: str) -> Finding:
+    """What there is to say about a version of a package, or about MISSING."""
+    if version == MISSING:
+        return Finding(name, version, "broken", f"pip install '{name}>={floor}'")
+    if _numbers(version) >= _numbers(floor):
+        return Finding(name, version)
+    unsafe = name in SECURITY_FLOORS
+    why = "older ones have known vulnerabilities" if unsafe else "older ones are not tested"
+    return Finding(name, version, "unsafe" if unsafe else "broken", f"pip install '{name}>={floor}': {why}")
 
 
 def ray_authentication(environment: Mapping[str, str]) -> Finding:
@@ -116,7 +123,7 @@ def store(storage: Storage) -> Finding:
     except UserError as error:
         what, _, fix = str(error).rpartition("; ")
         return Finding("storage", what, "broken", fix)
-    return Finding("storage", f"{storage.url} answers")
+    return Finding("storage", f"{shown(storage.url)} answers")
 
 
 def container_memory_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -1,139 +1,145 @@
-"""The fields of KubeRay's `ray.io/v1` objects, and of their pods, that `cluster/` uses; any other key is refused.
+"""KubeRay's `ray.io/v1` objects and network policies: every field's name; any other key is refused.
 
 Names, requiredness and limits are those of `ray-operator/apis/ray/v1/*_types.go` of KubeRay 1.7 and of Kubernetes' API
-reference (core/v1, networking.k8s.io/v1). The cluster itself would drop an unknown key without a word.
+reference (networking.k8s.io/v1; see `pods` for core/v1), but that a cluster must say who may use it. The cluster
+itself would drop an unknown key without a word.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from sdxl_ray.distributed.containers import (
+    Amounts,
+    ContainerSecurity,
+    Count,
+    EnvFrom,
+    EnvSource,
+    EnvVar,
+    Metadata,
+    Name,
+    ObjectName,
+    Open,
+    Port,
+    Pull,
+    Quantity,
+    Selector,
+    Strict,
+    VolumeMount,
+)
+from sdxl_ray.distributed.pods import PodTemplate
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.schema_errors import validated
-
-#: What Kubernetes takes for the name of an object, a label's value, and an amount.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
-LabelValue = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")]
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Count = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Metadata(Strict):
-    name: Name | None = None
-    labels: dict[str, LabelValue] = {}
-
-
-class SecretKey(Strict):
-    name: Name
-    key: str
-
-
-class EnvSource(Strict):
-    secretKeyRef: SecretKey
-
-
-class EnvVar(Strict):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    value: str | None = None
-    valueFrom: EnvSource | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> EnvVar:
-        if (self.value is None) == (self.valueFrom is None):
-            raise ValueError(f"variable {self.name}: give value or valueFrom")
-        return self
-
-
-class Amounts(Strict):
-    requests: dict[str, Quantity]
-    limits: dict[str, Quantity]
-
-
-class ContainerPort(Strict):
-    name: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,15}$")]
-    containerPort: Port
-
-
-class ContainerSecurity(Strict):
-    allowPrivilegeEscalation: bool
-
-
-class Container(Strict):
-    name: Name
-    image: str
-    resources: Amounts
-    env: list[EnvVar] = []
-    ports: list[ContainerPort] = []
-    securityContext: ContainerSecurity
-
-
-class PodSecurity(Strict):
-    runAsNonRoot: bool
-    runAsUser: Annotated[int, Field(ge=1)]
-
-
-class Toleration(Strict):
-    key: str
-    operator: Literal["Exists", "Equal"]
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
-
-
-class PodSpec(Strict):
-    serviceAccountName: Name
-    securityContext: PodSecurity
-    terminationGracePeriodSeconds: Count | None = None
-    tolerations: list[Toleration] = []
-    containers: Annotated[list[Container], Field(min_length=1)]
-
-
-class PodTemplate(Strict):
-    metadata: Metadata
-    spec: PodSpec
 
 
 class AuthOptions(Strict):
     mode: Literal["disabled", "token"]
-    secretName: Name
+    secretName: ObjectName | None = None
+    enableK8sTokenAuth: bool | None = None
 
 
 class AutoscalerOptions(Strict):
-    idleTimeoutSeconds: Count
+    idleTimeoutSeconds: Count | None = None
+    upscalingMode: Literal["Default", "Aggressive", "Conservative"] | None = None
+    version: Literal["v1", "v2"] | None = None
+    image: str | None = None
+    imagePullPolicy: Pull | None = None
+    command: list[str] = []
+    args: list[str] = []
+    resources: Amounts | None = None
+    env: list[EnvVar] = []
+    envFrom: list[EnvFrom] = []
+    volumeMounts: list[VolumeMount] = []
+    securityContext: ContainerSecurity | None = None
 
 
-class HeadGroup(Strict):
-    rayStartParams: dict[str, str]
+class Credential(Strict):
+    value: str | None = None
+    valueFrom: EnvSource | None = None
+
+
+class EmbeddedStorage(Strict):
+    claimName: ObjectName | None = None
+    size: Quantity | None = None
+    storageClassName: str | None = None
+    accessModes: list[str] = []
+    subPath: str | None = None
+    deletionPolicy: str | None = None
+
+
+class FaultTolerance(Strict):
+    backend: Literal["redis", "rocksdb"] | None = None
+    redisAddress: str | None = None
+    redisUsername: Credential | None = None
+    redisPassword: Credential | None = None
+    externalStorageNamespace: str | None = None
+    storage: EmbeddedStorage | None = None
+
+
+class Group(Strict):
+    """What the head and a group of workers both say."""
+
     template: PodTemplate
+    rayStartParams: dict[str, str] = {}
+    resources: dict[str, str] = {}
+    labels: dict[str, str] = {}
 
 
-class WorkerGroup(Strict):
+class HeadGroup(Group):
+    serviceType: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] | None = None
+    headService: Open = {}
+    enableIngress: bool | None = None
+    ingressOptions: Open = {}
+
+
+class ScaleStrategy(Strict):
+    workersToDelete: list[str] = []
+
+
+class WorkerGroup(Group):
     groupName: Name
-    replicas: Count
+    replicas: Count | None = None
     minReplicas: Count
     maxReplicas: Count
-    rayStartParams: dict[str, str]
-    template: PodTemplate
+    idleTimeoutSeconds: Count | None = None
+    numOfHosts: Annotated[int, Field(ge=1)] | None = None
+    priority: int | None = None
+    scaleStrategy: ScaleStrategy | None = None
+    suspend: bool | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> WorkerGroup:
-        if not self.minReplicas <= self.replicas <= self.maxReplicas:
+        wanted = self.minReplicas if self.replicas is None else self.replicas
+        if not self.minReplicas <= wanted <= self.maxReplicas:
             raise ValueError(f"group {self.groupName}: replicas must lie between minReplicas and maxReplicas")
         return self
 
 
+class TlsOptions(Strict):
+    enabled: bool | None = None
+
+
+class ClusterUpgrade(Strict):
+    type: Literal["Recreate", "None"] | None = None
+
+
 class ClusterSpec(Strict):
-    rayVersion: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
+    rayVersion: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] | None = None
     authOptions: AuthOptions
-    enableInTreeAutoscaling: bool
-    autoscalerOptions: AutoscalerOptions
+    enableInTreeAutoscaling: bool | None = None
+    autoscalerOptions: AutoscalerOptions | None = None
+    gcsFaultToleranceOptions: FaultTolerance | None = None
+    tlsOptions: TlsOptions | None = None
+    networkPolicy: Open = {}
+    historyServerOptions: Open = {}
+    headServiceAnnotations: dict[str, str] = {}
+    upgradeStrategy: ClusterUpgrade | None = None
+    managedBy: str | None = None
+    suspend: bool | None = None
     headGroupSpec: HeadGroup
-    workerGroupSpecs: Annotated[list[WorkerGroup], Field(min_length=1)]
+    workerGroupSpecs: list[WorkerGroup] = []
 
     @property
     def pods(self) -> list[PodTemplate]:
@@ -141,24 +147,55 @@ class ClusterSpec(Strict):
         return [self.headGroupSpec.template, *(group.template for group in self.workerGroupSpecs)]
 
 
+class SubmitterConfig(Strict):
+    backoffLimit: Count | None = None
+
+
 class JobSpec(Strict):
-    entrypoint: str
-    submissionMode: Literal["K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"]
-    runtimeEnvYAML: str
-    shutdownAfterJobFinishes: bool
-    ttlSecondsAfterFinished: Count
-    activeDeadlineSeconds: Annotated[int, Field(ge=1)]
-    backoffLimit: Count
-    rayClusterSpec: ClusterSpec
+    entrypoint: str | None = None
+    submissionMode: Literal["K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"] | None = None
+    submitterPodTemplate: PodTemplate | None = None
+    submitterConfig: SubmitterConfig | None = None
+    runtimeEnvYAML: str | None = None
+    metadata: dict[str, str] = {}
+    jobId: str | None = None
+    entrypointNumCpus: float | None = None
+    entrypointNumGpus: float | None = None
+    entrypointResources: str | None = None
+    shutdownAfterJobFinishes: bool | None = None
+    deletionStrategy: Open = {}
+    ttlSecondsAfterFinished: Count | None = None
+    activeDeadlineSeconds: Annotated[int, Field(ge=1)] | None = None
+    preRunningDeadlineSeconds: Annotated[int, Field(ge=1)] | None = None
+    backoffLimit: Count | None = None
+    managedBy: str | None = None
+    suspend: bool | None = None
+    clusterSelector: dict[str, str] = {}
+    rayClusterSpec: ClusterSpec | None = None
+
+
+class UpgradeOptions(Strict):
+    gatewayClassName: str
+    stepSizePercent: Count
+    intervalSeconds: Count
+    maxSurgePercent: Count | None = None
 
 
 class Upgrade(Strict):
-    type: Literal["NewCluster", "NewClusterWithIncrementalUpgrade", "None"]
+    type: Literal["NewCluster", "NewClusterWithIncrementalUpgrade", "None"] | None = None
+    clusterUpgradeOptions: UpgradeOptions | None = None
 
 
 class ServiceSpec(Strict):
-    serveConfigV2: str
-    upgradeStrategy: Upgrade
+    serveConfigV2: str | None = None
+    upgradeStrategy: Upgrade | None = None
+    serveService: Open = {}
+    excludeHeadPodFromServeSvc: bool | None = None
+    rayClusterDeletionDelaySeconds: Count | None = None
+    serviceUnhealthySecondThreshold: Count | None = None
+    deploymentUnhealthySecondThreshold: Count | None = None
+    managedBy: str | None = None
+    suspend: bool | None = None
     rayClusterConfig: ClusterSpec
 
 
@@ -167,6 +204,7 @@ class RayCluster(Strict):
     kind: Literal["RayCluster"]
     metadata: Metadata
     spec: ClusterSpec
+    status: Any = None  # where the file was read from a cluster, which wrote it
 
 
 class RayJob(Strict):
@@ -174,6 +212,7 @@ class RayJob(Strict):
     kind: Literal["RayJob"]
     metadata: Metadata
     spec: JobSpec
+    status: Any = None
 
 
 class RayService(Strict):
@@ -181,31 +220,41 @@ class RayService(Strict):
     kind: Literal["RayService"]
     metadata: Metadata
     spec: ServiceSpec
+    status: Any = None
 
 
-class Selector(Strict):
-    matchLabels: dict[str, LabelValue] = {}
+class Block(Strict):
+    cidr: str
+    except_: Annotated[list[str], Field(alias="except")] = []
 
 
 class Peer(Strict):
     podSelector: Selector | None = None
     namespaceSelector: Selector | None = None
+    ipBlock: Block | None = None
 
 
 class PolicyPort(Strict):
-    protocol: Literal["TCP", "UDP", "SCTP"]
-    port: Port
+    protocol: Literal["TCP", "UDP", "SCTP"] | None = None
+    port: Any = None  # a number or a name
+    endPort: Port | None = None
 
 
 class Ingress(Strict):
-    from_: Annotated[list[Peer], Field(alias="from", min_length=1)]
+    from_: Annotated[list[Peer], Field(alias="from")] = []
+    ports: list[PolicyPort] = []
+
+
+class Egress(Strict):
+    to: list[Peer] = []
     ports: list[PolicyPort] = []
 
 
 class PolicySpec(Strict):
     podSelector: Selector
-    policyTypes: list[Literal["Ingress", "Egress"]]
-    ingress: list[Ingress]
+    policyTypes: list[Literal["Ingress", "Egress"]] = []
+    ingress: list[Ingress] = []
+    egress: list[Egress] = []
 
 
 class NetworkPolicy(Strict):

@@ -39,14 +39,6 @@ def unshared(value: Any) -> Any:
     return [unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
-def require_runtime_env(plain: dict[str, Any]) -> None:
-    """Fail unless Ray knows every key."""
-    from ray.runtime_env import RuntimeEnv
-
-    assert set(plain) <= RuntimeEnv.known_fields
-    RuntimeEnv(**plain)
-
-
 def version_of_image(image: str) -> str:
     """`2.60.0` of `rayproject/ray:2.60.0-py311-gpu`."""
     found = re.fullmatch(r"rayproject/ray:(\d+\.\d+\.\d+)-py311-gpu", image)

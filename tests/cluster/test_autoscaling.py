@@ -81,6 +81,12 @@ def test_gpus_that_are_not_there_yet_are_waited_for_where_an_autoscaler_adds_nod
             assert (none, one) == (0, 1)
             shutil.copy(file, tmp_path / "ray_bootstrap_config.yaml")  # as `ray up` leaves it on the head
             assert _asked(running, tmp_path) == {"grows": True, "declared": True, "gpus": [1, 0, 1]}
+            words = ("--json", "--address", running.address, "--storage", str(tmp_path / "runs"))
+            doctor = running.run(Path(sys.executable).name, "-m", "sdxl_ray", "doctor", *words, HOME=str(tmp_path))
+            told = json.loads(doctor.stdout)
+            (added,) = [one["value"] for one in told["findings"] if one["name"] == "autoscaler"]
+            assert added.endswith("1 node with 1 CPUs, 4 nodes with 1 CPUs and 1 GPUs")
+            assert "the autoscaler may add GPUs" in told["can_train"][-1]
     finally:
         shutil.rmtree(temp, ignore_errors=True)
 

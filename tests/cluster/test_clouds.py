@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from sdxl_ray.distributed.clouds import READ_OF_CLOUD, READ_OF_PROVIDER, require_known
 from sdxl_ray.distributed.clusterfiles import launcher
 from sdxl_ray.errors import UserError
-from tests.cluster.files import CLOUDS, plain, text, torch_range
+from tests.cluster.files import CLOUDS, FOLDER, plain, text, torch_range
+from tests.conftest import Here
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -35,48 +39,82 @@ def test_an_unknown_key_of_a_cluster_file_is_refused(name: str, at: tuple[str, .
     assert "\n" not in str(refused.value)
 
 
-def test_the_machines_of_aws_are_what_ec2_takes() -> None:
-    """Ray passes node_config on as it is; botocore's own model of RunInstances knows every key of it."""
-    import botocore.session
-    from botocore.validate import ParamValidator
-
-    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
-    for kind in plain("aws")["available_node_types"].values():
-        assert not ParamValidator().validate({**kind["node_config"], "MinCount": 1, "MaxCount": 1}, shape).has_errors()
-    spoilt = {**kind["node_config"], "InstanceKind": "g6e.2xlarge", "MinCount": 1, "MaxCount": 1}
-    assert "InstanceKind" in ParamValidator().validate(spoilt, shape).generate_report()
-    market = [
-        kind["node_config"].get("InstanceMarketOptions") for kind in plain("aws")["available_node_types"].values()
-    ]
-    assert market == [None, {"MarketType": "spot"}]
-
-
-def test_the_machines_of_azure_are_what_rays_template_takes() -> None:
-    import json
-
-    import ray.autoscaler._private._azure as azure
-
-    template = json.loads((Path(azure.__file__).parent / "azure-vm-template.json").read_text())
-    kinds = [kind["node_config"] for kind in plain("azure")["available_node_types"].values()]
-    for kind in kinds:
-        assert set(kind) == {"azure_arm_parameters"}
-        assert set(kind["azure_arm_parameters"]) <= set(template["parameters"])
-    assert [kind["azure_arm_parameters"].get("priority") for kind in kinds] == [None, "Spot"]
+@pytest.mark.parametrize("name", CLOUDS)
+def test_the_machines_are_what_the_cloud_takes(name: str) -> None:
+    config = launcher(plain(name), name)
+    assert require_known(config, name) == [f"values that only {name} knows: machines, images, quotas, rights"]
+    key, spot = {
+        "aws": ("InstanceMarketOptions", {"MarketType": "spot"}),
+        "azure": ("priority", "Spot"),
+        "gcp": (
+            "scheduling",
+            [{"provisioningModel": "SPOT", "instanceTerminationAction": "DELETE", "onHostMaintenance": "TERMINATE"}],
+        ),
+    }[name]
+    kinds = [kind["node_config"] for kind in config["available_node_types"].values()]
+    assert [kind.get("azure_arm_parameters", kind).get(key) for kind in kinds] == [None, spot]
 
 
-def test_the_machines_of_google_are_what_compute_engine_takes() -> None:
-    """The keys of `instances.insert` (Compute Engine API v1) that we use; others would be refused by the API."""
-    known = {"machineType", "disks", "metadata", "scheduling", "serviceAccounts"}
-    kinds = [kind["node_config"] for kind in plain("gcp")["available_node_types"].values()]
-    for kind in kinds:
-        assert set(kind) <= known
-        for disk in kind["disks"]:
-            assert set(disk) == {"boot", "autoDelete", "type", "initializeParams"}
-            assert set(disk["initializeParams"]) == {"diskSizeGb", "sourceImage"}
-    assert [kind.get("scheduling") for kind in kinds] == [
-        None,
-        [{"provisioningModel": "SPOT", "instanceTerminationAction": "DELETE", "onHostMaintenance": "TERMINATE"}],
-    ]
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "said"),
+    [
+        ("aws", "region:", "regoin:", "no setting 'provider.regoin': did you mean 'region'?"),
+        ("aws", "InstanceMarketOptions:", "InstanceMarketOption:", "did you mean 'InstanceMarketOptions'?"),
+        ("aws", "VolumeSize:", "VolumSize:", "node_config.BlockDeviceMappings.0.Ebs.VolumSize': did you mean"),
+        ("aws", "VolumeSize: 150", "VolumeSize: large", "Ebs.VolumeSize, value: large"),
+        ("azure", "resource_group:", "resource_grop:", "'provider.resource_grop': did you mean 'resource_group'?"),
+        ("azure", "vmSize:", "vmSze:", "azure_arm_parameters.vmSze': did you mean 'vmSize'?"),
+        ("azure", "azure_arm_parameters:", "arm_parameters:", "did you mean 'azure_arm_parameters'?"),
+        ("gcp", "project_id:", "project:", "'provider.project': did you mean 'project_id'?"),
+        ("gcp", "machineType:", "machinetype:", "node_config.machinetype': did you mean 'machineType'?"),
+        ("gcp", "diskSizeGb:", "diskSizeGB:", "disks.0.initializeParams.diskSizeGB': did you mean 'diskSizeGb'?"),
+    ],
+)
+def test_a_misspelt_key_for_the_cloud_is_refused(
+    here: Here, tmp_path: Path, name: str, right: str, wrong: str, said: str
+) -> None:
+    assert right in text(name)
+    spoilt = tmp_path / f"{name}.yaml"
+    spoilt.write_text(text(name).replace(right, wrong))
+    code, out, err = here("doctor", "--file", str(spoilt))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {spoilt}: ") and said in err
+
+
+def test_keys_that_ray_reads_and_its_schema_does_not_name_are_taken() -> None:
+    """As its code of each cloud has them, so that a newer Ray which reads others is seen here."""
+    import ray.autoscaler
+
+    code = Path(ray.autoscaler.__file__).parent / "_private"
+    read = {name: "".join(file.read_text() for file in folder.glob("*.py")) for name, folder in _folders(code).items()}
+    for name in CLOUDS:
+        for key in READ_OF_CLOUD[name] | READ_OF_PROVIDER:
+            assert f'"{key}"' in read[name] or f'"{key}"' in read["any"], key
+    aws = plain("aws")
+    aws["provider"] |= {"key_pair": {"key_name": "mine"}, "use_external_head_ip": True}
+    aws["available_node_types"]["head"]["node_config"]["SubnetIds"] = ["subnet-1"]
+    assert len(require_known(launcher(aws, "aws"), "aws")) == 1
+
+
+def _folders(code: Path) -> dict[str, Path]:
+    return {"any": code, "aws": code / "aws", "azure": code / "_azure", "gcp": code / "gcp"}
+
+
+def test_what_cannot_be_checked_here_is_said(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "botocore", None)
+    monkeypatch.setitem(sys.modules, "botocore.session", None)
+    file = str(FOLDER / "aws.yaml")
+    code, out, err = here("doctor", "--json", "--file", file)
+    assert (code, err) == (0, "")
+    assert json.loads(out)[file]["not_checked"][0] == "node_config (pip install botocore)"
+    local = tmp_path / "local.yaml"
+    local.write_text("cluster_name: mine\nprovider: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2]}\n")
+    code, out, err = here("doctor", "--file", str(local))
+    assert (code, out) == (0, f"{local}: cluster mine (not checked: provider and node_config of 'local')\n")
+    unknown = tmp_path / "unknown.yaml"
+    unknown.write_text("cluster_name: mine\nprovider: {type: awss}\n")
+    code, out, err = here("doctor", "--file", str(unknown))
+    assert (code, err) == (2, f"error: {unknown}: Unsupported node provider: awss\n")
 
 
 @pytest.mark.parametrize("name", CLOUDS)

@@ -13,26 +13,104 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.distributed.clusterdoctor import Answer, authentication, dashboard, versions
+from sdxl_ray.distributed import clusterdoctor
+from sdxl_ray.distributed.clusterdoctor import (
+    Answer,
+    Examined,
+    about_this_node,
+    authentication,
+    autoscaler,
+    dashboard,
+    least_memory,
+    versions,
+)
+from sdxl_ray.distributed.nodes import Node
+from sdxl_ray.distributed.room import Kind, Room
 from sdxl_ray.plan.driver import Gpu
-from tests.conftest import Cli
+from tests.conftest import Cli, Here
 from tests.nodes import Cluster
 
 
 def _answer(auth: str = "token", **changed: str) -> Answer:
     names = ("python", "ray", "torch", "deepspeed", "diffusers", "transformers", "peft")
-    return Answer(dict.fromkeys(names, "1.0") | changed, (Gpu("NVIDIA L4", 23034),), 2**34, auth)
+    names += ("accelerate", "Pillow", "pyarrow")
+    return Answer(dict.fromkeys(names, "99.0") | changed, (Gpu("NVIDIA L4", 23034),), 2**34, auth)
 
 
 def test_nodes_that_differ_are_named_with_the_fix() -> None:
-    told = {"10.0.0.1": _answer(), "10.0.0.2": _answer(torch="2.0", ray="3"), "10.0.0.3": _answer()}
-    ray, torch = versions(told)
+    told = {"10.0.0.1": _answer(), "10.0.0.2": _answer(torch="98.0", ray="100"), "10.0.0.3": _answer()}
+    ray, torch, same = versions(told)
     assert (torch.name, torch.state) == ("torch versions", "broken")
-    assert torch.value == "1.0 on 10.0.0.1, 10.0.0.3; 2.0 on 10.0.0.2"
-    assert ray.value == "1.0 on 10.0.0.1, 10.0.0.3; 3 on 10.0.0.2"
+    assert torch.value == "98.0 on 10.0.0.2; 99.0 on 10.0.0.1, 10.0.0.3"
+    assert ray.value == "100 on 10.0.0.2; 99.0 on 10.0.0.1, 10.0.0.3"
     assert "on every node" in torch.fix
+    assert same.value.startswith("the same on every node: python 99.0, deepspeed 99.0, ")
     (same,) = versions({"10.0.0.1": _answer(), "10.0.0.3": _answer()})
-    assert same.state == "ok" and "torch 1.0" in same.value
+    assert same.state == "ok" and "torch 99.0" in same.value
+
+
+def test_nodes_that_agree_on_what_does_not_work_are_told_the_lowest_version_that_does() -> None:
+    alike = _answer(torch="missing", ray="2.10", accelerate="1.0")
+    ray, torch, accelerate, same = versions({"10.0.0.1": alike, "10.0.0.2": alike})
+    assert (ray.name, ray.value, ray.state) == ("ray", "2.10 on every node", "unsafe")
+    assert (torch.name, torch.value, torch.state) == ("torch", "missing on every node", "broken")
+    assert (accelerate.value, accelerate.state) == ("1.0 on every node", "broken")
+    assert "pip install 'ray>=2.60'" in ray.fix and "pip install 'torch>=2.11'" in torch.fix
+    assert same.state == "ok" and "torch" not in same.value and "ray" not in same.value
+    one, differing = (found for found in versions({"a": _answer(), "b": _answer(ray="2.10")}) if "ray" in found.name)
+    assert (one.value, one.state) == ("2.10 on b", "unsafe") and differing.name == "ray versions"
+
+
+def test_memory_is_that_of_the_nodes(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the machine that asks."""
+    apart = [Node(str(number), f"10.0.0.{number}", False, {}) for number in range(3)]
+    assert least_memory(dict.fromkeys(apart, _answer())) == 2**34
+    together = [Node(str(number), "10.0.0.1", False, {}) for number in range(2)]
+    assert least_memory(dict.fromkeys([*together, apart[2]], _answer())) == 2**33
+    monkeypatch.setattr(clusterdoctor, "container_memory_bytes", lambda: 2**20)
+    assert about_this_node().memory_bytes == 2**20
+
+    def can_train(memory_bytes: int, answered: int = 2, more_gpus: bool = False) -> list[str]:
+        found = Examined([clusterdoctor.dashboard("127.0.0.1")], [], answered, memory_bytes, more_gpus)
+        monkeypatch.setattr(clusterdoctor, "examine_cluster", lambda address, storage: found)
+        told: list[str] = json.loads(here("doctor", "--json", "--address", "10.0.0.1:6379")[1])["can_train"]
+        return told
+
+    assert "can train    lora (2 workers on cpu)" in can_train(2**45)
+    assert all(line.startswith("cannot train ") for line in can_train(2**20))
+    assert "autoscaler may add GPUs" in can_train(2**45, more_gpus=True)[-1]
+    assert can_train(0, answered=0) == ["what can be trained is not known: no node said what it has"]
+
+
+def test_what_an_autoscaler_may_add_is_said() -> None:
+    head, worker = Kind({"CPU": 8}, 1), Kind({"CPU": 8, "GPU": 1}, 8)
+    assert list(autoscaler(Room((head,)))) == []
+    (found,) = autoscaler(Room((head,), True, (head, worker)))
+    assert found.value == "the cluster may grow to 1 node with 8 CPUs, 8 nodes with 8 CPUs and 1 GPUs"
+    assert found.state == "note" and "sdxl-ray plan" in found.fix
+    (there,) = autoscaler(Room((head, Kind(worker.offers, 1)), True, (head, worker)))
+    assert there.state == "ok"
+    (endless,) = autoscaler(Room((head,), True, (Kind({"CPU": 2}, None),)))
+    assert endless.value.endswith("any number of nodes with 2 CPUs")
+    (unknown,) = autoscaler(Room((head,), True, None))
+    assert unknown.state == "note" and "resources.gpus_per_worker=1" in unknown.fix
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
+def test_an_address_in_front_of_a_cluster_is_refused_at_once(here: Here, address: str) -> None:
+    code, out, err = here("doctor", "--address", address)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: address {address!r} is not that of a Ray cluster") and "give HOST:6379" in err
+
+
+def test_the_secrets_of_a_storage_are_not_shown() -> None:
+    from sdxl_ray.storage import Storage
+
+    storage = Storage.of("memory://user:secret@x/y")
+    node = Node("1", "10.0.0.1", True, {})
+    for blind in ([], [node]):
+        found = clusterdoctor._storage(storage, [node], blind)
+        assert found.value.startswith("memory://x/y: ") and "secret" not in found.value + found.fix
 
 
 def test_a_node_without_a_token_is_unsafe() -> None:
@@ -98,6 +176,7 @@ def test_the_doctor_looks_at_every_node(two_nodes: Cluster, tmp_path: Path) -> N
     assert found["dashboard"]["value"] == "on loopback only"
     assert told["state"] == "ok"
     assert "can train    tiny_lora (2 workers on cpu)" in told["can_train"]
+    assert "autoscaler" not in found
     assert list(tmp_path.iterdir()) == []
 
 

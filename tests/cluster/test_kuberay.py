@@ -11,9 +11,11 @@ import yaml
 
 from sdxl_ray.config import load, override, parse_assignments
 from sdxl_ray.distributed import kuberay
+from sdxl_ray.distributed.clusterfiles import environment
+from sdxl_ray.distributed.containers import unread
 from sdxl_ray.errors import UserError
 from sdxl_ray.space import divide, load_space
-from tests.cluster.files import KUBERAY, objects, plain, require_runtime_env, text, unshared
+from tests.cluster.files import KUBERAY, objects, plain, text, unshared
 
 
 @pytest.mark.parametrize("name", KUBERAY)
@@ -26,8 +28,106 @@ def test_an_unknown_key_of_a_kuberay_file_is_refused(name: str) -> None:
         with pytest.raises(UserError, match=r"^file: .*replcias") as refused:
             kuberay.parse(spoilt, "file")
         assert "\n" not in str(refused.value)
+        assert not str(refused.value).endswith("choose from ")
         places += 1
     assert places >= 7
+
+
+def test_a_misspelt_key_inside_a_list_is_told_its_nearest_name() -> None:
+    for name, path, wrong, right in (
+        ("kuberay-cluster", ("spec", "workerGroupSpecs", 0), "replcias", "replicas"),
+        ("kuberay-network", ("spec", "ingress", 1, "from", 0), "podSelecter", "podSelector"),
+    ):
+        spoilt = place = unshared(plain(name))
+        for key in path:
+            place = place[key]
+        place[wrong] = place.pop(right)
+        at = ".".join(str(key) for key in (*path, wrong))
+        with pytest.raises(UserError) as refused:
+            kuberay.parse(spoilt, "file")
+        assert str(refused.value) == f"file: no setting {at!r}: did you mean {right!r}?"
+
+
+#: Of a pod that mounts, chooses its machine and is looked after; our own files need none of it.
+POD = """
+nodeSelector: {cloud.google.com/gke-accelerator: nvidia-l4}
+priorityClassName: training
+imagePullSecrets: [{name: registry}]
+affinity:
+  nodeAffinity:
+    requiredDuringSchedulingIgnoredDuringExecution:
+      nodeSelectorTerms: [{matchExpressions: [{key: gpu, operator: Exists}]}]
+topologySpreadConstraints:
+  - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway}
+securityContext: {fsGroup: 100, seccompProfile: {type: RuntimeDefault}}
+volumes:
+  - {name: shm, emptyDir: {medium: Memory, sizeLimit: 8Gi}}
+  - {name: runs, persistentVolumeClaim: {claimName: runs}}
+  - {name: keys, secret: {secretName: my.keys, items: [{key: a, path: b}]}}
+initContainers:
+  - {name: wait, image: busybox, command: [sleep, "1"]}
+containers:
+  - name: ray-worker
+    image: ray
+    imagePullPolicy: IfNotPresent
+    resources: {limits: {cpu: 4, memory: 16Gi}}
+    envFrom: [{secretRef: {name: keys}}]
+    env:
+      - {name: MY_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+    volumeMounts: [{name: shm, mountPath: /dev/shm, readOnly: false}]
+    livenessProbe: {exec: {command: ["true"]}, periodSeconds: 5}
+    lifecycle: {preStop: {exec: {command: [ray, stop]}}}
+    securityContext: {capabilities: {drop: [ALL]}, readOnlyRootFilesystem: true}
+"""
+
+
+def _with_pod(changed: str = POD) -> dict[str, Any]:
+    cluster: dict[str, Any] = unshared(plain("kuberay-cluster"))
+    cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"] = yaml.safe_load(changed)
+    return cluster
+
+
+def test_a_pod_may_say_what_kubernetes_takes() -> None:
+    (cluster,) = kuberay.parse(_with_pod(), "file")
+    terms = "spec.workerGroupSpecs.0.template.spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution"
+    assert list(unread(cluster)) == [terms]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("nodeSelector", "nodeSelecter"),
+        ("volumes", "volums"),
+        ("sizeLimit", "sizeLimits"),
+        ("claimName", "claimNam"),
+        ("volumeMounts", "volumeMount"),
+        ("mountPath", "montPath"),
+        ("envFrom", "envform"),
+        ("livenessProbe", "livenesProbe"),
+        ("periodSeconds", "periodSecond"),
+        ("preStop", "prestop"),
+        ("nodeAffinity", "nodeAfinity"),
+        ("maxSkew", "maxskew"),
+    ],
+)
+def test_a_misspelt_key_of_a_pod_is_told_its_nearest_name(right: str, wrong: str) -> None:
+    spoilt = _with_pod(POD.replace(f"{right}:", f"{wrong}:"))
+    with pytest.raises(UserError, match=rf"^file: no setting '.*\.{wrong}': did you mean '{right}'\?$"):
+        kuberay.parse(spoilt, "file")
+
+
+def test_a_cluster_that_does_not_say_who_may_use_it_is_refused() -> None:
+    cluster = plain("kuberay-cluster")
+    del cluster["spec"]["authOptions"]
+    with pytest.raises(UserError, match=r"spec\.authOptions: field required"):
+        kuberay.parse(cluster, "file")
+
+
+def test_a_job_for_a_cluster_that_is_there_needs_none_of_its_own() -> None:
+    job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "one"}}
+    spec = {"entrypoint": "python -m sdxl_ray doctor", "clusterSelector": {"ray.io/cluster": "sdxl-ray"}}
+    (parsed,) = kuberay.parse({**job, "spec": spec}, "file")
+    assert kuberay.cluster_of(parsed) is None
 
 
 def _spoilt(plain: Any) -> Iterator[tuple[Any, tuple[str | int, ...]]]:
@@ -99,7 +199,7 @@ def test_jobs_run_the_same_commands() -> None:
         assert words[:4] == ["python", "-m", "sdxl_ray", name]
         assert words[words.index("--address") + 1] == "auto"
         assert job.runtimeEnvYAML == jobs["train"].runtimeEnvYAML
-        require_runtime_env(yaml.safe_load(job.runtimeEnvYAML))
+        environment(yaml.safe_load(job.runtimeEnvYAML), name)
         if name == "train":
             override(load(words[4]), parse_assignments([word for word in words if "=" in word])).require_complete()
         settings = parse_assignments([word for word in words if "=" in word])

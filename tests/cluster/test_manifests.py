@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from sdxl_ray.distributed import kuberay
+from sdxl_ray.distributed.clusterfiles import environment
 from sdxl_ray.errors import UserError
 from tests.cluster.files import (
     CLOUDS,
@@ -17,7 +18,6 @@ from tests.cluster.files import (
     OTHERS,
     objects,
     plain,
-    require_runtime_env,
     text,
     torch_range,
     unshared,
@@ -65,7 +65,7 @@ def test_a_serve_file_is_what_serve_and_our_builder_read(name: str) -> None:
 
 def test_the_runtime_environment_is_what_ray_reads() -> None:
     settings = plain("runtime_env")
-    require_runtime_env(settings)
+    environment(settings, "runtime_env")
     assert {".git", ".venv", "runs"} <= set(settings["excludes"])
     assert "RAY_AUTH_TOKEN" not in settings["env_vars"]
     jobs = next(found for found in objects() if found.kind == "RayJob")
@@ -105,18 +105,27 @@ def test_choices_are_explained(name: str) -> None:
 
 
 def test_the_doctor_checks_a_file_before_it_is_sent(here: Here, tmp_path: Path) -> None:
-    files = [str(FOLDER / f"{name}.yaml") for name in (*CLOUDS, *KUBERAY, "serve")]
+    files = [str(FOLDER / f"{name}.yaml") for name in (*CLOUDS, *KUBERAY, *OTHERS)]
     code, out, err = here("doctor", *[word for path in files for word in ("--file", path)])
     assert (code, err) == (0, "")
     assert len(out.splitlines()) == len(files)
     assert "RayJob sdxl-ray-train, RayJob sdxl-ray-tune, RayJob sdxl-ray-compare" in out
     assert "application sdxl-ray, RayService sdxl-ray" in out
+    pod = tmp_path / "pod.yaml"
+    pod.write_text(text("kuberay-cluster").replace("tolerations:", "os: {name: linux}\n          tolerations:"))
+    assert (
+        "what is inside spec.workerGroupSpecs.0.template.spec.os of sdxl-ray" in here("doctor", "--file", str(pod))[1]
+    )
     for name, right, wrong, said in (
         ("aws", "idle_timeout_minutes:", "idle_timeout_minuts:", "'idle_timeout_minuts': did you mean 'idle_timeout_m"),
         ("kuberay-jobs", "submissionMode:", "submisionMode:", "'spec.submisionMode': did you mean 'submissionMode'"),
         ("kuberay-cluster", "kind: RayCluster", "kind: RayCuster", "no kind 'RayCuster': did you mean 'RayCluster'"),
         ("serve", "import_path:", "import_pat:", "import_pat"),
-        ("runtime_env", "", "", "is none of Ray's files"),
+        ("runtime_env", "excludes:", "exclude:", "no setting 'exclude': did you mean 'excludes'"),
+        ("runtime_env", 'OMP_NUM_THREADS: "1"', "OMP_NUM_THREADS: 1", "runtime_env['env_vars'] must be of type"),
+        ("runtime_env", "env_vars:", "config: {eager_instal: true}\nenv_vars:", "did you mean 'eager_install'"),
+        ("runtime_env", text("runtime_env"), "nothing: of it", "is none of Ray's files"),
+        ("kuberay-jobs", "env_vars:", "env_vras:", "sdxl-ray-train: no setting 'env_vras': did you mean 'env_vars'"),
     ):
         spoilt = tmp_path / f"{name}.yaml"
         spoilt.write_text(text(name).replace(right, wrong))
