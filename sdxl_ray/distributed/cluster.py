@@ -12,12 +12,13 @@ from pathlib import Path
 import ray
 
 from sdxl_ray.config import Recipe
+from sdxl_ray.distributed.exported import exported
 from sdxl_ray.distributed.room import Room
 from sdxl_ray.errors import UserError
 
 #: A cluster that has not answered by then is none.
 _ANSWER_WITHIN_S = 10
-_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+_UNWATCHED = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @contextmanager
@@ -76,18 +77,9 @@ def _told_to_its_processes() -> Iterator[None]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
-    told[_WATCHER] = os.environ.get(_WATCHER, "0")
-    before = {name: os.environ.get(name) for name in told}
-    os.environ |= told
-    try:
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    with exported({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": address}), exported(_UNWATCHED, unless_set=True):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def require_answer(address: str) -> None:

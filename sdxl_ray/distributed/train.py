@@ -7,7 +7,6 @@ The same call goes on with a run that was killed: its folder is found by name an
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +29,9 @@ OnRow = Callable[[dict[str, Any]], None]
 #: Seconds between Ray Train's looks at its workers, unless the user says otherwise; its own are 2. `train.report` waits
 #: for one while the report before is not fetched yet, and an evaluation with a checkpoint makes three.
 POLL = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
+#: And until an elastic run asks for fewer workers, where what it knew of the cluster was of before a node went; its own
+#: are 60. Ray counts what is there: nothing has to be waited for.
+ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,9 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from sdxl_ray.distributed.exported import exported
     from sdxl_ray.distributed.mailbox import buried, delivered, open_mailbox
 
-    for setting, value in POLL.items():
-        os.environ.setdefault(setting, value)
     least, most = recipe.parallel.workers
     mailbox, name = open_mailbox(), run.folder.relative_to(storage.root).as_posix()
     config = {
@@ -152,7 +153,8 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
         ),
     )
     on_row({"kind": "phase", "name": f"starting {most} worker{'s' if most > 1 else ''}", "done": 0, "total": 0})
-    with delivered(mailbox, on_row):
+    settings = POLL if least == most else {**POLL, **ELASTIC}
+    with delivered(mailbox, on_row), exported(settings, unless_set=True):
         try:
             trainer.fit()
         except TrainingFailedError as error:

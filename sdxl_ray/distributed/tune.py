@@ -11,10 +11,8 @@ wait for workers, which may be anywhere.
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from sdxl_ray.core.runlock import locked
 from sdxl_ray.distributed.chronicle import Chronicle
 from sdxl_ray.distributed.cluster import connected, gpus_per_worker
 from sdxl_ray.distributed.environment import environment
+from sdxl_ray.distributed.exported import exported
 from sdxl_ray.distributed.finale import conclude
 from sdxl_ray.distributed.holdout import SAME_PHOTOS, final_photos, final_prompts, judged, scored
 from sdxl_ray.distributed.nodes import require_shared
@@ -276,23 +275,10 @@ def _run(
         )
         on_row({"kind": "phase", "name": "searching", "done": len(trials), "total": space.budget.trials or 0})
         try:
-            with _environment():
+            with exported(_ENVIRONMENT):
                 tuner.fit()
         finally:
             chronicle.close()
     if budget.spent:
         taken = f"{len(trials)} trials, {steps_taken(trials)} steps"
         on_row({"kind": "note", "text": f"{budget.spent} holds no other trial: {taken}"})
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value

@@ -11,6 +11,7 @@ import pytest
 from sdxl_ray.config import Recipe
 from sdxl_ray.core.local import run_local
 from sdxl_ray.core.runfolder import RunFolder, open_run, scan_pictures
+from sdxl_ray.distributed.exported import exported
 from sdxl_ray.distributed.train import POLL
 from sdxl_ray.records import read
 from tests.distributed.conftest import examples, final_state, losses, quick
@@ -74,9 +75,7 @@ def _train(cuts: dict[str, Recipe], storage: Path) -> dict[str, RunFolder]:
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="cuts", storage_path=str(storage / "ray")),
     )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in POLL.items():
-            patch.setenv(name, value)
+    with exported(POLL):
         trainer.fit()
     return folders
 
