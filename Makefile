@@ -27,12 +27,15 @@ help:
 
 install: $(STAMP)
 
+# Modules are compiled when they are first imported: most of 26,000 never are, and pip takes over a minute for them.
+PIP = $(BIN)/pip install --no-compile
+
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or give PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv || { echo "make: no venv; on Debian: apt-get install python3-venv"; exit 1; }
-	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/pip install "$$($(TORCH))"
-	$(BIN)/pip install --editable '.[dev]'
+	$(PIP) --quiet --upgrade pip setuptools wheel
+	$(PIP) "$$($(TORCH))"
+	$(PIP) --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)

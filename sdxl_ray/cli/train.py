@@ -22,6 +22,7 @@ from sdxl_ray.cli.devices import Gpu, GpuMemory, cpu_here, elsewhere, gpu_here, 
 
 if TYPE_CHECKING:
     from sdxl_ray.config import Recipe
+    from sdxl_ray.plan import Device
     from sdxl_ray.sections import Base
 
 EXAMPLES = (
@@ -79,14 +80,19 @@ def require_local_base(base: Base) -> None:
 
 
 def require_fit(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remote: bool) -> None:
-    """Raise DoesNotFit before anything starts; the devices of another machine are known only when they are named."""
+    """Raise DoesNotFit before anything starts, where it is known what the recipe would run on."""
     from sdxl_ray.plan import Plan
 
+    device = planned_for(recipe, gpu, gpu_memory, remote=remote)
+    if device is not None:
+        Plan.of(recipe, device).check()
+
+
+def planned_for(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remote: bool) -> Device | None:
+    """The device to plan for; None, which is said, for another machine whose devices nobody has named."""
     device = named(gpu, gpu_memory)
     if device is None and remote:
         typer.echo("memory is not checked: name the cluster's GPUs with --gpu or --gpu-memory", err=True)
-        return
-    if device is None:
-        without_gpu = recipe.resources.gpus_per_worker == 0
-        device = (None if without_gpu else gpu_here()) or cpu_here(recipe)
-    Plan.of(recipe, device).check()
+        return None
+    without_gpu = recipe.resources.gpus_per_worker == 0
+    return device or (None if without_gpu else gpu_here()) or cpu_here(recipe)

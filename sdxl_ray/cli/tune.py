@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, StorageAt, libraries_on_stderr, print_json
 from sdxl_ray.cli.devices import Gpu, GpuMemory, elsewhere
-from sdxl_ray.cli.train import require_fit, require_local_base
+from sdxl_ray.cli.train import planned_for, require_local_base
+
+if TYPE_CHECKING:
+    from sdxl_ray.config import Recipe
+    from sdxl_ray.plan import Device
+    from sdxl_ray.space import Space
 
 EXAMPLES = (
     "sdxl-ray tune tiny_lora",
@@ -44,6 +49,7 @@ def run(
     """Search a recipe's settings by held-out quality."""
     from sdxl_ray.config import parse_assignments
     from sdxl_ray.errors import UserError
+    from sdxl_ray.plan import Plan
     from sdxl_ray.space import Space, divide, load_space, names
 
     if schema:
@@ -58,7 +64,10 @@ def run(
     wanted.check(recipe)
     require_local_base(recipe.base)
     if plan_check:
-        require_fit(recipe, gpu, gpu_memory, remote=elsewhere(address))
+        device = planned_for(recipe, gpu, gpu_memory, remote=elsewhere(address))
+        if device is not None:
+            Plan.of(recipe, device).check()
+            _say_what_is_too_large(wanted, recipe, device)
 
     from sdxl_ray.display.trials import TrialsProgress, trials_table
 
@@ -80,3 +89,16 @@ def run(
     typer.echo(f"\n{result.verdict.sentence}\n")
     typer.echo(f"search    {result.kept_at}\nrecipe    {result.best}\nreport    {result.report.html}")
     typer.echo(f"next      sdxl-ray train {result.best}")
+
+
+def _say_what_is_too_large(space: Space, recipe: Recipe, device: Device) -> None:
+    """A trial without room fails and is recorded, but costs its time: better not to propose it."""
+    from sdxl_ray.display.trials import parameters_text
+    from sdxl_ray.display.units import bytes_text
+    from sdxl_ray.plan.searching import largest
+
+    changes, plan = largest(space, recipe, device)
+    if not plan.fits:
+        needs = f"needs {bytes_text(plan.memory.needed_bytes)}, {device.name} has {bytes_text(device.memory_bytes)}"
+        text = f"the largest trial ({parameters_text(changes)}) {needs}: trials without room fail; narrow the space"
+        typer.echo(text, err=True)

@@ -42,7 +42,7 @@ def test_the_demo_lays_three_arms_side_by_side(cli: Cli, here: Here, tmp_path: P
                 "seeds": 2,
                 "class_pictures": 2,
                 "steps": [2, 4],
-                "load": {"rates": [2], "queries": 4, "warmup": 1},
+                "load": {"rates": [8], "queries": 4, "warmup": 1},
                 "arms": {
                     arm: {"recipe": recipe, "settings": settings if "dreambooth" in arm else {}}
                     for arm, recipe in arms.items()
