@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 
 from sdxl_ray.distributed.searcher import Proposer
@@ -69,10 +70,12 @@ class Chronicle(Callback):  # type: ignore[misc]  # Ray is untyped
             self._end(trial, "finished" if result.get(FINISHED) else "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its process died, too often."""
+        """Its process died, or failed in a way that we did not expect, too often."""
         error = trial.get_pickled_error() or trial.get_error()
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        self._end(trial, "failed", lines[-1] if lines else "its process died")
+        if isinstance(error, RayActorError) or not lines:
+            lines = ["its process died every time: out of memory, killed or crashed (Ray's logs say which)"]
+        self._end(trial, "failed", lines[-1])
 
     def close(self) -> None:
         """The session ended: whatever is under way stays as it is, and goes on if the search does."""
