@@ -30,15 +30,15 @@ def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Ite
     it, what the workers of a run that was cut had reserved is never given back.
     Raises UserError when no cluster answers at `address`, and for an address that is no host:port.
     """
-    if ray.is_initialized():
-        yield
-        return
     found = address or os.environ.get("RAY_ADDRESS")
     if found and "://" in found:
         raise UserError(
             f"address {found!r} is not that of a Ray cluster but of something in front of it (Ray Client, the "
             "dashboard): give HOST:6379, with the head's host and its --port, or auto on one of its nodes"
         )
+    if ray.is_initialized():
+        yield
+        return
     try:
         if found:
             require_answer(found)

@@ -125,15 +125,8 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
     from sdxl_ray.distributed.mailbox import buried, delivered, open_mailbox
 
     least, most = recipe.parallel.workers
-    mailbox, name = open_mailbox(), run.folder.relative_to(storage.root).as_posix()
-    config = {
-        "recipe": recipe.model_dump(mode="json"),
-        "name": name,
-        "folder": str(run.folder),
-        "cache": str(run.cache),
-        "mailbox": mailbox,
-        "storage": storage.url,
-    }
+    mailbox = open_mailbox()
+    config = worker_config(recipe, run, storage, mailbox)
     files, root = storage.filesystem()
     trainer = TorchTrainer(
         train_worker,
@@ -147,7 +140,7 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
         run_config=RunConfig(
             # A fresh name each time: a run goes on from its own checkpoints, not from Ray's memory of a driver.
             name=uuid.uuid4().hex[:12],
-            storage_path=f"{root}/{name}/ray",
+            storage_path=f"{root}/{config['name']}/ray",
             storage_filesystem=files,
             failure_config=FailureConfig(max_failures=recipe.resources.max_failures),
         ),
@@ -169,6 +162,18 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
             f"the workers ended without an artifact in {str(run.folder)!r}: their logs are in Ray's session folder"
         )
     return summary
+
+
+def worker_config(recipe: Recipe, run: RunFolder, storage: Storage, mailbox: Any) -> dict[str, Any]:
+    """What `train_worker` is told."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "name": run.folder.relative_to(storage.root).as_posix(),
+        "folder": str(run.folder),
+        "cache": str(run.cache),
+        "mailbox": mailbox,
+        "storage": storage.url,
+    }
 
 
 def _cause(error: BaseException) -> str:

@@ -12,8 +12,9 @@ from sdxl_ray.config import Recipe
 from sdxl_ray.core.local import run_local
 from sdxl_ray.core.runfolder import RunFolder, open_run, scan_pictures
 from sdxl_ray.distributed.exported import exported
-from sdxl_ray.distributed.train import POLL
+from sdxl_ray.distributed.train import POLL, worker_config
 from sdxl_ray.records import read
+from sdxl_ray.storage import Storage
 from tests.distributed.conftest import examples, final_state, losses, quick
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ def _many_runs(config: dict[str, Any]) -> None:
     from sdxl_ray.distributed.worker import train_worker
 
     for one in config["runs"]:
-        train_worker({**one, "mailbox": config["mailbox"]})
+        train_worker(one)
 
 
 def _train(cuts: dict[str, Recipe], storage: Path) -> dict[str, RunFolder]:
@@ -64,13 +65,11 @@ def _train(cuts: dict[str, Recipe], storage: Path) -> dict[str, RunFolder]:
     from sdxl_ray.distributed.mailbox import open_mailbox
 
     folders = {name: open_run(recipe, storage, name, scan_pictures(recipe)) for name, recipe in cuts.items()}
-    plain = [
-        {"recipe": cuts[name].model_dump(mode="json"), "folder": str(run.folder), "cache": str(run.cache)}
-        for name, run in folders.items()
-    ]
+    place, mailbox = Storage.of(storage), open_mailbox()
+    plain = [worker_config(cuts[name], run, place, mailbox) for name, run in folders.items()]
     trainer = TorchTrainer(
         _many_runs,
-        train_loop_config={"runs": plain, "mailbox": open_mailbox()},
+        train_loop_config={"runs": plain},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="cuts", storage_path=str(storage / "ray")),
