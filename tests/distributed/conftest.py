@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
 from sdxl_ray.config import Recipe, load, override
+
+if TYPE_CHECKING:
+    from tests.distributed.cuts import Cut
 
 #: Quick, and with everything in it that could differ between cuts: shuffles, dropout, flips, class pictures.
 QUICK: dict[str, Any] = {
@@ -59,6 +62,14 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
     from sdxl_ray.distributed.train import launch
 
     return launch(LORA, storage=tmp_path_factory.mktemp("undisturbed"), name="run").folder
+
+
+@pytest.fixture(scope="session")
+def cuts(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cut]:
+    """The runs of `CUTS`, and `scored`."""
+    from tests.distributed.cuts import CUTS, SCORED, trained
+
+    return trained({**CUTS, "scored": SCORED}, tmp_path_factory.mktemp("cuts"))
 
 
 def words(recipe: Recipe, shipped: str = "tiny_dreambooth_lora") -> list[str]:
