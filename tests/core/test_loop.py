@@ -51,7 +51,7 @@ def test_golden_losses(train: Train, recipe: Recipe, kind: str) -> None:
     assert run.summary["samples"] == 16
 
 
-@pytest.mark.parametrize("steps", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [5, pytest.param(20, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", ["lora", "full with prior"])
 def test_one_run_however_it_is_cut(train: Train, recipe: Recipe, others: Path, kind: str, steps: int) -> None:
     recipe = recipe if kind == "lora" else with_prior(recipe, others)

@@ -23,8 +23,8 @@ def _cut(recipe: str, stage: int, **changes: Any) -> Recipe:
 #: The reference of each is one process with the whole batch at once.
 CUTS = {
     **{f"lora-zero{stage}": _cut("tiny_lora", stage) for stage in (0, 2)},
-    # Every layer is gathered over gloo, most of a second a step.
-    "lora-zero3": _cut("tiny_lora", 3, optim__steps=8),
+    # Every layer is gathered over gloo: seconds a step where others use the cores.
+    "lora-zero3": _cut("tiny_lora", 3, optim__steps=4),
     # Where UNet and text encoders move at once, what rounding differs grows fivefold in the four steps after these.
     "dreambooth-accumulated-checkpointed": _cut(
         "tiny_dreambooth", 2, parallel__micro_batch=2, parallel__gradient_checkpointing=True, optim__steps=12
@@ -45,16 +45,17 @@ MORE = {
 #: So small a rate that nothing is learnt: which look is best is up to the last bit, and none ends the run.
 STILL: dict[str, Any] = {
     "optim__lr": 1e-12,
-    "optim__steps": 4,
+    "optim__steps": 2,
     "optim__ema": 0.9,
     "optim__schedule": "constant",
     "optim__warmup_steps": 0,
     "checkpoint__every": 50,
-    "evaluation__every": 2,
+    "evaluation__every": 1,
     "evaluation__num_inference_steps": 2,
     "evaluation__guidance_scale": 4.0,
     "evaluation__patience": 0,
     "evaluation__class_pictures": 2,
+    "evaluation__score_prompts": 2,
 }
 SCORED = quick("tiny_lora", parallel__workers=2, parallel__zero_stage=3, **STILL)
 

@@ -132,7 +132,7 @@ def _result(made: Hosts, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return storage.root / "run"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_host_is_cut_off_and_the_run_goes_on_with_what_is_left(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,7 +163,7 @@ def test_the_best_step_is_exported_and_a_run_stops_when_quality_no_longer_rises(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_at", [5, 7])
+@pytest.mark.parametrize("kill_at", [5, pytest.param(7, marks=pytest.mark.exhaustive)])
 def test_a_killed_run_keeps_its_best_and_its_patience(
     train: Train, scored: Recipe, scripted: dict[int, float], kill_at: int
 ) -> None:
