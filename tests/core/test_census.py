@@ -25,6 +25,8 @@ from sdxl_ray.plan.model import Census
 from sdxl_ray.plan.sizes import sizes
 from sdxl_ray.sections import Base
 
+pytestmark = pytest.mark.slow
+
 
 def shipped(name: str) -> Census:
     return architecture.census(taking.known()[name])

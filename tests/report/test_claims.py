@@ -14,6 +14,8 @@ from sdxl_ray.report.sections.choice import choices
 from sdxl_ray.report.sections.claims import Claim, claims
 from tests.report.synthetic import facts_of, make, rescore
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sdxl() -> Sdxl:

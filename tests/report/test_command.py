@@ -13,6 +13,8 @@ from sdxl_ray.errors import UserError
 from sdxl_ray.report.build import write_report
 from tests.report.synthetic import change
 
+pytestmark = pytest.mark.slow
+
 Here = Callable[..., tuple[object, str, str]]
 
 

@@ -25,6 +25,8 @@ from tests.report.synthetic import (
     several_subjects,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_scores_come_out_as_they_went_in(written: Path) -> None:
     facts = facts_of(written)

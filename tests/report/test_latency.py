@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sdxl_ray.records import Recorder, read
 from sdxl_ray.report.build import write_report
+
+pytestmark = pytest.mark.slow
 
 
 def section_of(home: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from sdxl_ray.records import Recorder
@@ -15,6 +16,8 @@ from sdxl_ray.report.build import write_report
 from sdxl_ray.report.images import BUDGET_BYTES, inline_all
 from sdxl_ray.report.sections import SECTIONS
 from tests.report.synthetic import change, rescore
+
+pytestmark = pytest.mark.slow
 
 
 class Page(HTMLParser):

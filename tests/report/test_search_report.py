@@ -20,6 +20,8 @@ from sdxl_ray.space import load_space
 from tests.conftest import Here
 from tests.test_imports import FRAMEWORKS, command, loaded_by
 
+pytestmark = pytest.mark.slow
+
 GAIN = {"model": "tuned", "against": "default", "metric": "quality", "value": 0.08, "low": 0.02, "high": 0.13, "n": 40}
 
 

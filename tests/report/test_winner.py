@@ -23,6 +23,8 @@ from tests.report.synthetic import (
     rescore,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_subject_that_is_unlike_its_class_is_no_disobedience(home: Path) -> None:
     seen = allowed(facts_of(home))
