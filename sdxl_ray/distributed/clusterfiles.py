@@ -78,7 +78,7 @@ def launcher(plain: dict[str, Any], where: str) -> dict[str, Any]:
             place = f"{at}.{unknown}" if at else unknown
             raise UserError(f"{where}: no setting {place!r}: {nearest(unknown, known)}") from None
         raise UserError(f"{where}: {at}: {error.message.splitlines()[0]}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:  # Ray's: an unknown cloud
         raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from None
     return config
 

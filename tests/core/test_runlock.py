@@ -45,5 +45,8 @@ def test_a_second_command_is_told_who_works_there(
 
 def test_a_storage_that_cannot_be_made_is_not_the_locks_to_tell(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    went_in = False
     with locked(tmp_path / "file" / "dog"):
-        pass
+        went_in = True
+    assert went_in
+    assert not (tmp_path / "file").is_dir()
