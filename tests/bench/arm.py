@@ -122,14 +122,21 @@ def _limit(limit: int | None) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / torch.cuda.get_device_properties(0).total_memory))
     else:
-        import randomparts  # noqa: F401  # libraries that find no memory while they load say so in many ways
+        import engines  # noqa: F401  # libraries that find no memory while they load say so in many ways
+        import randomparts  # noqa: F401
 
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _no_memory(error: BaseException) -> bool:
-    # The last one is all that oneDNN, PyTorch's library for CPUs, says of an allocation that failed.
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "could not create a primitive")
+    # The last two are all that oneDNN, PyTorch's library for CPUs, and the loader of a library may say of it.
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "cannot allocate memory",
+        "could not create a primitive",
+        "failed to map segment",
+    )
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
