@@ -25,8 +25,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 #: Files whose tests share a fixture of a minute or more, and the fixture.
 DEAR = {
-    **dict.fromkeys(("tests/distributed/test_cut.py", "tests/distributed/test_quality.py"), "cuts"),
-    **dict.fromkeys(("tests/distributed/test_kill.py", "tests/distributed/test_two_hosts.py"), "undisturbed"),
+    **{
+        f"tests/distributed/test_{name}.py": "cuts"
+        for name in ("cut", "failures", "kill", "quality", "stream", "two_hosts")
+    },
     **dict.fromkeys(
         (
             "tests/serve/test_endpoint.py",

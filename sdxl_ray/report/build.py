@@ -43,21 +43,11 @@ class Written:
 
 
 def write_report(folder: str | Path) -> Written:
-    """Build the report of a comparison's or a search's folder from its records and those of its runs.
+    """Write the report of a comparison's or a search's folder.
 
     Raises UserError, one line, for a folder that is neither or is damaged; RunError when it cannot be written.
     """
-    if (Path(folder) / search.CARD).is_file():
-        searched = open_search(Path(folder))
-        document = sections_of_a_search.document_of(searched)
-        return _write_all(searched.folder, document, search_as_json(searched, document))
-    source = open_comparison(folder)
-    facts = gather(source)
-    document = document_of(facts)
-    return _write_all(source.folder, document, as_json(facts, document))
-
-
-def _write_all(home: Path, document: Document, plain: dict[str, Any]) -> Written:
+    (document, plain), home = compose(folder), Path(folder).absolute()
     try:
         html = page.write(document, home / "report.html")
         md = _write(home / "report.md", markdown(document))
@@ -65,6 +55,17 @@ def _write_all(home: Path, document: Document, plain: dict[str, Any]) -> Written
     except OSError as error:
         raise RunError(f"the report cannot be written in {str(home)!r}: {error.strerror or error}") from error
     return Written(html, md, data, plain)
+
+
+def compose(folder: str | Path) -> tuple[Document, dict[str, Any]]:
+    """The report of a comparison's or a search's folder, from its records and those of its runs; and as JSON has it."""
+    if (Path(folder) / search.CARD).is_file():
+        searched = open_search(Path(folder))
+        document = sections_of_a_search.document_of(searched)
+        return document, search_as_json(searched, document)
+    facts = gather(open_comparison(folder))
+    document = document_of(facts)
+    return document, as_json(facts, document)
 
 
 def document_of(facts: Facts) -> Document:

@@ -6,7 +6,7 @@ So a new section is one more file, and it appears in the page, in the Markdown a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,6 +14,9 @@ from typing import Any, ClassVar, Literal
 from sdxl_ray.report.metrics import Absent, Gain, Score
 
 Tone = Literal["", "good", "bad", "muted", "strong"]
+
+#: Draws a figure as inline markup, once a page wants it: Markdown and JSON do without.
+Plot = Callable[[], str]
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,11 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. svg: inline markup; alt: what it shows in one sentence; numbers: the same as a table."""
+    """One plot. alt: what it shows in one sentence; numbers: the same as a table."""
 
     kind: ClassVar[str] = "panel"
     title: str
-    svg: str = field(repr=False)
+    plot: Plot = field(repr=False)
     alt: str
     numbers: DataTable
 

@@ -33,7 +33,7 @@ def html(document: Document) -> str:
         document=document,
         style=Markup((templates / "report.css").read_text(encoding="utf-8")),
         picture=lambda tile: pictures.get(tile.path) if tile.path is not None else None,
-        svg=lambda panel: Markup(described(panel.svg, panel.alt, numbers[id(panel)])),
+        svg=lambda panel: Markup(described(panel.plot(), panel.alt, numbers[id(panel)])),
         mark=_mark,
         version=__version__,
     )

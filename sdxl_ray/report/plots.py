@@ -13,8 +13,10 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from sdxl_ray.report.document import Plot
 from sdxl_ray.report.metrics import Score
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -70,7 +72,7 @@ def look(index: int) -> Look:
     return Look(f"#0a0b{index % COLOURS:02x}", MARKERS[index % len(MARKERS)], DASHES[index // COLOURS % len(DASHES)])
 
 
-def intervals(rows: Sequence[tuple[str, Score, Look]], marks: Mapping[str, float], axis: str) -> str:
+def intervals(rows: Sequence[tuple[str, Score, Look]], marks: Mapping[str, float], axis: str) -> Plot:
     """A dot with its interval for each row, top down; marks: vertical lines with a name (ceiling, floor)."""
 
     def draw(axes: Any) -> None:
@@ -100,7 +102,7 @@ def intervals(rows: Sequence[tuple[str, Score, Look]], marks: Mapping[str, float
         axes.set_xlabel(axis)
         axes.spines["left"].set_visible(False)
 
-    return _svg(draw, height=0.75 + 0.4 * (len(rows) + 0.6 * bool(marks)))
+    return partial(_svg, draw, height=0.75 + 0.4 * (len(rows) + 0.6 * bool(marks)))
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Line:
     marked: bool = True
 
 
-def lines(curves: Sequence[Line], x: str, y: str, *, log_y: bool = False) -> str:
+def lines(curves: Sequence[Line], x: str, y: str, *, log_y: bool = False) -> Plot:
     """Curves over a common axis, with a legend under them. Curves of equal name share one legend entry."""
 
     def draw(axes: Any) -> None:
@@ -141,7 +143,7 @@ def lines(curves: Sequence[Line], x: str, y: str, *, log_y: bool = False) -> str
             axes.xaxis.get_major_locator().set_params(integer=True)  # half a step or photo is nothing
         _finish(axes, x, y)
 
-    return _svg(draw, height=3.1 + 0.22 * _legend_rows([curve.name for curve in curves]))
+    return partial(_svg, draw, height=3.1 + 0.22 * _legend_rows([curve.name for curve in curves]))
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class Dot:
 
 def dots(
     points: Sequence[Dot], x: str, y: str, write_x: Callable[[float], str], marks: Mapping[str, float], base: int = 10
-) -> str:
+) -> Plot:
     """Points over a logarithmic axis; marks: horizontal lines with a name; base: of the ticks' round numbers."""
 
     def draw(axes: Any) -> None:
@@ -176,7 +178,7 @@ def dots(
         _log_ticks(axes, write_x, base)
         _finish(axes, x, y)
 
-    return _svg(draw, height=3.1 + 0.22 * _legend_rows([point.name for point in points]))
+    return partial(_svg, draw, height=3.1 + 0.22 * _legend_rows([point.name for point in points]))
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class Strand:
     strong: bool = False
 
 
-def parallel(uprights: Sequence[Axis], strands: Sequence[Strand]) -> str:
+def parallel(uprights: Sequence[Axis], strands: Sequence[Strand]) -> Plot:
     """Parallel coordinates: a line for every trial through its parameters to its score, on the right."""
 
     def draw(axes: Any) -> None:
@@ -221,10 +223,10 @@ def parallel(uprights: Sequence[Axis], strands: Sequence[Strand]) -> str:
         axes.spines["left"].set_visible(False)
         _finish(axes, "", "")
 
-    return _svg(draw, height=3.4 + 0.22 * _legend_rows([strand.name for strand in strands]))
+    return partial(_svg, draw, height=3.4 + 0.22 * _legend_rows([strand.name for strand in strands]))
 
 
-def scatter(points: Sequence[tuple[str, Look, float, float, str]], x: str, y: str) -> str:
+def scatter(points: Sequence[tuple[str, Look, float, float, str]], x: str, y: str) -> Plot:
     """(name, look, x, y, mark beside it) on plain axes; points of equal name share one legend entry."""
 
     def draw(axes: Any) -> None:
@@ -237,7 +239,7 @@ def scatter(points: Sequence[tuple[str, Look, float, float, str]], x: str, y: st
         axes.margins(0.12)
         _finish(axes, x, y)
 
-    return _svg(draw, height=3.1 + 0.22 * _legend_rows([point[0] for point in points]))
+    return partial(_svg, draw, height=3.1 + 0.22 * _legend_rows([point[0] for point in points]))
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from sdxl_ray.config import Recipe, load, override
 
@@ -57,19 +61,31 @@ LORA = cut_off(parallel__workers=2)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of `LORA` that nobody kills."""
-    from sdxl_ray.distributed.train import launch
+def cuts(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cut]:
+    """The runs of `CUTS`, and of what else needs two workers that nobody disturbs."""
+    from tests.distributed.cuts import CUTS, DIVERGING, SCORED, streamed, trained
 
-    return launch(LORA, storage=tmp_path_factory.mktemp("undisturbed"), name="run").folder
+    # First what others must be equal to bit by bit: they are a fresh process's first run too.
+    recipes = {"undisturbed": LORA, **CUTS, "diverging": DIVERGING, "scored": SCORED}
+    recipes["streamed"] = streamed(captioned(tmp_path_factory.mktemp("set"), 40))
+    return trained(recipes, tmp_path_factory.mktemp("cuts"))
 
 
 @pytest.fixture(scope="session")
-def cuts(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cut]:
-    """The runs of `CUTS`, and `scored`."""
-    from tests.distributed.cuts import CUTS, SCORED, trained
+def undisturbed(cuts: dict[str, Cut]) -> Path:
+    """The run of `LORA` that nobody kills."""
+    return cuts["undisturbed"].run.folder
 
-    return trained({**CUTS, "scored": SCORED}, tmp_path_factory.mktemp("cuts"))
+
+def captioned(folder: Path, count: int) -> Path:
+    """A Parquet file of plain pictures in several shapes, each with a caption of its own."""
+    rows = []
+    for i in range(count):
+        buffer = io.BytesIO()
+        Image.new("RGB", (48 + 8 * (i % 3), 64), ((i * 37) % 256, (i * 91) % 256, 128)).save(buffer, format="PNG")
+        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "text": f"a photo of a robot number {i}"})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "set.parquet", row_group_size=8)
+    return folder / "set.parquet"
 
 
 def words(recipe: Recipe, shipped: str = "tiny_dreambooth_lora") -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from sdxl_ray.config import Recipe
 from sdxl_ray.core.runfolder import RunFolder, open_run, scan_pictures
 from sdxl_ray.distributed.exported import exported
+from sdxl_ray.distributed.stream import OnRow, encode_stream, scan_stream, streams
 from sdxl_ray.distributed.train import POLL, worker_config
 from sdxl_ray.storage import Storage
 from tests.distributed.conftest import quick
@@ -60,12 +61,24 @@ STILL: dict[str, Any] = {
 SCORED = quick("tiny_lora", parallel__workers=2, parallel__zero_stage=3, **STILL)
 
 
+#: Every step makes what is no number.
+DIVERGING = quick("tiny_lora", parallel__workers=2, optim__lr=1e30, optim__clip=None, optim__schedule="constant")
+
+
 @dataclass(frozen=True)
 class Cut:
-    """A run that was trained, and the rows that its first worker told."""
+    """A run that was trained: what was told of it, and what it ended of, if it did."""
 
+    recipe: Recipe
     run: RunFolder
     rows: list[dict[str, Any]]
+    grave: Exception | None
+
+
+def streamed(source: Path) -> Recipe:
+    """Training on a Parquet file of captioned pictures, which goes through Ray Data."""
+    captioned = {"data__images": str(source), "data__validation": None, "data__subject": None}
+    return quick("tiny_lora", parallel__workers=[1, 2], optim__steps=6, checkpoint__every=6, **captioned)
 
 
 def trained(recipes: dict[str, Recipe], storage: Path) -> dict[str, Cut]:
@@ -74,12 +87,14 @@ def trained(recipes: dict[str, Recipe], storage: Path) -> dict[str, Cut]:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from sdxl_ray.distributed.mailbox import open_mailbox
+    from sdxl_ray.distributed.mailbox import buried, open_mailbox
 
-    place = Storage.of(storage)
-    runs = {name: open_run(recipe, storage, name, scan_pictures(recipe)) for name, recipe in recipes.items()}
+    # A storage each: in a cache that is shared, what another batch has encoded may differ in its last bit.
+    places = {name: Storage.of(storage / name) for name in recipes}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in recipes}
+    runs = {name: _opened(recipe, places[name], name, rows[name].append) for name, recipe in recipes.items()}
     mailboxes = {name: open_mailbox() for name in recipes}
-    plain = [worker_config(recipe, runs[name], place, mailboxes[name]) for name, recipe in recipes.items()]
+    plain = [worker_config(recipe, runs[name], places[name], mailboxes[name]) for name, recipe in recipes.items()]
     trainer = TorchTrainer(
         _one_after_another,
         train_loop_config={"runs": plain},
@@ -89,7 +104,18 @@ def trained(recipes: dict[str, Recipe], storage: Path) -> dict[str, Cut]:
     )
     with exported(POLL):
         trainer.fit()
-    return {name: Cut(run, ray.get(mailboxes[name].take.remote())) for name, run in runs.items()}
+    for name, mailbox in mailboxes.items():
+        rows[name] += ray.get(mailbox.take.remote())
+    return {name: Cut(recipes[name], run, rows[name], buried(mailboxes[name])) for name, run in runs.items()}
+
+
+def _opened(recipe: Recipe, place: Storage, name: str, on_row: OnRow) -> RunFolder:
+    """As a launch opens a run, with the pictures of one that streams encoded."""
+    if not streams(recipe):
+        return open_run(recipe, place.root, name, scan_pictures(recipe))
+    run = open_run(recipe, place.root, name, scan_stream(recipe, on_row))
+    encode_stream(recipe, run, place, 0, on_row)
+    return run
 
 
 def _one_after_another(config: dict[str, Any]) -> None:

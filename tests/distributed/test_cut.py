@@ -34,7 +34,8 @@ def _alone(recipe: Recipe, storage: Path, drawn: Path) -> RunFolder:
     return run
 
 
-def _same_as_one_process(recipe: Recipe, run: RunFolder, storage: Path) -> None:
+def _same_as_one_process(cut: Cut, storage: Path) -> None:
+    recipe, run = cut.recipe, cut.run
     whole = recipe.parallel.model_copy(update={"micro_batch": None, "offload_optimizer": False})
     alone = _alone(recipe.model_copy(update={"parallel": whole}), storage, run.cache)
     ours, theirs = (read(one.folder / "records", "steps")["loss"].to_pylist() for one in (alone, run))
@@ -54,7 +55,7 @@ def _agree(cuts: dict[str, Cut], names: list[str]) -> None:
 
 @pytest.mark.parametrize("name", CUTS)
 def test_two_workers_compute_what_one_process_does(name: str, cuts: dict[str, Cut], tmp_path: Path) -> None:
-    _same_as_one_process(CUTS[name], cuts[name].run, tmp_path)
+    _same_as_one_process(cuts[name], tmp_path)
 
 
 def test_zero_stages_agree_with_each_other(cuts: dict[str, Cut]) -> None:
@@ -70,7 +71,7 @@ def test_a_finished_run_says_how_long_it_was(cuts: dict[str, Cut]) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MORE)
 def test_more_cuts_compute_what_one_process_does(name: str, more: dict[str, Cut], tmp_path: Path) -> None:
-    _same_as_one_process(MORE[name], more[name].run, tmp_path)
+    _same_as_one_process(more[name], tmp_path)
 
 
 @pytest.mark.exhaustive

@@ -60,23 +60,23 @@ def _drawn(home: Path) -> dict[str, Any]:
     return {file.name: np.asarray(Image.open(file).convert("RGB"), np.int16) for file in files}
 
 
-def test_one_and_two_workers_draw_and_score_what_this_process_does(
-    models: list[Model], subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
+def test_workers_draw_and_score_what_this_process_does(
+    workers: int, models: list[Model], subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = _score(models, subject, tmp_path / "0")
+    here, there = tmp_path / "here", tmp_path / "there"
+    alone = _score(models, subject, here)
     rows: list[dict[str, Any]] = []
-    for workers in (1, 2):
-        home = tmp_path / str(workers)
-        draw_on_workers(models, subject, PROMPTS, SETTINGS, home=home, workers=workers, on_row=rows.append)
-        with monkeypatch.context() as patch:
-            patch.setattr("sdxl_ray.core.quality.evaluate.load_pipeline", None)  # this process only scores
-            assert _values(_score(models, subject, home)) == _values(alone)
-        ours, theirs = _drawn(home), _drawn(tmp_path / "0")
-        assert ours.keys() == theirs.keys()
-        assert max(int(abs(ours[name] - theirs[name]).max()) for name in ours) <= 1
+    draw_on_workers(models, subject, PROMPTS, SETTINGS, home=there, workers=workers, on_row=rows.append)
+    with monkeypatch.context() as patch:
+        patch.setattr("sdxl_ray.core.quality.evaluate.load_pipeline", None)  # this process only scores
+        assert _values(_score(models, subject, there)) == _values(alone)
+    ours, theirs = _drawn(there), _drawn(here)
+    assert ours.keys() == theirs.keys()
+    assert max(int(abs(ours[name] - theirs[name]).max()) for name in ours) <= 1
     assert {"drawing base", "drawing lora"} <= {row["name"] for row in rows}
     rows.clear()
-    draw_on_workers(models, subject, PROMPTS, SETTINGS, home=tmp_path / "2", workers=2, on_row=rows.append)
+    draw_on_workers(models, subject, PROMPTS, SETTINGS, home=there, workers=workers, on_row=rows.append)
     assert rows == []  # all is there: no worker starts
 
 

@@ -19,7 +19,10 @@ from sdxl_ray.artifact import write_manifest
 from sdxl_ray.config import load, override
 from sdxl_ray.experiment import load_experiment
 from sdxl_ray.records import ALL_SUBJECTS, Recorder, read
+from sdxl_ray.report.build import compose
+from sdxl_ray.report.document import Panels
 from sdxl_ray.report.facts import Facts, gather
+from sdxl_ray.report.markdown import markdown
 from sdxl_ray.report.source import ArmCard, ComparisonCard, Drawing, Environment, open_comparison
 from sdxl_ray.tiny import shipped
 
@@ -250,3 +253,19 @@ def rescore(home: Path, model: str, metric: str, value: float, width: float | No
 def facts_of(home: Path) -> Facts:
     """What a report is made of."""
     return gather(open_comparison(home))
+
+
+def text_of(home: Path) -> str:
+    """The report as Markdown; no plot is drawn for it."""
+    return markdown(compose(home)[0])
+
+
+def plain_of(home: Path) -> dict[str, Any]:
+    """What `report.json` says."""
+    return compose(home)[1]
+
+
+def alts_of(home: Path) -> list[str]:
+    """What the report says of each of its plots."""
+    blocks = [block for section in compose(home)[0].sections for block in section.blocks]
+    return [panel.alt for block in blocks if isinstance(block, Panels) for panel in block.panels]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sdxl_ray.records import Recorder, read
-from sdxl_ray.report.build import write_report
+from tests.report.synthetic import plain_of
 
 pytestmark = pytest.mark.slow
 
 
 def section_of(home: Path) -> dict[str, Any]:
-    plain = json.loads(write_report(home).json.read_text())
-    return next(section for section in plain["sections"] if section["id"] == "latency")
+    return next(section for section in plain_of(home)["sections"] if section["id"] == "latency")
 
 
 def tables(section: dict[str, Any]) -> dict[str, list[dict[str, str]]]:

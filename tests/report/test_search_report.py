@@ -18,6 +18,7 @@ from sdxl_ray.report.searched import ends, height, open_search
 from sdxl_ray.search import Look, SearchCard, Trial, Verdict, write_trial
 from sdxl_ray.space import load_space
 from tests.conftest import Here
+from tests.report.synthetic import text_of
 from tests.test_imports import FRAMEWORKS, command, loaded_by
 
 pytestmark = pytest.mark.slow
@@ -100,12 +101,12 @@ def test_the_report_says_what_the_search_found(tmp_path: Path) -> None:
 
 def test_a_search_under_way_has_a_report_that_says_so(tmp_path: Path) -> None:
     home = make(tmp_path, verdict=False, count=2)
-    text = write_report(home).markdown.read_text()
+    text = text_of(home)
     assert "The search has not ended" in text
     assert "Importance is not given: too few trials" in text
     for file in (home / "records").glob("*.parquet"):
         file.unlink()
-    assert "No trial has a score yet" in write_report(home).markdown.read_text()
+    assert "No trial has a score yet" in text_of(home)
 
 
 def test_the_command_makes_it_without_a_framework(tmp_path: Path, here: Here) -> None:
@@ -150,7 +151,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 def test_every_two_of_three_metrics_have_a_picture(tmp_path: Path) -> None:
     several = {"metric": ["dino_i", "clip_t", "pres"], "searcher.kind": "nsga2", "scheduler": {"kind": "none"}}
-    text = write_report(make(tmp_path, changes=several)).markdown.read_text()
+    text = text_of(make(tmp_path, changes=several))
     assert "on the Pareto front of DINO-I, CLIP-T, PRES." in text
     for panel in ("CLIP-T against DINO-I", "PRES against DINO-I", "PRES against CLIP-T"):
         assert panel in text

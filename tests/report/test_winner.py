@@ -9,7 +9,6 @@ import pytest
 
 from sdxl_ray.records import ALL_SUBJECTS, Recorder, read
 from sdxl_ray.report.arithmetic import Sdxl
-from sdxl_ray.report.build import write_report
 from sdxl_ray.report.metrics import Absent, Gain
 from sdxl_ray.report.sections.choice import choices
 from sdxl_ray.report.sections.claims import claims
@@ -20,7 +19,9 @@ from tests.report.synthetic import (
     change,
     facts_of,
     pair,
+    plain_of,
     rescore,
+    text_of,
 )
 
 pytestmark = pytest.mark.slow
@@ -35,8 +36,7 @@ def test_a_subject_that_is_unlike_its_class_is_no_disobedience(home: Path) -> No
     assert not decide(facts_of(home)).obedient
     rescore(home, "real", "clip_t", ENDS["base"]["clip_t"] - 0.03)
     assert decide(facts_of(home)).obedient
-    write_report(home)
-    assert "fit the words for its class by 0.030 less than the base" in (home / "report.md").read_text()
+    assert "fit the words for its class by 0.030 less than the base" in text_of(home)
 
 
 def test_the_winner_has_the_highest_quality_not_the_most_fidelity(home: Path) -> None:
@@ -52,7 +52,7 @@ def test_the_winner_has_the_highest_quality_not_the_most_fidelity(home: Path) ->
     outcome = decide(facts_of(home))
     assert outcome.winner is not None and outcome.winner.name != "dreambooth"
     assert [arm.name for arm in outcome.dropped][-1] == "dreambooth"
-    text = write_report(home).markdown.read_text()
+    text = text_of(home)
     assert "More like the subject, but not chosen" in text and "The winner has the highest quality" in text
 
 
@@ -60,7 +60,7 @@ def test_without_a_ceiling_subject_fidelity_decides_and_says_so(home: Path) -> N
     rescore(home, "real", "dino_i", math.nan)
     outcome = decide(facts_of(home))
     assert outcome.winner is not None and outcome.winner.name == "dreambooth" and not outcome.quality
-    assert "The winner has the highest subject fidelity" in write_report(home).markdown.read_text()
+    assert "The winner has the highest subject fidelity" in text_of(home)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_close_race_is_called_one(home: Path, values: dict[str, float], headli
     for model, value in values.items():
         rescore(home, model, "dino_i", value)
         rescore(home, model, "dino_i_gain", value - ENDS["base"]["dino_i"], 0.02)
-    assert headline in write_report(home).html.read_text()
+    assert headline in text_of(home)
 
 
 def test_arms_are_told_apart_by_their_paired_difference(home: Path) -> None:
@@ -84,7 +84,7 @@ def test_arms_are_told_apart_by_their_paired_difference(home: Path) -> None:
     facts = facts_of(home)
     assert facts.lead("dreambooth", "lora", "dino_i") == Gain(0.01, 0.006, 0.014, paired=True)
     assert facts.lead("lora", "dreambooth", "dino_i") == Gain(-0.01, -0.014, -0.006, paired=True)
-    text = write_report(home).html.read_text()
+    text = text_of(home)
     assert "Arm against arm" in text and "+0.010 better" in text
     pair(home, "dreambooth", "lora", "dino_i", -0.02, 0.01, ALL_SUBJECTS)
     assert facts_of(home).lead("dreambooth", "lora", "dino_i") == Gain(-0.02, -0.03, -0.01, paired=True)
@@ -112,9 +112,8 @@ def test_only_likeness_to_photos_decides(home: Path) -> None:
     assert found["3 to 5 photos suffice"].measured == Absent(reason)
     rows_of = {row.question: row for row in choices(facts)}
     assert rows_of["Personalisation"].better == Absent(reason) and "DINO-I" in rows_of["Personalisation"].measure
-    written = write_report(home)
-    text = written.markdown.read_text()
+    text, plain = text_of(home), plain_of(home)
     assert f"Not decided: {reason}." in text and "highest subject fidelity" not in text
     assert "Subject fidelity (DINO-I)" in text and "Prompt fidelity (CLIP-T)" in text
-    assert written.plain["scores"]["lora"]["dino_i"] == {"absent": reason}
-    assert written.plain["answer"]["winner"] is None
+    assert plain["scores"]["lora"]["dino_i"] == {"absent": reason}
+    assert plain["answer"]["winner"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -154,18 +155,25 @@ def test_the_command_refuses_in_one_line(here: Here, words: list[str], line: str
 
 @pytest.mark.slow
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sdxl_ray", "serve", "--port", "0", "--variant", "lost=/nowhere"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+    """At an address of its own, where it is awaited too, and with keys."""
+    command = [sys.executable, "-m", "sdxl_ray", "serve", "--host", "127.0.0.2", "--port", "0"]
+    command += ["--variant", "lost=/nowhere"]
+    key = "0123456789abcdef"
+    environment = {**os.environ, "SDXL_RAY_API_KEYS": key}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as child:
         try:
             lines = [child.stdout.readline() for _ in range(3)]  # type: ignore[union-attr]
             assert lines[0].split() == ["base", "ready", "base"]
             assert lines[1].startswith("lost")
             assert "no such folder" in lines[1]
             address = lines[2].split()[1]
-            answer = requests.post(
-                f"{address}v1/images/generations", json={"prompt": "a dog", "num_inference_steps": 1}, timeout=60
-            )
-            assert answer.status_code == 200
+            assert address.startswith("http://127.0.0.2:")
+            body = {"prompt": "a dog", "num_inference_steps": 1}
+            for headers, status in (({}, 401), ({"Authorization": f"Bearer {key}"}, 200)):
+                answer = requests.post(f"{address}v1/images/generations", json=body, headers=headers, timeout=60)
+                assert answer.status_code == status
         finally:
             child.send_signal(signal.SIGINT)
             start = time.monotonic()

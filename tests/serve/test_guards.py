@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import os
 import socket
 import subprocess
 import sys
@@ -145,30 +144,14 @@ try:
 except UserError as error:
     print(error)
 """
-BOUND = """
-from serve.config import parse
-from serve.local import running
-with running(parse({"host": "127.0.0.2", "port": 0}), timeout_s=240) as url:
-    print(url)
-"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "keys", "said"),
-    [
-        (OPEN, {}, "Ray Serve runs already on 0.0.0.0, which is reachable from other machines"),
-        (BOUND, {"SDXL_RAY_API_KEYS": KEY}, "http://127.0.0.2:"),
-    ],
-)
-def test_an_endpoint_is_guarded_and_awaited_where_it_listens(
-    tmp_path: Path, script: str, keys: dict[str, str], said: str
-) -> None:
+def test_an_endpoint_is_not_deployed_where_serve_is_open_already(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, **keys}, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-    assert said in done.stdout, done.stdout + done.stderr[-2000:]
+        [sys.executable, "-c", OPEN], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "Ray Serve runs already on 0.0.0.0, which is reachable from other machines" in done.stdout, done.stderr
     assert done.returncode == 0
 
 

@@ -67,8 +67,8 @@ def _panel(facts: Facts, name: str, axis: str, write: Callable[[Any], str]) -> P
     base = facts.score(BASE, metric.name)
     marks = {BASE: base.value} if isinstance(base, Score) else {}
     points = [Dot(arm.name, how[arm.name], cost, score) for arm, cost, score in found]
-    svg = dots(points, axis, metric.title, write, marks, base=2 if name == "artifact_bytes" else 10)
+    plot = dots(points, axis, metric.title, write, marks, base=2 if name == "artifact_bytes" else 10)
     said = ", ".join(f"{arm.name} {score_text(score)} for {write(cost)}" for arm, cost, score in found)
     rows: list[tuple[Any, ...]] = [(arm.name, write(cost), s.value, s.low, s.high) for arm, cost, s in found]
     table = models.numbers(("arm", axis, "value", "low", "high"), rows, "{:.3f}".format)
-    return Panel(f"{metric.short} against {axis}", svg, f"{metric.title} against {axis}: {said}", table)
+    return Panel(f"{metric.short} against {axis}", plot, f"{metric.title} against {axis}: {said}", table)

@@ -70,8 +70,8 @@ def _quality_panel(facts: Facts, name: str) -> Panel:
             rows += [(_label(arm, curve), step, score.value, score.low, score.high) for step, score in points]
     ends = ", ".join(f"{line.name} from {line.points[0][1]:.3f} to {line.points[-1][1]:.3f}" for line in curves)
     table = models.numbers(("arm", "step", "value", "low", "high"), rows, _number)
-    svg = lines(curves, "step", f"{metric.short}, {metric.better} is better")
-    return Panel(metric.title, svg, f"{metric.title} against steps: {ends}", table)
+    plot = lines(curves, "step", f"{metric.short}, {metric.better} is better")
+    return Panel(metric.title, plot, f"{metric.title} against steps: {ends}", table)
 
 
 def _validation(facts: Facts) -> Panel | None:
@@ -95,8 +95,8 @@ def _loss(
         every = max(1, len(joined) // 6)
         rows += [(_label(arm, curve), step, value) for step, value in (*joined[::every], joined[-1])]
     ends = ", ".join(f"{line.name} from {line.points[0][1]:.4f} to {line.points[-1][1]:.4f}" for line in curves)
-    svg = lines(curves, "step", axis)
-    return Panel(title, svg, f"{title}: {ends}", models.numbers(("arm", "step", "loss"), rows, _number))
+    plot = lines(curves, "step", axis)
+    return Panel(title, plot, f"{title}: {ends}", models.numbers(("arm", "step", "loss"), rows, _number))
 
 
 def _checkpoints(facts: Facts) -> DataTable:

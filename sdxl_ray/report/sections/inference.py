@@ -77,8 +77,8 @@ def _against_steps(facts: Facts, name: str) -> Panel | None:
         rows,
         lambda value: f"{value:.3f}" if isinstance(value, float) else str(value),
     )
-    svg = lines(curves, "denoising steps", f"{metric.short}, {metric.better} is better")
-    return Panel(f"{metric.title} against denoising steps", svg, said, table)
+    plot = lines(curves, "denoising steps", f"{metric.short}, {metric.better} is better")
+    return Panel(f"{metric.title} against denoising steps", plot, said, table)
 
 
 def _time_of_steps(facts: Facts) -> tuple[Panel, ...]:

@@ -183,11 +183,11 @@ def _curve(found: Sequence[Summary], condition: Condition, how: dict[str, Look])
         shares = np.linspace(1 / count, 1, count)
         points = tuple((percentile(summary.latencies, 100 * share) / 1000, 100 * share) for share in shares)
         curves.append(Line(summary.arm, how[summary.arm], points, marked=False))
-    svg = lines(curves, "seconds", f"% of requests answered, {condition.words}")
+    plot = lines(curves, "seconds", f"% of requests answered, {condition.words}")
     said = ", ".join(f"{s.arm} half within {s.percentiles[50].value:.0f} ms" for s in found)
     rows = [(s.arm, *(s.percentiles[p].value for p in (50, 90, 99))) for s in found]
     table = models.numbers(("arm", "p50 ms", "p90 ms", "p99 ms"), rows, "{:.0f}".format)
-    return Panel(f"Latency, {condition.words}", svg, f"Cumulative latency under {condition.words}: {said}", table)
+    return Panel(f"Latency, {condition.words}", plot, f"Cumulative latency under {condition.words}: {said}", table)
 
 
 def _against_rate(found: Sequence[Summary], how: dict[str, Look]) -> Panels | None:
@@ -209,8 +209,8 @@ def _rates(found: Sequence[Summary], percent: int, how: dict[str, Look]) -> Pane
     said = "; ".join(
         f"{line.name}: " + ", ".join(f"{value:.0f} ms at {rate:g}/s" for rate, value in line.points) for line in curves
     )
-    svg = lines(curves, "queries/s", f"p{percent} of latency, ms")
-    return Panel(f"p{percent} against rate", svg, f"p{percent} of latency against rate: {said}", table)
+    plot = lines(curves, "queries/s", f"p{percent} of latency, ms")
+    return Panel(f"p{percent} against rate", plot, f"p{percent} of latency against rate: {said}", table)
 
 
 def _highest(found: Sequence[Highest]) -> DataTable:

@@ -110,9 +110,9 @@ def trials(searched: Searched) -> Section:
         table = numbers(("seconds", "training steps", metric), rows, "{:.4f}".format)
         panels = []
         for title, place in (("seconds of searching", 0), ("training steps of all trials", 1)):
-            svg = lines([Line("best so far", look(0), _stairs(whole, place))], title, metric)
+            plot = lines([Line("best so far", look(0), _stairs(whole, place))], title, metric)
             alt = f"Best {metric} so far against {title}: from {points[0][2]:.4f} to {points[-1][2]:.4f}"
-            panels.append(Panel(f"Against {title}", svg, alt, table))
+            panels.append(Panel(f"Against {title}", plot, alt, table))
         blocks.append(Panels("The best finished trial so far, on the tune split.", tuple(panels)))
     shown = list(dict.fromkeys((metric, *searched.card.space.metric)))
     winner = searched.winner
@@ -143,14 +143,14 @@ def parameters(searched: Searched) -> Section:
     shares = searched.importance()
     if shares:
         rows = [(path, Score(share), look(0)) for path, share in sorted(shares.items(), key=lambda x: -x[1])]
-        svg = intervals([(path.rpartition(".")[2], score, how) for path, score, how in rows], {}, "share")
+        plot = intervals([(path.rpartition(".")[2], score, how) for path, score, how in rows], {}, "share")
         table = numbers(("parameter", "share"), [(path, score.value) for path, score, _ in rows], "{:.2f}".format)
         alt = "Importance: " + ", ".join(f"{path} {score.value:.2f}" for path, score, _ in rows)
         caption = (
             "What separates the best third of the trials from the rest (PED-ANOVA, arXiv 2304.10255, through Optuna), "
             "over finished and stopped trials. With few trials it is a hint."
         )
-        blocks.append(Panels(caption, (Panel("Importance", svg, alt, table),)))
+        blocks.append(Panels(caption, (Panel("Importance", plot, alt, table),)))
     else:
         blocks.append(Paragraph("Importance is not given: too few trials that ended.", tone="muted"))
     return Section("parameters", "Parameters", "Which settings mattered.", tuple(blocks))
@@ -219,8 +219,8 @@ def _front(searched: Searched, known: Sequence[Trial], x: str, y: str) -> Panel:
         dots.append(("on the front" if here else "behind", look(0) if here else look(1), *at, str(trial.number)))
         rows.append((name, *at, "yes" if here else ""))
     table = numbers(("trial", x, y, "on the front"), rows, "{:.4f}".format)
-    svg = scatter(dots, f"{metric_of(x).short}, {metric_of(x).better} is better", metric_of(y).short)
-    return Panel(f"{metric_of(y).short} against {metric_of(x).short}", svg, f"{y} against {x} of each trial", table)
+    plot = scatter(dots, f"{metric_of(x).short}, {metric_of(x).better} is better", metric_of(y).short)
+    return Panel(f"{metric_of(y).short} against {metric_of(x).short}", plot, f"{y} against {x} of each trial", table)
 
 
 def _stairs(points: Sequence[tuple[float, int, float]], place: int) -> tuple[tuple[float, float], ...]:
