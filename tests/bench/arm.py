@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import resource
 import statistics
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
+import psutil
 from arms import Arm, recipe
+
+#: Seconds between two looks at how much memory is held.
+LOOK_S = 0.05
 
 
 def main() -> None:
@@ -23,7 +29,7 @@ def main() -> None:
     folder = Path(sys.argv[1]).parent / "work"  # the parent removes it, however this process ends
     folder.mkdir()
     try:
-        _limit(limit)
+        _limit(limit, Path(sys.argv[2]))
         result = {"status": "ok", **_summary(arm, _run(arm, folder))}
     except Exception as error:  # whatever it was, the other rows of the table are still wanted
         traceback.print_exc()
@@ -113,8 +119,8 @@ def _summary(arm: Arm, found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "finite": finite, "device": name, "step_s": median, "samples_per_s": arm.batch / median}
 
 
-def _limit(limit: int | None) -> None:
-    """Give this process less memory than the machine has, as if it were a smaller one."""
+def _limit(limit: int | None, result: Path) -> None:
+    """Give this process less memory than the machine has, as if it were a smaller one: of its GPU, where it has one."""
     if limit is None:
         return
     import torch
@@ -122,21 +128,29 @@ def _limit(limit: int | None) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / torch.cuda.get_device_properties(0).total_memory))
     else:
-        import engines  # noqa: F401  # libraries that find no memory while they load say so in many ways
-        import randomparts  # noqa: F401
+        threading.Thread(target=_watch, args=(limit, result), daemon=True).start()
 
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+def _watch(limit: int, result: Path) -> None:
+    """End this process as a small machine would: under a limit of the system's, libraries fail in too many ways."""
+    this = psutil.Process()
+    while _resident(this) <= limit:
+        time.sleep(LOOK_S)
+    result.write_text(json.dumps({"status": "out of memory"}))
+    this.terminate()  # not killed: Ray's processes, where there are some, end with it
+
+
+def _resident(process: psutil.Process) -> int:
+    """Bytes of it and of what it started; what they share counts for each."""
+    held = 0
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            held += one.memory_info().rss
+    return held
 
 
 def _no_memory(error: BaseException) -> bool:
-    # The last two are all that oneDNN, PyTorch's library for CPUs, and the loader of a library may say of it.
-    words = (
-        "out of memory",
-        "can't allocate memory",
-        "cannot allocate memory",
-        "could not create a primitive",
-        "failed to map segment",
-    )
+    words = ("out of memory", "can't allocate memory")  # of the CUDA allocator, and of the CPU's
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 

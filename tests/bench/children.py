@@ -32,8 +32,8 @@ def run(
 ) -> dict[str, Any]:
     """The arm's result: `status` is `ok`, or what happened instead; the other keys are there when it is `ok`.
 
-    memory_limit: bytes, as if the machine had no more. pin: one core for each process that trains.
-    heard: what the child says goes to stderr as it comes.
+    memory_limit: bytes that the arm's GPU, or without one all its processes, may hold.
+    pin: one core for each process that trains. heard: what the child says goes to stderr as it comes.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         given, result, log = (Path(name) / file for file in ("arm.json", "result.json", "log.txt"))
