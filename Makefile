@@ -28,6 +28,8 @@ help:
 install: $(STAMP)
 
 # Modules are compiled when they are first imported: most of 26,000 never are, and pip takes over a minute for them.
+# So what was compiled must be kept, also where the environment says otherwise: each worker would compile all of it again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP = $(BIN)/pip install --no-compile
 
 $(STAMP): pyproject.toml
