@@ -205,6 +205,7 @@ def test_the_reference_has_every_setting(here: Here) -> None:
     assert here("config")[1].count("\n") >= len(lines)
 
 
+@pytest.mark.slow
 # diffusers' Euler scheduler hands torch tensors to NumPy 2 the old way.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_generate_draws_the_same_pictures_again_and_says_how(cli: Cli, here: Here, tmp_path: Path) -> None:

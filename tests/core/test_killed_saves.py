@@ -71,6 +71,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
         store.save(2, {}, _file(3 * 2**20))  # type: ignore[arg-type]  # and there is room again
 
 
+@pytest.mark.slow
 def test_a_store_that_hangs_ends_the_save_within_a_minute_and_keeps_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

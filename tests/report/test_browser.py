@@ -12,6 +12,8 @@ from sdxl_ray.report.build import write_report
 from tests.report.browser import chromium, visit
 from tests.report.synthetic import make, several_photo_counts
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = (1280, 390)
 #: Every picture and plot with its size on the page, and whether a picture has been decoded.
 SEEN = """

@@ -68,6 +68,7 @@ def test_an_empty_place_is_told_from_others(clip: Encoder) -> None:
     assert np.mean((pictures @ texts.T).argmax(1) == np.arange(len(places))) > 0.8
 
 
+@pytest.mark.slow
 def test_the_base_draws_what_it_is_asked_for(clip: Encoder) -> None:
     places = list(PLACES)
     scenes = [Scene(name, places[(5 * index) % len(places)]) for index, name in enumerate(CLASSES)]
