@@ -21,6 +21,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from sdxl_ray.distributed.cluster import connected
 from sdxl_ray.errors import RunError, UserError
 from serve.app import application, listening, require_guarded
 from serve.config import ServeConfig
@@ -46,7 +47,8 @@ def running(
     Ray and Serve are used where they run already, and otherwise started; what was started here is taken down. layout:
     default, `plan(config)`. on_state: gets the state of every variant whenever one changes, while it starts. on_note:
     gets a line where Serve runs already, and not where the configuration says.
-    Raises UserError: beyond loopback without keys, no base, no variant, the port is taken. RunError: it did not start.
+    Raises UserError: beyond loopback without keys, no base, no variant, the port is taken, no Ray at RAY_ADDRESS.
+    RunError: it did not start.
     """
     require_guarded(config)
     layout = layout or plan(config)
@@ -81,20 +83,11 @@ def deployed() -> str:
 @contextmanager
 def _ray(config: ServeConfig, layout: Layout) -> Iterator[bool]:
     """A local Ray where there is none; whether it is ours alone."""
-    if ray.is_initialized():
-        yield False
-        return
+    ours = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
     needed = config.replicas.count * len(layout.groups) * config.replicas.cpus
     needed += config.ingress.replicas * config.ingress.cpus
-    address = os.environ.get("RAY_ADDRESS")
-    how: dict[str, Any] = {"address": address} if address else {"num_cpus": max(int(needed) + 1, os.cpu_count() or 1)}
-    if not address:
-        how["include_dashboard"] = False
-    ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield not address
-    finally:
-        ray.shutdown()
+    with connected(None, int(needed) + 1):
+        yield ours
 
 
 @contextmanager

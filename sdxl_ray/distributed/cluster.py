@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray
 
@@ -56,9 +55,11 @@ def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Ite
         raise
     except Exception as error:  # Ray raises a plain Exception where a machine is too busy to start it
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = f"at {found!r}" if found else "on this machine"
+        if not found:
+            raise UserError(f"Ray did not start on this machine: {first}") from None
+        otherwise = "give no address" if address else "unset RAY_ADDRESS"
         raise UserError(
-            f"no Ray cluster {where}: {first}; start one with ray start --head, or give no address"
+            f"no Ray cluster at {found!r}: {first}; start one with ray start --head, or {otherwise}"
         ) from None
     try:
         yield
@@ -92,33 +93,25 @@ def require_answer(address: str) -> None:
         return
     socket.create_connection((host, int(port)), timeout=_ANSWER_WITHIN_S).close()
     import grpc
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # a compiled module
     from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
-    token = _token()
-    metadata = [("authorization", f"Bearer {token}")] if token else []
+    # Since 2.60 Ray sends a token that is on this machine where it finds the cluster itself, to a given address only
+    # where the environment says so: as it does here.
+    token = AuthenticationTokenLoader.instance().get_token_for_http_header()
     with grpc.insecure_channel(address) as channel:
         ask = NodeInfoGcsServiceStub(channel).GetClusterId
         try:
-            ask(GetClusterIdRequest(), timeout=_ANSWER_WITHIN_S, metadata=metadata)
+            ask(GetClusterIdRequest(), timeout=_ANSWER_WITHIN_S, metadata=tuple(token.items()))
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                has = "another token than this one" if token else "a token, and none is set here"
+                has = "another token than this one" if token else "a token, and none is sent"
                 raise UserError(
                     f"the Ray cluster at {address!r} wants {has}: export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
                     "~/.ray/auth_token of the machine that started it"
                 ) from None
             raise OSError(f"something listens there, but no Ray answers ({error.code().name.lower()})") from None
-
-
-def _token() -> str | None:
-    """The token that Ray would send from this process; since 2.59 it sends one that is there unless told not to."""
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return None
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token.strip()
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path.read_text().strip() if path.is_file() else None
 
 
 def gpus_per_worker(recipe: Recipe) -> int:

@@ -18,7 +18,7 @@ from sdxl_ray.errors import UserError
 from serve import rayfile
 from serve.config import ServeConfig, load, override, parse
 from serve.layout import SHARED, Layout, plan
-from tests.conftest import Here
+from tests.conftest import Cli, Here
 
 
 def test_every_configuration_in_the_tree_is_read() -> None:
@@ -151,6 +151,14 @@ def test_the_command_refuses_in_one_line(here: Here, words: list[str], line: str
     assert code == 2
     assert line in err
     assert err.startswith("error: ")
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    ended = cli("serve")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "error: no Ray cluster at '127.0.0.1:1'" in ended.stderr and "unset RAY_ADDRESS" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.slow
