@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from sdxl_ray.config import Recipe
 from sdxl_ray.distributed.exported import exported
@@ -17,6 +18,7 @@ from sdxl_ray.errors import UserError
 
 #: A cluster that has not answered by then is none.
 _ANSWER_WITHIN_S = 10
+_WITH_A_TOKEN = "export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token of the machine that started Ray"
 _UNWATCHED = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
@@ -27,7 +29,8 @@ def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Ite
     `cpus`: what a local cluster must offer at least; more than the machine has is allowed, and slow.
     `dashboard`: whether a local one runs Ray's (on loopback). Ray Train asks it whether a run is still there; without
     it, what the workers of a run that was cut had reserved is never given back.
-    Raises UserError when no cluster answers at `address`, and for an address that is no host:port.
+    Raises UserError when no cluster answers at `address` or it wants another token, and for an address that is no
+    host:port.
     """
     found = address or os.environ.get("RAY_ADDRESS")
     if found and "://" in found:
@@ -53,6 +56,9 @@ def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Ite
                 )
     except UserError:
         raise
+    except AuthenticationError as error:  # a sentence that says what is wrong, and many more
+        reason = str(error).partition(". ")[0]
+        raise UserError(f"Ray's token: {reason}; {_WITH_A_TOKEN}") from None
     except Exception as error:  # Ray raises a plain Exception where a machine is too busy to start it
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if not found:
@@ -97,8 +103,7 @@ def require_answer(address: str) -> None:
     from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
-    # Since 2.60 Ray sends a token that is on this machine where it finds the cluster itself, to a given address only
-    # where the environment says so: as it does here.
+    # What Ray would send: since 2.60 it sends a token to an address that it was given only under RAY_AUTH_MODE=token.
     token = AuthenticationTokenLoader.instance().get_token_for_http_header()
     with grpc.insecure_channel(address) as channel:
         ask = NodeInfoGcsServiceStub(channel).GetClusterId
@@ -107,10 +112,7 @@ def require_answer(address: str) -> None:
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 has = "another token than this one" if token else "a token, and none is sent"
-                raise UserError(
-                    f"the Ray cluster at {address!r} wants {has}: export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
-                    "~/.ray/auth_token of the machine that started it"
-                ) from None
+                raise UserError(f"the Ray cluster at {address!r} wants {has}: {_WITH_A_TOKEN}") from None
             raise OSError(f"something listens there, but no Ray answers ({error.code().name.lower()})") from None
 
 

@@ -190,6 +190,11 @@ def test_a_wrong_token_is_one_line(two_nodes: Cluster) -> None:
         (two_nodes, {"RAY_AUTH_MODE": "disabled"}, "none is sent"),
         (replace(two_nodes, environment=unsaid), {}, "none is sent"),
         (two_nodes, {"RAY_AUTH_TOKEN": "b" * 64}, "another"),
+        (
+            two_nodes,
+            {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/nowhere"},
+            "cannot be opened or is empty: /nowhere",
+        ),
     ):
         ended = client.run(Path(sys.executable).name, *words, **environment)
         assert (ended.returncode, ended.stdout) == (2, "")
