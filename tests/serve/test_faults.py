@@ -56,6 +56,8 @@ def _check(load: Load, least: int) -> None:
 def test_a_picture_on_a_replica_that_dies_is_drawn_again_to_the_last_byte(client: Client) -> None:
     """Alone, since a picture's companions in a batch may change its last bits."""
     body = {**_body(1), "num_inference_steps": 50, "size": "128x128"}
+    _wait_until_whole()
+    wait_for(lambda: not any(said["engine"]["in_flight"] for said in describe(2).values()))
     expected = client.draw(**body).data
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.draw, **body)
