@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +11,11 @@ from typing import Any
 
 import pytest
 import requests
+from PIL import Image
 
 from tests.report.browser import Visit, chromium, visit
 from tests.report.test_browser import BEYOND
+from tests.serve.engine.plain import differences, levels
 
 #: Where to keep screenshots, to look at them.
 SHOTS = os.environ.get("SDXL_RAY_SCREENSHOTS")
@@ -57,15 +61,19 @@ def _shot(seen: Visit, name: str) -> None:
         seen.page.screenshot(path=Path(SHOTS) / f"{name}.png", full_page=True)
 
 
-def _draw(seen: Visit, prompt: str) -> list[str]:
-    """Ask through the form; the two pictures as they are shown."""
+def _draw(seen: Visit, prompt: str) -> list[Image.Image]:
+    """Ask through the form; the two pictures as they are shown.
+
+    Whether both are drawn in one batch is chance, which may change one level of a picture: see `differences`.
+    """
     page = seen.page
     page.fill("#prompt", prompt)
     page.fill("#steps", "6")
     page.press("#prompt", "Enter")
     page.wait_for_selector("#draw:disabled")
     page.wait_for_selector("#draw:not(:disabled)", timeout=60_000)
-    return [page.evaluate(PIXELS, image) for image in page.query_selector_all(".frame img:not([hidden])")]
+    shown = [page.evaluate(PIXELS, image) for image in page.query_selector_all(".frame img:not([hidden])")]
+    return [Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) for address in shown]
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
@@ -77,7 +85,7 @@ def test_base_and_tuned_are_drawn_side_by_side(browser: Any, url: str, width: in
         assert page.eval_on_selector_all("#panes select", "all => all.map(e => e.value)") == ["base", "round"]
         assert "no such folder" in page.inner_text("#variants .stopped")
         left, right = _draw(seen, "a photo of a dog on the beach")
-        assert left != right
+        assert levels(left, right) > 1
         boxes = [image.bounding_box() for image in page.query_selector_all(".frame img")]
         assert boxes[0]["y"] == boxes[1]["y"]
         assert boxes[0]["width"] > width / 4 - 60
@@ -99,18 +107,19 @@ def test_sliders_change_the_right_picture_alone(browser: Any, url: str) -> None:
         left, right = _draw(seen, "a red robot")
         slide = "(input, value) => { input.value = value; input.dispatchEvent(new Event('input', {bubbles: true})); }"
         page.eval_on_selector("#adapters fieldset:first-child input[name=scale]", slide, "0")
-        assert _draw(seen, "a red robot") == [left, left]
+        assert levels(left, right) > 1
+        assert max(differences(_draw(seen, "a red robot"), [left, left])) <= 1
         page.eval_on_selector("#adapters fieldset:first-child input[name=scale]", slide, "0.8")
         page.eval_on_selector("#adapters fieldset:first-child input[name=up]", slide, "0.3")
         page.eval_on_selector("#adapters fieldset:last-child input[name=scale]", slide, "0.5")
         again, mixed = _draw(seen, "a red robot")
-        assert again == left
-        assert mixed not in (left, right)
+        assert levels(again, left) <= 1
+        assert min(levels(mixed, left), levels(mixed, right)) > 1
         assert "with round + wordy" in page.inner_text(".pane:last-of-type .hash")
         page.select_option(".pane:last-of-type select", "whole")
         page.click("form details summary")
         page.check("#alone")
-        assert _draw(seen, "a red robot")[0] == left
+        assert levels(_draw(seen, "a red robot")[0], left) <= 1
         assert page.locator("#shelf li").count() == 4
         page.fill("#prompt", "")
         page.click("#shelf li:last-child button")
