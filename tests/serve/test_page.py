@@ -19,9 +19,8 @@ from tests.serve.engine.plain import differences, levels
 
 #: Where to keep screenshots, to look at them.
 SHOTS = os.environ.get("SDXL_RAY_SCREENSHOTS")
-DRAWN = (
-    "document.querySelectorAll('.frame img:not([hidden])').length === 2 && !document.querySelector('#draw').disabled"
-)
+#: Both pictures are shown, and nothing is being drawn.
+DRAWN = "body:has(#draw:not(:disabled)):not(:has(.frame img[hidden]))"
 #: Contrast of every text with what is behind it (WCAG 2.2): the worst.
 CONTRAST = """
 (() => {
@@ -69,9 +68,9 @@ def _draw(seen: Visit, prompt: str) -> list[Image.Image]:
     page = seen.page
     page.fill("#prompt", prompt)
     page.fill("#steps", "6")
+    page.eval_on_selector_all(".frame img", "all => all.forEach(image => image.hidden = true)")
     page.press("#prompt", "Enter")
-    page.wait_for_selector("#draw:disabled")
-    page.wait_for_selector("#draw:not(:disabled)", timeout=60_000)
+    page.wait_for_selector(DRAWN, timeout=60_000)
     shown = [page.evaluate(PIXELS, image) for image in page.query_selector_all(".frame img:not([hidden])")]
     return [Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) for address in shown]
 
