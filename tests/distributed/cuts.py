@@ -58,8 +58,7 @@ STILL: dict[str, Any] = {
     "evaluation__class_pictures": 2,
     "evaluation__score_prompts": 2,
 }
-SCORED = quick("tiny_lora", parallel__workers=2, parallel__zero_stage=3, **STILL)
-
+SCORED = quick("tiny_lora", parallel__workers=2, parallel__zero_stage=2, **STILL)
 
 #: Every step makes what is no number.
 DIVERGING = quick("tiny_lora", parallel__workers=2, optim__lr=1e30, optim__clip=None, optim__schedule="constant")

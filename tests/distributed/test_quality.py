@@ -1,4 +1,4 @@
-"""Two workers under ZeRO-3 score as one process does, choose the same step, and leave its artifact."""
+"""Two workers under ZeRO score as one process does, choose the same step, and leave its artifact."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from sdxl_ray.artifact import Artifact
+from sdxl_ray.config import override
 from sdxl_ray.distributed.train import launch
 from sdxl_ray.records import read
 from tests.distributed.conftest import losses, quick
-from tests.distributed.cuts import SCORED, STILL, Cut
+from tests.distributed.cuts import SCORED, STILL, Cut, trained
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +23,17 @@ def scores(folder: Path) -> dict[tuple[int, str, str], float]:
 
 
 def test_two_workers_score_choose_and_export_as_one_does(cuts: dict[str, Cut], tmp_path: Path) -> None:
-    both, rows = cuts["scored"].run, cuts["scored"].rows
+    _as_one_does(cuts["scored"], tmp_path)
+
+
+@pytest.mark.exhaustive  # every layer is gathered over gloo for every picture
+def test_two_workers_under_zero3_score_as_one_does(ray_cluster: None, tmp_path: Path) -> None:
+    recipes = {"scored": override(SCORED, {"parallel.zero_stage": 3})}
+    _as_one_does(trained(recipes, tmp_path)["scored"], tmp_path)
+
+
+def _as_one_does(cut: Cut, storage: Path) -> None:
+    both, rows = cut.run, cut.rows
     summary = both.summary()
     assert summary is not None
     assert (summary["steps"], summary["stopped_early"]) == (2, False)
@@ -33,7 +44,9 @@ def test_two_workers_score_choose_and_export_as_one_does(cuts: dict[str, Cut], t
     assert told[-1]["metrics"]["quality"] == scores(both.folder)[2, "scored", "quality"]
 
     alone = launch(
-        quick("tiny_lora", parallel__workers=1, parallel__engine="local", **STILL), storage=tmp_path, name="scored"
+        quick("tiny_lora", parallel__workers=1, parallel__engine="local", **STILL),
+        storage=storage / "alone",
+        name="scored",
     )
     assert not alone.summary["stopped_early"]
     mine, other = scores(both.folder), scores(alone.folder)

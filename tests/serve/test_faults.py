@@ -101,8 +101,20 @@ def test_replicas_that_die_cost_no_client_anything(client: Client, config: Serve
         assert max(differences(reply.pictures, expected[reply.body["data"][0]["seed"]])) <= 1
 
 
-def test_a_failing_update_and_an_update_lose_no_request(client: Client, config: ServeConfig) -> None:
-    """New replicas that cannot start leave old ones serving; new ones that can replace them one by one."""
+def test_an_update_loses_no_request(client: Client, config: ServeConfig) -> None:
+    """New replicas that can start replace old ones one by one."""
+    _wait_until_whole()
+    before = {process.pid for process in replicas()}
+    load = Load(client)
+    with load.at(RATE, _body):
+        _replace(before, override(config, {"engine.cached_prompts": 32}))
+        wait_for(lambda: len(load.replies) >= LEAST, 240)
+    _check(load, LEAST)
+
+
+@pytest.mark.exhaustive  # over a minute
+def test_an_update_that_cannot_start_loses_no_request(client: Client, config: ServeConfig) -> None:
+    """Its replicas leave the old ones serving, and the next update replaces those."""
     from serve.local import deploy, deployed
 
     _wait_until_whole()
@@ -113,8 +125,15 @@ def test_a_failing_update_and_an_update_lose_no_request(client: Client, config: 
         wait_for(lambda: deployed() == "DEPLOY_FAILED", 240)
         assert before & {process.pid for process in replicas()}
         failing = len(load.replies)
-        deploy(override(config, {"engine.cached_prompts": 32}))
-        wait_for(lambda: deployed() == "RUNNING" and not before & {p.pid for p in replicas()}, 240)
+        _replace(before, override(config, {"engine.cached_prompts": 48}))
         wait_for(lambda: len(load.replies) >= LEAST, 240)
     assert 0 < failing < len(load.replies)
     _check(load, LEAST)
+
+
+def _replace(before: set[int], config: ServeConfig) -> None:
+    """Update, until none of the processes of before is left."""
+    from serve.local import deploy, deployed
+
+    deploy(config)
+    wait_for(lambda: deployed() == "RUNNING" and not before & {p.pid for p in replicas()}, 240)
