@@ -74,8 +74,10 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run one command line and exit."""
-    # transformers warns about torchvision, which nothing here uses; workers started from here inherit it.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # transformers warns about torchvision, which nothing here uses, and diffusers about parts that a LoRA leaves alone;
+    # workers started from here inherit it.
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         build()(prog_name="sdxl-ray")
     except UserError as error:

@@ -43,12 +43,6 @@ class Weights:
         self._gauges = asyncio.create_task(self._publish())
 
     def _engine(self, config: ServeConfig) -> Any:
-        import torch
-
-        if not torch.cuda.is_available():
-            # transformers imports deepspeed, which otherwise warns that it found no GPU.
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
         from serve.engine.adapter import require_mixable
         from serve.engine.engine import Engine
         from serve.engine.settings import EngineSettings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -104,7 +103,6 @@ def run(
 
     with libraries_on_stderr(), Progress(sys.stderr) as progress:
         progress.row({"kind": "phase", "name": "loading the libraries"})
-        _quiet()
 
         from sdxl_ray.core.quality.defaults import settings_of
         from sdxl_ray.core.quality.evaluate import evaluate
@@ -269,14 +267,6 @@ def _advise(recipe: Recipe, lists: Prompts, split: Split, class_name: str, on_ro
     unknown = unknown_words(texts) if recipe.base.id == "tiny" else []
     if unknown:
         on_row({"kind": "note", "text": f"note: the embedded base does not know {', '.join(map(repr, unknown))}"})
-
-
-def _quiet() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        # transformers imports deepspeed, which otherwise warns that it found no GPU.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _grid(found: Evaluation, out: Path) -> Path:

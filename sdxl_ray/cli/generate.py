@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -145,8 +144,6 @@ def _device(precision: str) -> tuple[Literal["cuda", "cpu"], torch.dtype]:
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if not torch.cuda.is_available():
-        # transformers imports deepspeed, which otherwise warns that it found no GPU.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return "cpu", dtypes.get(precision, torch.float32)
     return "cuda", dtypes.get(precision, torch.bfloat16 if has_bf16() else torch.float16)
 

@@ -20,7 +20,7 @@ from sdxl_ray.core.basefiles import MODELS, BaseFiles, component_configs, locate
 from sdxl_ray.core.weightfiles import find_weights, read_json
 from sdxl_ray.errors import UserError
 from sdxl_ray.sections import Base
-from sdxl_ray.tiny.quiet import no_progress_bars
+from sdxl_ray.tiny.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +116,7 @@ def _readable(files: BaseFiles) -> Iterator[None]:
     import torch
 
     try:
-        with no_progress_bars():
+        with quiet_libraries():
             yield
     except NotImplementedError:
         # torch's way of saying that a weight has no data: it was in the config, but not in the single file.

@@ -22,6 +22,7 @@ from sdxl_ray.core.bases import BaseFiles, load_components, locate, own_memory
 from sdxl_ray.core.diffusion import scheduler_overrides
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.sections import Base
+from sdxl_ray.tiny.quiet import quiet_libraries
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 ADAPTER = "tuned"
@@ -205,7 +206,8 @@ def _load_lora(pipe: StableDiffusionXLPipeline, file: Path) -> None:
         raise UserError(f"artifact {str(file.parent)!r} holds no {LORA_WEIGHTS}")
     where = f"artifact {str(file.parent)!r}"
     try:
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER, local_files_only=True)
+        with quiet_libraries():
+            pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER, local_files_only=True)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # what PEFT raises for names it cannot place
         raise UserError(f"{where}: {LORA_WEIGHTS} does not fit the base: {str(error).splitlines()[0][:200]}") from error
     models = {"unet": pipe.unet, "text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}

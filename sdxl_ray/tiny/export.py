@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.tiny.layout import MAX_TOKENS, MODEL_INDEX, configs
-from sdxl_ray.tiny.quiet import no_progress_bars
+from sdxl_ray.tiny.quiet import quiet_libraries
 from sdxl_ray.tiny.vocabulary import END, bpe
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _write_diffusers(folder: Path, model: Any, planned: dict[str, Any]) -> None:
 
 
 def _write_transformers(folder: Path, model: Any, planned: dict[str, Any]) -> None:
-    with no_progress_bars():
+    with quiet_libraries():
         # Its own writer, since it turns the names of a module's weights into those that files have.
         model.save_pretrained(folder, state_dict=_halves(model))
     _settle_config(folder / "config.json", {**planned, "dtype": "float32"}, given=("dtype",))

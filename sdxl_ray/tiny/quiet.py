@@ -1,18 +1,25 @@
-"""Keeps the model libraries from drawing a progress bar for every file of a few hundred kilobytes."""
+"""Keeps the model libraries from saying, at every model that is read or written, what nobody asked for."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
 @contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Inside, transformers and diffusers draw no bar for every file that they read or write."""
+def quiet_libraries() -> Iterator[None]:
+    """Inside, transformers and diffusers draw no bar for every file that they read or write.
+
+    From here on, without a GPU, DeepSpeed does not warn of that: transformers imports it when it reads or writes.
+    """
     import diffusers.utils.logging
+    import torch
     import transformers.utils.logging
 
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     libraries: list[Any] = [diffusers.utils.logging, transformers.utils.logging]
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in shown:

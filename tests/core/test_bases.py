@@ -62,7 +62,7 @@ def test_the_embedded_base_is_located_and_its_configs_read_without_any_framework
         "heavy = {'torch', 'diffusers', 'transformers', 'ray', 'huggingface_hub'} & sys.modules.keys();"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_a_folder_is_the_embedded_base_weight_for_weight_and_frozen(folder: Path) -> None:
@@ -308,7 +308,7 @@ def test_an_unreachable_hub_is_one_line_within_seconds() -> None:
     # Port 9 of this machine: refused at once, whatever network there is.
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, check=True, timeout=60, capture_output=True, text=True
+        [sys.executable, "-c", code], env=environment, check=True, timeout=300, capture_output=True, text=True
     )
     assert "the hub cannot be reached" in done.stdout
     assert done.stdout.count("\n") == 1

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib import resources
 from pathlib import Path
 
@@ -184,8 +183,6 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
                 assert answer.status_code == status
         finally:
             child.send_signal(signal.SIGINT)
-            start = time.monotonic()
             assert child.wait(60) == 130
-    assert time.monotonic() - start < 30
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{address}health", timeout=5)

@@ -28,7 +28,7 @@ from sdxl_ray.core.text import token_ids
 from sdxl_ray.core.weightfiles import PICKLES, content_revision, find_weights, read_json
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.tiny import shipped
-from sdxl_ray.tiny.quiet import no_progress_bars
+from sdxl_ray.tiny.quiet import quiet_libraries
 
 Array = npt.NDArray[np.float32]
 
@@ -172,7 +172,7 @@ def _load(folder: Path, kind: str, where: str) -> tuple[Any, Any | None]:
     name, options = _FAMILIES[kind]
     variant = find_weights(folder, where)
     try:
-        with no_progress_bars():
+        with quiet_libraries():
             model, info = getattr(transformers, name).from_pretrained(
                 folder,
                 output_loading_info=True,
