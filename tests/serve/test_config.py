@@ -183,6 +183,6 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
                 assert answer.status_code == status
         finally:
             child.send_signal(signal.SIGINT)
-            assert child.wait(60) == 130
+            assert child.wait(30) == 130
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{address}health", timeout=5)
