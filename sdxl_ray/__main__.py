@@ -1,15 +1,17 @@
 """The command line: `sdxl-ray COMMAND`, or `python -m sdxl_ray COMMAND` inside a Ray job.
 
-Exit codes: 0; 1 the run failed; 2 the input is wrong (one line on stderr says what and the nearest fix); 130 stopped
-by Ctrl-C. Commands are the table below; each imports what it needs when it runs.
+Exit codes: 0; 1 the run failed; 2 the input is wrong (one line on stderr says what and the nearest fix); 130 after
+Ctrl-C, 143 after SIGTERM (one line on stderr says what is kept and how to resume). Commands are the table below; each
+imports what it needs when it runs.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +31,7 @@ from sdxl_ray.cli import (
     tune,
 )
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.interrupts import Interrupted, handled
 
 #: What a user can do, in the order that --help shows.
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
@@ -68,8 +71,20 @@ def build() -> typer.Typer:
     app.callback()(_options)
     for name, (run, examples) in COMMANDS.items():
         lines = "\n".join(f"  {example}" for example in examples)
-        app.command(name, epilog=f"\b\nExamples:\n{lines}")(run)
+        app.command(name, epilog=f"\b\nExamples:\n{lines}")(_interruptible(run))
     return app
+
+
+def _interruptible(run: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(run)
+    def command(*words: Any, **options: Any) -> None:
+        with handled():
+            try:
+                run(*words, **options)
+            except Interrupted as interrupt:
+                raise typer.Exit(interrupt.exit_code) from None
+
+    return command
 
 
 def main() -> None:

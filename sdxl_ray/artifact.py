@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdxl_ray.errors import UserError
+from sdxl_ray.paths import local_folder
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION: Literal[1] = 1
@@ -79,7 +80,7 @@ class Artifact:
 
         Raises UserError: not an artifact, a later format, or a file that is missing, altered, extra or outside.
         """
-        folder = Path(folder)
+        folder = local_folder(folder)
         manifest = _read_manifest(folder)
         present = _names(folder)
         for name, expected in sorted(manifest.files.items()):

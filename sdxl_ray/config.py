@@ -8,11 +8,13 @@ cannot change the result (`parallel` but for its precision, `checkpoint`, `resou
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -40,6 +42,13 @@ NOT_IDENTITY = frozenset({"parallel", "checkpoint", "resources"})
 
 def _base(value: Any) -> Any:
     return {"id": value} if isinstance(value, str) else value
+
+
+#: Settings that say where something is. What is there decides a result, and is compared by its content.
+PATHS = (
+    *("base.id", "base.vae", "base.config", "data.images", "data.validation", "data.prior.images"),
+    *("evaluation.identity", "evaluation.clip"),
+)
 
 
 class Recipe(Section):
@@ -81,6 +90,13 @@ class Recipe(Section):
             raise UserError("data.prior needs data.class_name (for example data.class_name=dog) or data.prior.prompt")
 
     @property
+    def local_paths(self) -> dict[str, str]:
+        """Setting -> absolute path, of those in PATHS that are neither unset nor a name."""
+        plain = self.model_dump(mode="json")
+        found = {path: plain_data.value_at(plain, path) for path in PATHS}
+        return {path: value for path, value in found.items() if isinstance(value, str) and Path(value).is_absolute()}
+
+    @property
     def identity(self) -> str:
         """SHA-256 of what decides the result; equal for runs that may continue each other."""
         plain = deciding(self.model_dump(mode="json"))
@@ -88,9 +104,18 @@ class Recipe(Section):
 
 
 def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a plain recipe decides the result: whole sections, and the precision of `parallel`."""
+    """What of a plain recipe decides the result: whole sections, and the precision of `parallel`.
+
+    Of absolute paths the last part alone: the same folder elsewhere (another mount, the package of a Ray job) gives
+    the same result.
+    """
     kept = {section: value for section, value in plain.items() if section not in NOT_IDENTITY}
-    return kept | {"parallel": {"precision": plain.get("parallel", {}).get("precision", "auto")}}
+    kept = copy.deepcopy(kept) | {"parallel": {"precision": plain.get("parallel", {}).get("precision", "auto")}}
+    for path in PATHS:
+        value = plain_data.value_at(kept, path)
+        if isinstance(value, str) and Path(value).is_absolute():
+            plain_data.assign(kept, path, Path(value).name)
+    return kept
 
 
 def names() -> list[str]:

@@ -26,7 +26,7 @@ from sdxl_ray.config import Recipe, load, override
 from sdxl_ray.errors import UserError
 from sdxl_ray.loadprofile import LoadProfile
 from sdxl_ray.schema_errors import validated
-from sdxl_ray.sections import Section
+from sdxl_ray.sections import ImagesPath, Section
 
 #: Part of a folder's name, and a row of every table.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]*$")]
@@ -45,7 +45,9 @@ class Taught(Section):
     """A subject: the settings that name its photos and words, and another of its class as a reference."""
 
     settings: Annotated[dict[str, Any], Field(min_length=1)]
-    other: str | None = Field(None, description="photos of another subject of the class: the floor of the scores")
+    other: ImagesPath | None = Field(
+        None, description="photos of another subject of the class: the floor of the scores"
+    )
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Experiment(Section):
         (), description="denoising steps to draw with besides: steps against quality"
     )
     step_seeds: PositiveInt = Field(1, description="pictures per prompt and model for each of `steps`")
-    other: str | None = Field(None, description="photos of another subject of the class: the floor of the scores")
+    other: ImagesPath | None = Field(
+        None, description="photos of another subject of the class: the floor of the scores"
+    )
     subjects: dict[Name, Taught] = Field({}, description="every arm is trained on each of them")
     training_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="every arm is trained with each")
     load: LoadProfile | None = Field(None, description="load test of the base and every arm; null: none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,13 @@ def assign(plain: dict[str, Any], path: str, value: Any) -> None:
         here.clear()  # the settings of one kind mean nothing to another
     both = isinstance(here.get(last), dict) and isinstance(value, dict)
     here[last] = merge(here[last], value) if both else value
+
+
+def value_at(plain: Mapping[str, Any], path: str, missing: Any = None) -> Any:
+    """The value at a dotted path of plain data, or `missing`."""
+    here: Any = plain
+    for key in path.split("."):
+        if not isinstance(here, Mapping) or key not in here:
+            return missing
+        here = here[key]
+    return here

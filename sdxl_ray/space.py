@@ -30,7 +30,7 @@ from sdxl_ray.config import NOT_IDENTITY, Recipe, load, override
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.parameters import Parameter, tried
 from sdxl_ray.schema_errors import validated
-from sdxl_ray.sections import Section
+from sdxl_ray.sections import ImagesPath, Section
 
 Mode = Literal["max", "min"]
 
@@ -91,7 +91,7 @@ class Final(Section):
     """How the winner and the default are judged at the end: prompts, seeds and photos that no trial saw."""
 
     prompts: str | None = Field(None, description="list to judge by: shipped name, .yaml or .txt; default: by base")
-    photos: str | None = Field(None, description="held-out photos; default: those that tuning does not look at")
+    photos: ImagesPath | None = Field(None, description="held-out photos; default: those that tuning does not look at")
     seeds: PositiveInt = Field(4, description="pictures per prompt and model")
     class_pictures: Annotated[int, Field(ge=2)] = Field(16, description="pictures of the plain class per model")
 
@@ -170,7 +170,7 @@ class Space(Section):
     def defaults(self, recipe: Recipe) -> dict[str, Any]:
         """The recipe's own values of the parameters."""
         plain = recipe.model_dump(mode="json")
-        return self.sample(recipe, lambda path, _: value_at(plain, path))
+        return self.sample(recipe, lambda path, _: plain_data.value_at(plain, path))
 
     def check(self, recipe: Recipe) -> None:
         """Raise UserError for a path, bound or condition that the recipe does not take, or a budget below one trial.
@@ -217,23 +217,13 @@ class Space(Section):
         for key, wanted in parameter.when.items():
             if key in self.parameters and key not in before:
                 raise UserError(f"parameters.{path}: when {key!r} is a parameter that comes later: move it up")
-            if key not in before and value_at(plain, key, missing := object()) is missing:
+            if key not in before and plain_data.value_at(plain, key, missing := object()) is missing:
                 raise UserError(f"parameters.{path}: when has no setting {key!r}: {nearest(key, _paths(plain))}")
             if key not in before and not _holds({key: wanted}, plain):
                 raise UserError(
-                    f"parameters.{path}: when {key}={wanted!r} never holds, it is {value_at(plain, key)!r}: "
+                    f"parameters.{path}: when {key}={wanted!r} never holds, it is {plain_data.value_at(plain, key)!r}: "
                     "make it a parameter that comes before, or remove this one"
                 )
-
-
-def value_at(plain: Mapping[str, Any], path: str, missing: Any = None) -> Any:
-    """The value at a dotted path of a plain recipe, or `missing`."""
-    here: Any = plain
-    for key in path.split("."):
-        if not isinstance(here, Mapping) or key not in here:
-            return missing
-        here = here[key]
-    return here
 
 
 def names() -> list[str]:
@@ -262,7 +252,8 @@ def _folder() -> Path:
 
 def _holds(when: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
     return all(
-        value_at(plain, path) in (wanted if isinstance(wanted, list) else [wanted]) for path, wanted in when.items()
+        plain_data.value_at(plain, path) in (wanted if isinstance(wanted, list) else [wanted])
+        for path, wanted in when.items()
     )
 
 

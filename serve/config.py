@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.schema_errors import validated
-from sdxl_ray.sections import Base, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from sdxl_ray.sections import Base, LocalPath, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from serve.admission import share
 
 #: A variant's name is a model id in URLs, a deployment's name and a metric's tag.
@@ -33,7 +33,7 @@ def _artifact(value: Any) -> Any:
 class Variant(Section):
     """One model id: the base, or what an artifact makes of it."""
 
-    artifact: str | None = Field(None, description="artifact folder of a run; default: the base itself")
+    artifact: LocalPath | None = Field(None, description="artifact folder of a run; default: the base itself")
     own_replicas: bool = Field(False, description="a LoRA on replicas of its own, for a comparison of isolated arms")
     fused: bool = Field(False, description="a LoRA added into the weights; it needs own_replicas")
 
@@ -108,7 +108,7 @@ class ApiKeys(Section):
     """Where keys are, never the keys. Requests need one when the variable or the file holds any."""
 
     variable: str = Field("SDXL_RAY_API_KEYS", description="environment variable: keys separated by commas")
-    file: str | None = Field(None, description="file with a key per line; # starts a comment")
+    file: LocalPath | None = Field(None, description="file with a key per line; # starts a comment")
 
 
 class ServeConfig(Section):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,12 +23,27 @@ BaseId = Annotated[
     str | None,
     typer.Option("--base", metavar="BASE", help="tiny, a hub id with @revision, a diffusers folder or a file"),
 ]
+
+
+def _noted(storage: str) -> str:
+    """Say where what is made inside the package of a Ray job would be lost."""
+    inside = "://" not in storage and any(part.startswith("_ray_pkg_") for part in Path(storage).absolute().parts)
+    if inside:
+        text = (
+            f"note: --storage {storage!r} is inside this job's package, which Ray deletes after the job: give a folder "
+            "that outlives it, or a URL"
+        )
+        typer.echo(text, err=True)
+    return storage
+
+
 StorageAt = Annotated[
     str,
     typer.Option(
         "--storage",
         metavar="DIR|URL",
         envvar="SDXL_RAY_STORAGE",
+        callback=_noted,
         help="where run folders and caches are; every node must reach it (s3://, gs://, abfss://)",
     ),
 ]

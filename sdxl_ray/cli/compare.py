@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, Settings, StorageAt, libraries_on_stderr, print_json
+from sdxl_ray.paths import required_name
 
 if TYPE_CHECKING:
     from sdxl_ray.artifact import Artifact
@@ -35,6 +36,7 @@ def run(
     from sdxl_ray.config import parse_assignments
     from sdxl_ray.experiment import load_experiment
 
+    name = required_name(Path(experiment).stem, "the experiment's file name")
     plan = load_experiment(experiment)
     runs = plan.runs(parse_assignments(settings or []))
     if plan.load is not None and load:
@@ -58,7 +60,6 @@ def run(
                 recipe = runs[0].recipe
                 requests.extend(load_arms(plan.load, recipe, artifacts, home, address=address, on_row=progress.row))
 
-        name = Path(experiment).stem
         result = compare(name, plan, runs, storage=storage, address=address, on_row=progress.row, then=put_load)
     if json:
         scores = result.evaluation.scores if result.evaluation is not None else []

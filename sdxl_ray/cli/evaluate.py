@@ -12,6 +12,8 @@ import typer
 
 from sdxl_ray.cli.arguments import AsJson, BaseId, libraries_on_stderr, print_json, read_base
 from sdxl_ray.errors import UserError
+from sdxl_ray.interrupts import keeping
+from sdxl_ray.paths import local_folder
 
 if TYPE_CHECKING:
     from sdxl_ray.artifact import Artifact
@@ -52,7 +54,9 @@ def run(
         str | None, typer.Option(metavar="LIST", help="shipped list, .yaml or .txt; default: by base and class")
     ] = None,
     split: Annotated[str, typer.Option(help="list and seeds: final, tune or validation")] = "final",
-    out: Annotated[Path, typer.Option(metavar="DIR", help="folder of records, pictures and grid")] = Path("evaluation"),
+    out: Annotated[
+        Path, typer.Option(parser=local_folder, metavar="DIR", help="folder of records, pictures and grid")
+    ] = Path("evaluation"),
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="denoising steps; default: the recipe's")] = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, max=100, help="classifier-free guidance; default: the recipe's")
@@ -101,7 +105,8 @@ def run(
 
     from sdxl_ray.display.progress import Progress
 
-    with libraries_on_stderr(), Progress(sys.stderr) as progress:
+    kept = f"{out} keeps the images that are finished; the same command makes the others"
+    with libraries_on_stderr(), Progress(sys.stderr) as progress, keeping(lambda: kept):
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
         from sdxl_ray.core.quality.defaults import settings_of

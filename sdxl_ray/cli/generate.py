@@ -12,6 +12,8 @@ import typer
 from sdxl_ray import __version__
 from sdxl_ray.cli.arguments import AsJson, BaseId, libraries_on_stderr, print_json, read_base
 from sdxl_ray.errors import UserError
+from sdxl_ray.interrupts import keeping
+from sdxl_ray.paths import local_folder
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +34,9 @@ def run(
     *,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of the first picture of each prompt")] = 0,
     n: Annotated[int, typer.Option("--n", min=1, max=1000, help="pictures per prompt, seeds counting up")] = 1,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="folder of the pictures, made when missing")] = Path(
-        "pictures"
-    ),
+    out: Annotated[
+        Path, typer.Option(parser=local_folder, metavar="DIR", help="folder of the pictures, made when missing")
+    ] = Path("pictures"),
     steps: Annotated[int, typer.Option(min=1, max=1000, help="denoising steps")] = 30,
     guidance: Annotated[float, typer.Option(min=0, max=100, help="classifier-free guidance; 1 is none")] = 7.5,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="what the pictures should not show")] = None,
@@ -74,7 +76,8 @@ def run(
         "software": f"sdxl-ray {__version__}",
     }
     sheet = out / "grid.png"
-    with libraries_on_stderr(), Progress(sys.stderr) as progress:
+    kept = f"{out} keeps the images that are finished; the same command makes them all again, equal to the last bit"
+    with libraries_on_stderr(), Progress(sys.stderr) as progress, keeping(lambda: kept):
         progress.row({"kind": "phase", "name": "loading the model"})
 
         from sdxl_ray.core.grid import grid

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, libraries_on_stderr, print_json
+from sdxl_ray.interrupts import keeping
+from sdxl_ray.paths import local_folder
 
 EXAMPLES = (
     "sdxl-ray loadtest quick --url http://127.0.0.1:8000",
@@ -25,7 +27,8 @@ def run(
     *,
     url: Annotated[str | None, typer.Option(metavar="URL", help="of the endpoint; default: the config's")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="folder of records; default: loadtests/<config>")
+        Path | None,
+        typer.Option(parser=local_folder, metavar="DIR", help="folder of records; default: loadtests/<config>"),
     ] = None,
     json: AsJson = False,
 ) -> None:
@@ -41,7 +44,8 @@ def run(
         changes["url"] = url
     test = load_config(config, changes)
     home = out or Path("loadtests") / Path(config).stem
-    with libraries_on_stderr(), Progress(sys.stderr) as progress:
+    kept = f"{home} keeps the runs that are finished"
+    with libraries_on_stderr(), Progress(sys.stderr) as progress, keeping(lambda: kept):
         rows = run_load_test(test, home, on_row=progress.row)
     if json:
         print_json({**plain(rows), "records": str(home / "records")})

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, print_json
+from sdxl_ray.paths import local_folder
 
 EXAMPLES = ("sdxl-ray report runs/demo-comparison", "sdxl-ray report runs/demo-comparison --open")
 
@@ -15,7 +16,11 @@ EXAMPLES = ("sdxl-ray report runs/demo-comparison", "sdxl-ray report runs/demo-c
 def run(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="<storage>/<experiment>-comparison of compare, or a search's of tune"),
+        typer.Argument(
+            parser=local_folder,
+            metavar="FOLDER",
+            help="<storage>/<experiment>-comparison of compare, or a search's of tune",
+        ),
     ],
     *,
     show: Annotated[bool, typer.Option("--open", help="open the page in the browser")] = False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import threading
 from dataclasses import asdict
@@ -13,6 +12,7 @@ import typer
 
 from sdxl_ray.cli.arguments import AsJson, Settings, libraries_on_stderr, print_json
 from sdxl_ray.errors import UserError
+from sdxl_ray.interrupts import keeping
 
 if TYPE_CHECKING:
     from serve.config import ServeConfig
@@ -70,9 +70,7 @@ def run(
     from sdxl_ray.display.progress import Progress
 
     states: dict[str, str] = {}
-    # An exit runs what takes the endpoint down, a signal does not.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with contextlib.ExitStack() as endpoint:
+    with contextlib.ExitStack() as endpoint, keeping(lambda: "taking the endpoint down"):
         with libraries_on_stderr(), Progress(sys.stderr) as progress:
             progress.row({"kind": "phase", "name": "starting Ray Serve"})
 

@@ -19,6 +19,7 @@ from sdxl_ray.cli.arguments import (
     read_recipe,
 )
 from sdxl_ray.cli.devices import Gpu, GpuMemory, cpu_here, elsewhere, gpu_here, named
+from sdxl_ray.paths import required_name
 
 if TYPE_CHECKING:
     from sdxl_ray.config import Recipe
@@ -47,6 +48,8 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Train a recipe on Ray; after a kill, the same command goes on."""
+    if name is not None:
+        required_name(name)
     chosen = read_recipe(recipe, settings, base)
     chosen.require_complete()
     require_local_base(chosen.base)

@@ -11,6 +11,7 @@ import typer
 from sdxl_ray.cli.arguments import AsJson, StorageAt, libraries_on_stderr, print_json
 from sdxl_ray.cli.devices import Gpu, GpuMemory, elsewhere
 from sdxl_ray.cli.train import planned_for, require_local_base
+from sdxl_ray.paths import required_name
 
 if TYPE_CHECKING:
     from sdxl_ray.config import Recipe
@@ -57,6 +58,7 @@ def run(
         return
     if space is None:
         raise UserError(f"which space? Give a .yaml file or one of {', '.join(names())}")
+    called = required_name(name or Path(space).stem)
     mine, changes = divide(parse_assignments(settings or []))
     wanted = load_space(space, mine)
     recipe = wanted.start(changes)
@@ -76,7 +78,6 @@ def run(
 
         from sdxl_ray.distributed.tune import search
 
-        called = name or Path(space).stem
         result = search(
             wanted, recipe, storage=storage, name=called, address=address, resume=resume, on_row=progress.row
         )

@@ -62,7 +62,7 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any], storage: Storage | None = None) -> None:
         """Say that the run has ended, once all that it left is in the storage."""
-        _write(self.folder / "summary.json", json.dumps(summary, indent=1))
+        _write(self.folder / "summary.json", json.dumps(summary, indent=1).encode())
         if storage is not None:
             storage.put_folder(self.folder, APART)
 
@@ -82,7 +82,8 @@ def default_name(recipe: Recipe) -> str:
     """A name that the same command finds again: subject, method, and the recipe's identity."""
     what = recipe.data.subject or Path(str(recipe.data.images).rpartition(":")[2]).stem
     method = ("dreambooth_lora" if recipe.data.prior else "lora") if recipe.tuning.kind == "lora" else "dreambooth"
-    return f"{re.sub(r'[^a-z0-9]+', '-', what.lower()).strip('-')}-{method}-{recipe.identity[:8]}"
+    words = re.sub(r"[^a-z0-9]+", "-", what.lower())[:64].strip("-") or "subject"  # no ASCII letter or digit in it
+    return f"{words}-{method}-{recipe.identity[:8]}"
 
 
 def scan_pictures(recipe: Recipe) -> Pictures:
@@ -110,13 +111,11 @@ def open_run(recipe: Recipe, storage: Path, name: str | None, pictures: Pictures
     run = RunFolder(folder, storage.absolute() / "cache")
     try:
         if require_own(recipe, folder, pictures):
+            _write_index(folder, pictures)  # the same images, which may lie elsewhere now
             return run
         mine = {"format": 1, **_making(recipe, pictures)}
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        for key in _SETS:
-            rows = getattr(pictures, key).index_rows()
-            pq.write_table(pa.Table.from_pylist(rows, schema=_INDEX), folder / "pictures" / f"{key}.parquet")
-        _write(folder / "run.json", json.dumps(mine, indent=1))
+        _write_index(folder, pictures)
+        _write(folder / "run.json", json.dumps(mine, indent=1).encode())
     except OSError as error:
         reason = error.strerror or str(error)
         free = " (the disk is full)" if error.errno == errno.ENOSPC else ""
@@ -166,9 +165,20 @@ _INDEX = pa.schema(
 )
 
 
+def _write_index(folder: Path, pictures: Pictures) -> None:
+    """Which images train, are held out, and are of the class: a table for each, whole or not at all."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for key in _SETS:
+        rows = pa.Table.from_pylist(getattr(pictures, key).index_rows(), schema=_INDEX)
+        buffer = pa.BufferOutputStream()
+        pq.write_table(rows, buffer)
+        _write(folder / "pictures" / f"{key}.parquet", buffer.getvalue().to_pybytes())
+
+
 def _is_unfinished(folder: Path) -> bool:
     """Whether a folder holds nothing but what `open_run` left there when it was killed or the disk was full."""
-    ours = {"pictures", "run.partial", *(f"pictures/{key}.parquet" for key in _SETS)}
+    written = [f"pictures/{key}.{suffix}" for key in _SETS for suffix in ("parquet", "partial")]
+    ours = {"pictures", "run.partial", *written}
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")} <= ours
 
 
@@ -231,10 +241,10 @@ def _flat(plain: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, value in plain.items() for k, v in _flat(value, f"{path}.{key}" if path else key).items()}
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, data: bytes) -> None:
     beside = path.with_suffix(".partial")
     try:
-        beside.write_text(text)
+        beside.write_bytes(data)
         beside.rename(path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -29,6 +29,7 @@ from sdxl_ray.distributed.environment import environment
 from sdxl_ray.distributed.train import RunResult, launch
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import Experiment, Run
+from sdxl_ray.interrupts import keeping
 from sdxl_ray.records import read
 from sdxl_ray.report.build import Written, write_report
 from sdxl_ray.report.source import ArmCard, ComparisonCard
@@ -90,7 +91,8 @@ def compare(
     workers = max((recipe.parallel.workers[1] for recipe in zero), default=0)
     cpus = max((recipe.parallel.workers[1] * recipe.resources.cpus_per_worker for recipe in zero), default=0)
     home = place.root / f"{name}-comparison"
-    with locked(home):
+    kept = f"{place.kept_at(home)} and the arms' runs keep what is done; the same command resumes the comparison"
+    with locked(home), keeping(lambda: kept):
         place.get_folder(home)
         try:
             home.mkdir(parents=True, exist_ok=True)

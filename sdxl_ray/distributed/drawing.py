@@ -28,6 +28,7 @@ from sdxl_ray.core.quality.prompts import Prompts
 from sdxl_ray.core.quality.subject import Subject
 from sdxl_ray.distributed.mailbox import delivered, open_mailbox
 from sdxl_ray.distributed.room import Room
+from sdxl_ray.distributed.worker_paths import base_here, path_here, require_visible
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.sections import Base
 from sdxl_ray.storage import Storage
@@ -60,6 +61,7 @@ def draw_on_workers(
     if all(store.has(job) for model in models for job in plan.jobs(model)):
         return
     room, place = Room.now(), place or Storage.of(home)
+    require_visible(_paths(models, place))
     gpus = int(room.has("GPU")) if gpus is None else gpus
     fit = room.workers({"CPU": 1, "GPU": gpus})
     workers = workers if fit is None else max(1, min(workers, fit))
@@ -73,6 +75,7 @@ def draw_on_workers(
         "settings": _settings(settings),
         "storage": place.url or str(place.root),
         "home": _within(home, place),
+        "driver": str(Path.cwd()),
     }
     on_row({"kind": "phase", "name": f"starting {workers} worker{'s' if workers > 1 else ''}", "done": 0, "total": 0})
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_share)
@@ -161,8 +164,10 @@ def _share(rank: int, world: int, work: dict[str, Any], meeting: Any, mailbox: A
     models = [
         Model(
             model["name"],
-            Base.model_validate(model["base"]),
-            Artifact.open(storage.root / model["artifact"]) if model["artifact"] else None,
+            base_here(Base.model_validate(model["base"]), work["driver"]),
+            Artifact.open(path_here(str(storage.root / model["artifact"]), work["driver"]))
+            if model["artifact"]
+            else None,
             model["words"],
         )
         for model in work["models"]
@@ -188,6 +193,15 @@ def _within(path: Path, place: Storage) -> str:
     """A path as every node finds it: relative to the storage's root, wherever a node has that."""
     path = path.absolute()
     return path.relative_to(place.root).as_posix() if path.is_relative_to(place.root) else str(path)
+
+
+def _paths(models: Sequence[Model], place: Storage) -> dict[str, str]:
+    """What workers read beside the storage: the bases and artifacts that are files of this machine."""
+    found = {f"base.{name} of {m.name!r}": path for m in models for name, path in m.base.local_paths.items()}
+    for model in models:
+        if model.artifact is not None and Path(inside := _within(model.artifact.folder, place)).is_absolute():
+            found[f"the artifact of {model.name!r}"] = inside
+    return found
 
 
 def _plain(model: Model, place: Storage) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sdxl_ray.core.run import Pictures
 from sdxl_ray.core.runfolder import RunFolder, divided
 from sdxl_ray.core.sampler import Sampler, View, validation_examples
 from sdxl_ray.core.sources import Entry, Reader, entries
+from sdxl_ray.distributed.worker_paths import image_here, path_here, recipe_here
 from sdxl_ray.errors import UserError
 from sdxl_ray.storage import Storage
 
@@ -50,7 +51,8 @@ def scan_stream(recipe: Recipe, on_row: OnRow) -> Pictures:
     pictures: list[Picture] = []
     problems: list[str] = []
     rows = ray.data.from_items([asdict(entry) for entry in found], override_num_blocks=_blocks(len(found)))
-    for n, row in enumerate(rows.map_batches(_probe, batch_size=_AT_ONCE).iter_rows(), start=1):
+    probed = rows.map_batches(_probe, fn_args=(str(Path.cwd()),), batch_size=_AT_ONCE)
+    for n, row in enumerate(probed.iter_rows(), start=1):
         problem = row.pop("problem")
         if problem:
             problems.append(problem)
@@ -72,7 +74,11 @@ def encode_stream(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, o
     import ray.data
 
     _quiet()
-    encoder_of = {"recipe": recipe.model_dump(mode="json"), "storage": storage.url or str(storage.root)}
+    encoder_of = {
+        "recipe": recipe.model_dump(mode="json"),
+        "storage": storage.url or str(storage.root),
+        "driver": str(Path.cwd()),
+    }
     views = list(_views(recipe, run))
     workers = recipe.parallel.workers[1]
     rows = ray.data.from_items([{"view": asdict(view)} for view in views], override_num_blocks=_blocks(len(views)))
@@ -93,19 +99,19 @@ def encode_stream(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, o
 class EncodeViews:
     """A Ray Data actor: encodes batches of views into the cache; gives how many it saw."""
 
-    def __init__(self, recipe: dict[str, Any], storage: str) -> None:
+    def __init__(self, recipe: dict[str, Any], storage: str, driver: str) -> None:
         from sdxl_ray.core.bases import load_vae, locate
         from sdxl_ray.core.local import default_device
         from sdxl_ray.core.run import latent_source
 
-        self._recipe = parse(recipe)
+        self._recipe = recipe_here(parse(recipe), driver)
         files = locate(self._recipe.base)
         vae = load_vae(files, self._recipe.base, device=default_device())
         self._pictures = PictureSet(())
         self._storage = Storage.of(storage)
         cache = self._storage.root / "cache"
         self._source = latent_source(
-            self._recipe, vae, files.content, lambda view: self._pictures.read(view.picture), cache
+            self._recipe, vae, files.content, lambda view: self._pictures.read(image_here(view.picture, driver)), cache
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
@@ -123,13 +129,13 @@ def _entries(recipe: Recipe) -> list[Entry]:
     return entries(recipe.data.images, recipe.data.captions, recipe.data.instance_prompt, "data.images")
 
 
-def _probe(batch: dict[str, Any]) -> dict[str, list[Any]]:
-    """Rows of a batch of entries: the picture's, or an empty one with its problem."""
+def _probe(batch: dict[str, Any], driver: str) -> dict[str, list[Any]]:
+    """Rows of a batch of entries: the image's, or an empty one with its problem."""
     reader = Reader()
     rows = []
     for source, caption in zip(batch["source"], batch["caption"], strict=True):
         try:
-            picture = picture_row(str(source), reader.read(str(source)), str(caption))
+            picture = picture_row(str(source), reader.read(path_here(str(source), driver)), str(caption))
             rows.append(asdict(picture) | {"problem": ""})
         except BadPicture as problem:
             empty = Picture("", str(source), "", 0, 0, "instance")

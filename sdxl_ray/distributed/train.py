@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ from sdxl_ray.core.runlock import locked
 from sdxl_ray.distributed.trackers import require_trackers
 from sdxl_ray.distributed.worker import train_worker
 from sdxl_ray.errors import RunError
+from sdxl_ray.interrupts import keeping
+from sdxl_ray.paths import required_name
 from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
 
-#: Seconds between Ray Train's looks at its workers, unless the user says otherwise; its own are 2. `train.report` waits
-#: for one while the report before is not fetched yet, and an evaluation with a checkpoint makes three.
-POLL = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
+#: Ray Train's defaults that are wrong here, unless the user has set them. Seconds between its health checks (2):
+#: `train.report` waits for one while the report before is not fetched yet, and an evaluation with a checkpoint makes
+#: three. A working directory of its own for each worker, which hides what the job's package holds.
+DEFAULTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 #: And until an elastic run asks for fewer workers, where what it knew of the cluster was of before a node went; its own
 #: are 60. Ray counts what is there: nothing has to be waited for.
 ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
@@ -63,16 +67,32 @@ def launch(
     place = Storage.of(storage)
     place.require_readable()
     name = name or default_name(recipe)
+    for part in name.split("/"):  # a trial is below its search
+        required_name(part)
     if recipe.parallel.engine == "local":
         from sdxl_ray.core.local import default_device, run_local
 
         preflight(recipe, default_device().type)
         pictures = scan_pictures(recipe)
-        with locked(place.root / name):
+        with locked(place.root / name), keeping_run(place, name):
             run = _open(recipe, place, name, pictures)
             summary = _ended(run, on_row) or run_local(recipe, run, on_row, place)
         return RunResult(run.folder, run.artifact, summary, place.kept_at(run.folder))
     return _launch_on_ray(recipe, place, name, address, on_row)
+
+
+def keeping_run(storage: Storage, name: str) -> AbstractContextManager[None]:
+    """Inside, an interrupt reports what the run of this name keeps."""
+    folder = storage.root / name
+
+    def line() -> str:
+        names = [path.parent.name for path in folder.glob("checkpoints/step-*/manifest.json")]
+        steps = [int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit()]
+        newest = f"the checkpoint of step {max(steps)}" if steps else "its recipe and images, no checkpoint yet"
+        newest = "its last checkpoint" if storage.url is not None else newest  # this machine may have no copy of it
+        return f"{storage.kept_at(folder)} keeps {newest}; the same command resumes it"
+
+    return keeping(line)
 
 
 def _open(recipe: Recipe, storage: Storage, name: str, pictures: Pictures) -> RunFolder:
@@ -87,16 +107,18 @@ def _launch_on_ray(recipe: Recipe, storage: Storage, name: str, address: str | N
     from sdxl_ray.distributed.cluster import connected, gpus_per_worker
     from sdxl_ray.distributed.nodes import require_shared
     from sdxl_ray.distributed.stream import encode_stream, scan_stream, streams
+    from sdxl_ray.distributed.worker_paths import require_visible
 
     require_trackers(recipe)
     preflight(recipe, "cuda")  # what a GPU would refuse too, before any cluster is waited for
     streaming = streams(recipe)
     pictures = None if streaming else scan_pictures(recipe)
     on_row({"kind": "phase", "name": "connecting to Ray", "done": 0, "total": 0})
-    with connected(address, recipe.parallel.workers[1] * recipe.resources.cpus_per_worker):
+    with connected(address, recipe.parallel.workers[1] * recipe.resources.cpus_per_worker), keeping_run(storage, name):
         gpus = gpus_per_worker(recipe)
         require_available(recipe.optim, "cuda" if gpus else "cpu")
         require_shared(storage)
+        require_visible(recipe.local_paths)
         pictures = pictures or scan_stream(recipe, on_row)
         with locked(storage.root / name):
             run = _open(recipe, storage, name, pictures)
@@ -118,7 +140,7 @@ def _ended(run: RunFolder, on_row: OnRow) -> dict[str, Any] | None:
 
 def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: OnRow) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from sdxl_ray.distributed.exported import exported
@@ -128,7 +150,7 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
     mailbox = open_mailbox()
     config = worker_config(recipe, run, storage, mailbox)
     files, root = storage.filesystem()
-    trainer = TorchTrainer(
+    trainer = trainer_class()(
         train_worker,
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -146,7 +168,7 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
         ),
     )
     on_row({"kind": "phase", "name": f"starting {most} worker{'s' if most > 1 else ''}", "done": 0, "total": 0})
-    settings = POLL if least == most else {**POLL, **ELASTIC}
+    settings = DEFAULTS if least == most else {**DEFAULTS, **ELASTIC}
     with delivered(mailbox, on_row), exported(settings, unless_set=True):
         try:
             trainer.fit()
@@ -164,8 +186,22 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
     return summary
 
 
+def trainer_class() -> type[Any]:
+    """TorchTrainer that leaves Ctrl-C to `sdxl_ray.interrupts`; defined here, since Ray is imported late.
+
+    Ray Train V2 installs a handler for SIGINT and leaves it after `fit`: what comes later would ignore Ctrl-C.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types here
+        def _register_sigint_handler(self, controller: Any) -> None:
+            pass
+
+    return Trainer
+
+
 def worker_config(recipe: Recipe, run: RunFolder, storage: Storage, mailbox: Any) -> dict[str, Any]:
-    """What `train_worker` is told."""
+    """The argument of `train_worker`."""
     return {
         "recipe": recipe.model_dump(mode="json"),
         "name": run.folder.relative_to(storage.root).as_posix(),
@@ -173,6 +209,7 @@ def worker_config(recipe: Recipe, run: RunFolder, storage: Storage, mailbox: Any
         "cache": str(run.cache),
         "mailbox": mailbox,
         "storage": storage.url,
+        "driver": str(Path.cwd()),
     }
 
 

@@ -14,6 +14,7 @@ from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import override, parse
 from sdxl_ray.core.quality.models import BASE, OTHER, REAL
 from sdxl_ray.distributed.train import RunResult, launch
+from sdxl_ray.distributed.worker_paths import recipe_here
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.records import read
 
@@ -26,7 +27,8 @@ Look = tuple[int, dict[str, float]]
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """`config`: recipe (plain), changes, storage, run (a folder there), metrics, scored, looks so far (step, metrics).
+    """`config`: recipe (plain), changes, storage, run (a folder there), metrics, scored, looks so far (step, metrics),
+    driver (its working directory).
 
     Reports every look on the way. The last one comes with the artifact: whoever is stopped before has none.
     """
@@ -43,7 +45,7 @@ def run_trial(config: dict[str, Any]) -> None:
         tell((step, metrics))
     looks = Looks(config["metrics"], config["scored"])
     try:
-        recipe = override(parse(config["recipe"]), config["changes"])
+        recipe = recipe_here(override(parse(config["recipe"]), config["changes"]), config["driver"])
 
         def on_row(row: dict[str, Any]) -> None:
             look = looks.add(row)

@@ -34,7 +34,10 @@ from sdxl_ray.distributed.room import Room
 from sdxl_ray.distributed.searcher import Budget, Clock, Halving, Proposer
 from sdxl_ray.distributed.stream import streams
 from sdxl_ray.distributed.trial import run_trial
+from sdxl_ray.distributed.worker_paths import require_visible
 from sdxl_ray.errors import UserError
+from sdxl_ray.interrupts import keeping
+from sdxl_ray.paths import required_name
 from sdxl_ray.records import Recorder
 from sdxl_ray.report.build import Written, write_report
 from sdxl_ray.search import BEST, CARD, ENDED, SearchCard, Trial, Verdict, read_trials, steps_taken
@@ -85,7 +88,7 @@ def search(
     resume: bool = False,
     on_row: OnRow = lambda row: None,
 ) -> SearchResult:
-    """Search, or go on with the search of this name. recipe: `space.start(...)`; resume: it must be there already.
+    """Search, or resume the search of this name. recipe: `space.start(...)`; resume: it must be there already.
 
     Raises UserError before a trial starts when the input is wrong that can be known by then, RunError when no trial
     finished.
@@ -102,7 +105,8 @@ def search(
         final_prompts(space, recipe)
     place = Storage.of(storage)
     place.require_readable()
-    with locked(place.root / name):
+    kept = f"{place.kept_at(place.root / name)} keeps every finished trial; the same command resumes the search"
+    with locked(place.root / required_name(name)), keeping(lambda: kept):
         return _search(space, recipe, trials_recipe, place, name, address, resume, on_row)
 
 
@@ -128,6 +132,7 @@ def _search(
         trials_recipe = override(trials_recipe, {"resources.gpus_per_worker": gpus})
         at_once, resources = _room(recipe, gpus, place, space.at_once)
         require_shared(place)
+        require_visible(recipe.local_paths)
         _write(card, home)
         for trial in trials:
             on_row({"kind": "trial", **trial.row(), "metrics": trial.metrics})
@@ -249,6 +254,7 @@ def _run(
         "storage": place.url or str(place.root),
         "metrics": list(space.metric),
         "scored": space.scored,
+        "driver": str(Path.cwd()),
     }
     proposer = Proposer(space, recipe, trials, lambda number: f"{card.name}/trial-{number:03d}")
     with Recorder(home / "records") as recorder:

@@ -29,7 +29,8 @@ _BULKY = ("examples", "rows")
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train on this rank. `config`: recipe (plain), name, folder, cache, mailbox (actor handle), storage (URL or None).
+    """Train on this rank. `config`: recipe (plain), name, folder, cache, mailbox (actor handle), storage (URL or None),
+    driver (its working directory).
 
     name: of the folder below the storage's root, which need not be where the driver has it.
     """
@@ -64,9 +65,10 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
     from sdxl_ray.core.run import Place, run_training
     from sdxl_ray.core.scribe import Scribe
     from sdxl_ray.distributed.trackers import trackers
+    from sdxl_ray.distributed.worker_paths import images_here, recipe_here
     from sdxl_ray.distributed.zero import ZeroEngine
 
-    recipe, device = parse(config["recipe"]), get_device()
+    recipe, device = recipe_here(parse(config["recipe"]), config["driver"]), get_device()
     storage = Storage.of(config["storage"]) if config.get("storage") else None
     run = _run_folder(config, group, storage)
     precision = precision_on(recipe, device)
@@ -111,7 +113,7 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
             _preemption_notice(),
             storage,
         )
-        summary = run_training(recipe, run.pictures(), place)
+        summary = run_training(recipe, images_here(run.pictures(), config["driver"]), place)
         stack.close()
         if group.rank == 0:
             run.finish(summary, storage)

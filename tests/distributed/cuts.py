@@ -10,7 +10,7 @@ from sdxl_ray.config import Recipe
 from sdxl_ray.core.runfolder import RunFolder, open_run, scan_pictures
 from sdxl_ray.distributed.exported import exported
 from sdxl_ray.distributed.stream import OnRow, encode_stream, scan_stream, streams
-from sdxl_ray.distributed.train import POLL, worker_config
+from sdxl_ray.distributed.train import DEFAULTS, worker_config
 from sdxl_ray.storage import Storage
 from tests.distributed.conftest import quick
 
@@ -101,7 +101,7 @@ def trained(recipes: dict[str, Recipe], storage: Path) -> dict[str, Cut]:
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="cuts", storage_path=str(storage / "ray")),
     )
-    with exported(POLL):
+    with exported(DEFAULTS):
         trainer.fit()
     for name, mailbox in mailboxes.items():
         rows[name] += ray.get(mailbox.take.remote())

@@ -24,6 +24,7 @@ from sdxl_ray.core.quality.models import Model
 from sdxl_ray.core.quality.scores import LEAST_PHOTOS
 from sdxl_ray.core.sources import HELD_OUT, Entry, Reader, entries
 from sdxl_ray.errors import UserError
+from sdxl_ray.paths import images_path
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ def load_photos(where: str, setting: str = "--subject") -> tuple[Photo, ...]:
 
     Raises UserError: nothing there, or a file that is no usable picture.
     """
+    try:
+        where = images_path(where)
+    except ValueError as error:
+        raise UserError(f"{setting} {where!r} {error}") from None
     return _read(entries(where, "prompt", "", setting))
 
 

@@ -1,0 +1,76 @@
+"""The driver's paths on other nodes: where a worker finds them, and the check before anything starts that it does.
+
+Nodes share most paths. Those below the driver's working directory may come with the job's package
+(`ray job submit --working-dir .`), which each node unpacks into a folder of its own: there they are looked up below the
+worker's working directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from sdxl_ray.config import Recipe, override
+from sdxl_ray.core.dataset import Picture, PictureSet
+from sdxl_ray.core.run import Pictures
+from sdxl_ray.distributed.nodes import alive, ask
+from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Base
+
+
+def path_here(path: str, driver: str) -> str:
+    """This node's path of a driver's path. driver: its working directory."""
+    inside = path == driver or path.startswith(driver + os.sep)
+    return path if not inside or Path(driver).is_dir() else str(Path.cwd()) + path[len(driver) :]
+
+
+def base_here(base: Base, driver: str) -> Base:
+    """The base with the paths of this node."""
+    moved = {setting: path_here(path, driver) for setting, path in base.local_paths.items()}
+    return base.model_copy(update=moved)
+
+
+def recipe_here(recipe: Recipe, driver: str) -> Recipe:
+    """The recipe with the paths of this node."""
+    moved = {setting: path_here(path, driver) for setting, path in recipe.local_paths.items()}
+    return override(recipe, moved) if moved != recipe.local_paths else recipe
+
+
+def image_here(image: Picture, driver: str) -> Picture:
+    """An image with the path of this node."""
+    return replace(image, source=path_here(image.source, driver))
+
+
+def images_here(pictures: Pictures, driver: str) -> Pictures:
+    """A run's images with the paths of this node."""
+
+    def moved(images: PictureSet) -> PictureSet:
+        return PictureSet(image_here(image, driver) for image in images)
+
+    return Pictures(moved(pictures.train), moved(pictures.held_out), moved(pictures.given_class))
+
+
+def require_visible(paths: Mapping[str, str]) -> None:
+    """Raise UserError, before anything starts, when a node that may run workers lacks one of these paths.
+
+    paths: setting -> absolute path on this node. Nodes that offer neither CPUs nor GPUs run no workers.
+    """
+    nodes = [node for node in alive() if node.resources.get("CPU") or node.resources.get("GPU")]
+    if not paths or len(alive()) < 2:
+        return
+    answers = ask(nodes, _lacking, list(paths.values()), str(Path.cwd()))
+    for setting, path in paths.items():
+        blind = [node.label for node, lacking in answers.items() if isinstance(lacking, list) and path in lacking]
+        if blind:
+            raise UserError(
+                f"{setting} = {path!r} is not on {len(blind)} of {len(nodes)} nodes that may run workers "
+                f"({', '.join(blind[:4])}{', …' if len(blind) > 4 else ''}): put it on a folder that every node "
+                "mounts, or below the folder that ray job submit --working-dir sends"
+            )
+
+
+def _lacking(paths: list[str], driver: str) -> list[str]:
+    """Those of the driver's paths that this node has not."""
+    return [path for path in paths if not Path(path_here(path, driver)).exists()]
