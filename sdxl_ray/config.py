@@ -47,7 +47,7 @@ def _base(value: Any) -> Any:
 #: Settings that say where something is. What is there decides a result, and is compared by its content.
 PATHS = (
     *("base.id", "base.vae", "base.config", "data.images", "data.validation", "data.prior.images"),
-    *("evaluation.identity", "evaluation.clip"),
+    *("tuning.init", "evaluation.identity", "evaluation.clip"),
 )
 
 
@@ -106,15 +106,17 @@ class Recipe(Section):
 def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     """What of a plain recipe decides the result: whole sections, and the precision of `parallel`.
 
-    Of absolute paths the last part alone: the same folder elsewhere (another mount, the package of a Ray job) gives
-    the same result.
+    Of absolute paths the last part alone (of `tuning.init` two): the same folder elsewhere (another mount, the package
+    of a Ray job) gives the same result.
     """
     kept = {section: value for section, value in plain.items() if section not in NOT_IDENTITY}
     kept = copy.deepcopy(kept) | {"parallel": {"precision": plain.get("parallel", {}).get("precision", "auto")}}
     for path in PATHS:
         value = plain_data.value_at(kept, path)
         if isinstance(value, str) and Path(value).is_absolute():
-            plain_data.assign(kept, path, Path(value).name)
+            # Every artifact is called that: its run tells them apart.
+            parts = Path(value).parts[-2:] if path == "tuning.init" else Path(value).parts[-1:]
+            plain_data.assign(kept, path, "/".join(parts))
     return kept
 
 

@@ -123,6 +123,7 @@ class LoraTuning(Section):
     """Low-rank adapters (arXiv 2106.09685) through PEFT; the base's weights stay as they are."""
 
     kind: Literal["lora"] = "lora"
+    init: LocalPath | None = Field(None, description="artifact whose weights training starts from; default: the base's")
     rank: PositiveInt = 16
     alpha: PositiveFloat | None = Field(None, description="default: equal to the rank (strength 1)")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -139,6 +140,7 @@ class FullTuning(Section):
     """Every weight of the UNet (and of the text encoders named) moves: DreamBooth's way."""
 
     kind: Literal["full"] = "full"
+    init: LocalPath | None = Field(None, description="artifact whose weights training starts from; default: the base's")
     text_encoders: TextEncoders = Field((), description="which text encoders train too: [], [1], [2] or [1, 2]")
 
 

@@ -1,4 +1,4 @@
-"""`sdxl-ray train`: one run, from a recipe to an artifact; the same command goes on with a run that was killed."""
+"""`sdxl-ray train`: one run, from a recipe to an artifact; the same command resumes a run that was killed."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     'sdxl-ray train tiny_lora data.images=photos/dog data.subject="sks dog"',
+    'sdxl-ray train tiny_lora data.images=photos/dog data.subject="sks dog" optim.steps=1600 --extend',
     'sdxl-ray train dreambooth data.images=photos/dog data.subject="sks dog" data.class_name=dog parallel.workers=8',
 )
 
@@ -42,12 +43,15 @@ def run(
         str | None, typer.Option(metavar="NAME", help="run folder; default: from subject and recipe")
     ] = None,
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: auto or host:port")] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="train a run that has ended further, up to optim.steps")
+    ] = False,
     gpu: Gpu = None,
     gpu_memory: GpuMemory = None,
     plan_check: Annotated[bool, typer.Option(help="refuse what the plan says cannot fit")] = True,
     json: AsJson = False,
 ) -> None:
-    """Train a recipe on Ray; after a kill, the same command goes on."""
+    """Train a recipe on Ray; after a kill, the same command resumes the run."""
     if name is not None:
         required_name(name)
     chosen = read_recipe(recipe, settings, base)
@@ -64,7 +68,7 @@ def run(
 
         from sdxl_ray.distributed.train import launch
 
-        result = launch(chosen, storage=storage, name=name, address=address, on_row=progress.row)
+        result = launch(chosen, storage=storage, name=name, address=address, extend=extend, on_row=progress.row)
     if json:
         print_json({"folder": str(result.folder), "artifact": str(result.artifact), **result.summary})
         return

@@ -8,6 +8,7 @@ from sdxl_ray.config import Recipe
 from sdxl_ray.core.basefiles import BaseFiles, component_configs, locate
 from sdxl_ray.core.denoiser import Denoiser
 from sdxl_ray.core.diffusion import Diffusion
+from sdxl_ray.core.initial import require_initial
 from sdxl_ray.core.optim import lr_multiplier, require_available
 from sdxl_ray.core.quality.live import require_encoders
 from sdxl_ray.core.tuning import TUNINGS
@@ -25,6 +26,7 @@ def preflight(recipe: Recipe, device: str) -> BaseFiles:
     Diffusion.of(configs["scheduler"], recipe.objective)
     lr_multiplier(recipe.optim)
     require_available(recipe.optim, device)
+    require_initial(recipe, files)
     if isinstance(recipe.tuning, LoraTuning):
         _require_targets(recipe.tuning, configs)
     require_encoders(recipe)

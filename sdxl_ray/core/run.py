@@ -30,6 +30,7 @@ from sdxl_ray.core.encode import CODE_VERSION, LatentSource, TextSource
 from sdxl_ray.core.engine import Engine
 from sdxl_ray.core.exchange import exchange
 from sdxl_ray.core.group import Group, share
+from sdxl_ray.core.initial import load_initial
 from sdxl_ray.core.loop import Report, Training, accumulation_of, train
 from sdxl_ray.core.parts import Parts
 from sdxl_ray.core.peak import restart_peak
@@ -104,6 +105,7 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
     denoiser = denoiser_of(components, recipe.tuning)
     strategy = TUNINGS[type(recipe.tuning)]
     trainable = strategy.prepare(denoiser, recipe.tuning, recipe.seed)
+    load_initial(denoiser, recipe.tuning)
     _prepare_forward(recipe, denoiser)
     accumulation = accumulation_of(recipe, len(sampler), place.group.world)
     micro_batch = -(-len(sampler) // (place.group.world * accumulation))
@@ -126,7 +128,8 @@ def run_training(recipe: Recipe, pictures: Pictures, place: Place) -> dict[str, 
 
         def score(step: int) -> live.Look:
             assert examiner is not None
-            return examiner.look(engine, step) if step else examiner.base
+            untuned = step == 0 and recipe.tuning.init is None
+            return examiner.base if untuned else examiner.look(engine, step)
 
         run = Training(
             recipe,

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from sdxl_ray.artifact import MANIFEST, Artifact, Manifest
 from sdxl_ray.config import Recipe, deciding, parse
 from sdxl_ray.core.basefiles import locate
 from sdxl_ray.core.dataset import PictureSet, scan, scan_class, split
+from sdxl_ray.core.initial import initial_artifact
 from sdxl_ray.core.quality.live import require_scorable
 from sdxl_ray.core.quality.subject import halves
 from sdxl_ray.core.run import Pictures
@@ -113,9 +114,8 @@ def open_run(recipe: Recipe, storage: Path, name: str | None, pictures: Pictures
         if require_own(recipe, folder, pictures):
             _write_index(folder, pictures)  # the same images, which may lie elsewhere now
             return run
-        mine = {"format": 1, **_making(recipe, pictures)}
         _write_index(folder, pictures)
-        _write(folder / "run.json", json.dumps(mine, indent=1).encode())
+        write_recipe(folder, _making(recipe, pictures))
     except OSError as error:
         reason = error.strerror or str(error)
         free = " (the disk is full)" if error.errno == errno.ENOSPC else ""
@@ -129,7 +129,7 @@ def require_own(recipe: Recipe, folder: Path, pictures: Pictures, fix: str = "gi
     Raises UserError for a folder of anything else; `fix`: what the user can do about it.
     """
     if (folder / "run.json").is_file():
-        _require_same(_made_by(folder), _making(recipe, pictures), folder, fix)
+        _require_same(made_by(folder), _making(recipe, pictures), folder, fix)
         return True
     if folder.is_dir() and not _is_unfinished(folder):
         raise UserError(f"{str(folder)!r} is not empty and not a run folder: {fix}")
@@ -146,13 +146,14 @@ def finished_run(recipe: Recipe, storage: Path) -> str | None:
     for file in sorted(storage.glob("*/run.json")):
         run = RunFolder(file.parent.absolute(), storage.absolute() / "cache")
         try:
-            made = _made_by(file.parent)
+            made = made_by(file.parent)
         except UserError:
             continue
         if _flat(_identity(made["recipe"])) != mine:
             continue
         made_here = made_here or _making(recipe, scan_pictures(recipe))
-        same = made["pictures"] == made_here["pictures"] and made["base"] in (None, made_here["base"])
+        same = all(made[key] == made_here[key] for key in ("pictures", "init"))
+        same = same and made["base"] in (None, made_here["base"])
         if same and run.summary() is not None:
             return file.parent.name
     return None
@@ -163,6 +164,11 @@ _INDEX = pa.schema(
     + [(name, pa.int64()) for name in ("width", "height")]
     + [("role", pa.string())]
 )
+
+
+def write_recipe(folder: Path, made: Mapping[str, Any]) -> None:
+    """Write what made a run, as `made_by` reads it. Raises OSError."""
+    _write(folder / "run.json", json.dumps({"format": 1, **made}, indent=1).encode())
 
 
 def _write_index(folder: Path, pictures: Pictures) -> None:
@@ -188,12 +194,18 @@ def _fingerprint(pictures: Pictures) -> str:
 
 
 def _making(recipe: Recipe, pictures: Pictures) -> dict[str, Any]:
-    """All that decides what a run here would compute: the recipe, the base's revision, the pictures."""
+    """All that decides what a run here would compute: recipe, revision of the base, images, hash of `tuning.init`."""
     plain = recipe.model_dump(mode="json")
-    return {"recipe": plain, "base": locate(recipe.base).revision, "pictures": _fingerprint(pictures)}
+    initial = initial_artifact(recipe)
+    return {
+        "recipe": plain,
+        "base": locate(recipe.base).revision,
+        "pictures": _fingerprint(pictures),
+        "init": initial.hash if initial is not None else None,
+    }
 
 
-def _made_by(folder: Path) -> dict[str, Any]:
+def made_by(folder: Path) -> dict[str, Any]:
     """What made a run folder, as `_making` has it; base None: it was begun before that was written down.
 
     Raises UserError when its run.json says nothing that can be read.
@@ -201,7 +213,8 @@ def _made_by(folder: Path) -> dict[str, Any]:
     try:
         plain = json.loads((folder / "run.json").read_text())
         base = plain.get("base") or _artifacts_base(folder)
-        return {"recipe": dict(plain["recipe"]), "base": base, "pictures": str(plain["pictures"])}
+        init = plain.get("init")
+        return {"recipe": dict(plain["recipe"]), "base": base, "pictures": str(plain["pictures"]), "init": init}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(folder / 'run.json')!r} is damaged ({error}): give another --name") from None
 
@@ -231,6 +244,8 @@ def _require_same(there: dict[str, Any], here: dict[str, Any], folder: Path, fix
             f"run folder {str(folder)!r} was made on base {here['recipe']['base']['id']!r} at {there['base'][:12]}, "
             f"which is at {here['base'][:12]} now: {fix}"
         )
+    if there["init"] != here["init"]:
+        raise UserError(f"run folder {str(folder)!r} started from another artifact (tuning.init): {fix}")
     if there["pictures"] != here["pictures"]:
         raise UserError(f"run folder {str(folder)!r} was made with other pictures or captions: {fix}")
 

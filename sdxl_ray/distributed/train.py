@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_ray.config import Recipe
+from sdxl_ray.core.extension import extend as extend_run
+from sdxl_ray.core.extension import find_extensible
 from sdxl_ray.core.optim import require_available
 from sdxl_ray.core.preflight import preflight
 from sdxl_ray.core.run import Pictures
@@ -22,7 +24,7 @@ from sdxl_ray.core.runfolder import APART, RunFolder, default_name, open_run, sc
 from sdxl_ray.core.runlock import locked
 from sdxl_ray.distributed.trackers import require_trackers
 from sdxl_ray.distributed.worker import train_worker
-from sdxl_ray.errors import RunError
+from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.interrupts import keeping
 from sdxl_ray.paths import required_name
 from sdxl_ray.storage import Storage
@@ -57,15 +59,22 @@ def launch(
     storage: str | Path = "runs",
     name: str | None = None,
     address: str | None = None,
+    extend: bool = False,
     on_row: OnRow = lambda row: None,
 ) -> RunResult:
-    """Train, or go on with the run of this name; `on_row` gets progress rows (see `display/progress.py`).
+    """Train, or resume the run of this name; `on_row` gets progress rows (see `display/progress.py`).
 
+    extend: a run that was made with fewer steps is trained up to `optim.steps`; without a name, the one in the storage
+    that differs by nothing else.
     storage: a folder that every node sees, or a URL (`sdxl_ray.storage`), which is copied to a scratch folder here.
     Raises UserError before anything is started when the input is wrong, RunError when the run failed for good.
     """
     place = Storage.of(storage)
     place.require_readable()
+    if extend and name is None:
+        if place.url is not None:  # this machine may have no copy of the run
+            raise UserError("--extend: give the run's --name: under a URL it is not looked for")
+        name = find_extensible(recipe, place.root)
     name = name or default_name(recipe)
     for part in name.split("/"):  # a trial is below its search
         required_name(part)
@@ -75,10 +84,10 @@ def launch(
         preflight(recipe, default_device().type)
         pictures = scan_pictures(recipe)
         with locked(place.root / name), keeping_run(place, name):
-            run = _open(recipe, place, name, pictures)
+            run = _open(recipe, place, name, pictures, extend)
             summary = _ended(run, on_row) or run_local(recipe, run, on_row, place)
         return RunResult(run.folder, run.artifact, summary, place.kept_at(run.folder))
-    return _launch_on_ray(recipe, place, name, address, on_row)
+    return _launch_on_ray(recipe, place, name, address, extend, on_row)
 
 
 def keeping_run(storage: Storage, name: str) -> AbstractContextManager[None]:
@@ -95,15 +104,19 @@ def keeping_run(storage: Storage, name: str) -> AbstractContextManager[None]:
     return keeping(line)
 
 
-def _open(recipe: Recipe, storage: Storage, name: str, pictures: Pictures) -> RunFolder:
-    """The run's folder, as it is in the storage, and in the storage as it is now."""
+def _open(recipe: Recipe, storage: Storage, name: str, pictures: Pictures, more: bool) -> RunFolder:
+    """The run's folder, as it is in the storage, and in the storage as it is now. more: with more steps than it had."""
     storage.get_folder(storage.root / name, APART)
+    if more:
+        extend_run(recipe, RunFolder(storage.root / name, storage.root / "cache"))
     run = open_run(recipe, storage.root, name, pictures)
     storage.put_folder(run.folder, APART)
     return run
 
 
-def _launch_on_ray(recipe: Recipe, storage: Storage, name: str, address: str | None, on_row: OnRow) -> RunResult:
+def _launch_on_ray(
+    recipe: Recipe, storage: Storage, name: str, address: str | None, extend: bool, on_row: OnRow
+) -> RunResult:
     from sdxl_ray.distributed.cluster import connected, gpus_per_worker
     from sdxl_ray.distributed.nodes import require_shared
     from sdxl_ray.distributed.stream import encode_stream, scan_stream, streams
@@ -121,7 +134,7 @@ def _launch_on_ray(recipe: Recipe, storage: Storage, name: str, address: str | N
         require_visible(recipe.local_paths)
         pictures = pictures or scan_stream(recipe, on_row)
         with locked(storage.root / name):
-            run = _open(recipe, storage, name, pictures)
+            run = _open(recipe, storage, name, pictures, extend)
             summary = _ended(run, on_row)
             if summary is None:
                 if streaming:
