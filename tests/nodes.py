@@ -60,11 +60,13 @@ class Cluster:
     temp: Path
     nodes: list[Node] = field(default_factory=list)
 
-    def run(self, *words: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, timeout: float = 300, cwd: Path | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """A command of the virtual environment, as a client of the cluster."""
         command = [str(BIN / words[0]), *words[1:]]
         env = {**self.environment, **environment}
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
 
     def add(self, address: str = "127.0.0.1", prefix: Sequence[str] = (), cpus: int = 1, **environment: str) -> Node:
         """Start another node and wait until the cluster knows it."""

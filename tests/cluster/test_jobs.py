@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,7 +17,8 @@ from sdxl_ray.records import read
 from tests.nodes import Cluster, wait_for
 
 ROOT = Path(__file__).parents[2]
-SUBJECT = ("data.images=subject:robot", "data.subject=sks robot", "data.resolution=32", "evaluation.every=0")
+SUBJECTS = ROOT / "sdxl_ray" / "tiny" / "subjects"
+SUBJECT = ("data.subject=sks robot", "data.resolution=32", "evaluation.every=0")
 QUICK = (
     "optim.warmup_steps=0",
     "evaluation.num_inference_steps=1",
@@ -26,9 +28,11 @@ QUICK = (
 )
 
 
-def _submit(cluster: Cluster, *words: str, options: tuple[str, ...] = (), **environment: str) -> tuple[int, str]:
-    """Exit code and everything that was printed, the job's log with it."""
-    command = ["ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT)]
+def _submit(
+    cluster: Cluster, *words: str, folder: Path = ROOT, options: tuple[str, ...] = (), **environment: str
+) -> tuple[int, str]:
+    """Exit code and everything that was printed, the job's log with it. folder: the working directory that is sent."""
+    command = ["ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", str(folder)]
     command += ["--runtime-env", str(ROOT / "cluster" / "runtime_env.yaml"), *options]
     ended = cluster.run(*command, "--", "python", "-m", "sdxl_ray", *words, timeout=600, **environment)
     return ended.returncode, ended.stdout + ended.stderr
@@ -41,10 +45,16 @@ def _status(cluster: Cluster, job: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_training_job_is_submitted_followed_and_leaves_its_artifact(two_nodes: Cluster, tmp_path: Path) -> None:
+def test_a_training_job_from_a_folder_of_ones_own(two_nodes: Cluster, embedded: Path, tmp_path: Path) -> None:
+    """Photos, base and recipe are below the folder that is sent, and are named by relative paths."""
+    mine = tmp_path / "mine"
+    shutil.copytree(SUBJECTS / "robot", mine / "photos" / "robot", ignore=shutil.ignore_patterns("held_out"))
+    shutil.copytree(SUBJECTS / "robot" / "held_out", mine / "photos" / "held out")
+    shutil.copytree(embedded, mine / "base")
+    (mine / "mine.yaml").write_text("extends: tiny_lora\ndata: {images: photos/robot, validation: photos/held out}\n")
     code, log = _submit(
-        two_nodes, "train", "tiny_lora", *SUBJECT, *QUICK, "optim.steps=4", "--name", "job", "--address", "auto",
-        "--storage", str(tmp_path / "runs"),
+        two_nodes, "train", "mine.yaml", *SUBJECT, *QUICK, "optim.steps=4", "--name", "job", "--address", "auto",
+        "--base", "base", "--storage", str(tmp_path / "runs"), folder=mine,
     )  # fmt: skip
     assert code == 0, log
     assert "succeeded" in log and f"artifact  {tmp_path}/runs/job/artifact" in log
@@ -52,11 +62,26 @@ def test_a_training_job_is_submitted_followed_and_leaves_its_artifact(two_nodes:
     assert set(read(tmp_path / "runs" / "job" / "records", "steps")["workers"].to_pylist()) == {2}
 
 
+@pytest.mark.slow
+def test_photos_that_a_node_lacks_are_refused_before_a_worker_starts(
+    two_nodes: Cluster, apart: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(SUBJECTS / "robot", apart / "robot")
+    command = ("sdxl-ray", "train", "tiny_lora", "data.images=robot", "--address", two_nodes.address)
+    try:
+        ended = two_nodes.run(*command, *SUBJECT, *QUICK, "--storage", str(tmp_path / "runs"), cwd=apart)
+    finally:
+        shutil.rmtree(apart / "robot")
+    assert ended.returncode == 2, ended.stderr
+    assert f"data.images = '{apart}/robot' is not on 1 of 2 nodes" in ended.stderr
+    assert "starting" not in ended.stderr and not (tmp_path / "runs").exists()
+
+
 @pytest.mark.exhaustive
 def test_a_job_is_stopped_and_its_workers_end(two_nodes: Cluster, tmp_path: Path) -> None:
     code, log = _submit(
-        two_nodes, "train", "tiny_lora", *SUBJECT, *QUICK, "optim.steps=100000", "--name", "job", "--address", "auto",
-        "--storage", str(tmp_path / "runs"), options=("--no-wait", "--submission-id", "long"),
+        two_nodes, "train", "tiny_lora", *SUBJECT, *QUICK, "data.images=subject:robot", "optim.steps=100000",
+        "--name", "job", "--address", "auto", "--storage", str(tmp_path / "runs"), options=("--no-wait", "--submission-id", "long"),
     )  # fmt: skip
     assert code == 0, log
     checkpoints = tmp_path / "runs" / "job" / "checkpoints"
