@@ -29,7 +29,7 @@ from sdxl_ray.schema_errors import validated
 from sdxl_ray.sections import ImagesPath, Section
 
 #: Part of a folder's name, and a row of every table.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.+ -]*[A-Za-z0-9_+-])?$")]
 #: Rows of the tables that are no arms.
 _TAKEN = ("base", "real", "other")
 

@@ -141,7 +141,7 @@ def importance(space: Space, trials: Sequence[Trial], metric: str, mode: Mode) -
     """
     import optuna
 
-    known = [t for t in trials if t.state in ("finished", "stopped") and math.isfinite(t.score(metric) or math.nan)]
+    known = [t for t in trials if t.state in ("finished", "stopped") and math.isfinite(_score(t, metric))]
     study = _empty(["maximize" if mode == "max" else "minimize"])
     for trial in known:
         found = {path: distribution(space.parameters[path]) for path in trial.parameters if path in space.parameters}
@@ -153,6 +153,12 @@ def importance(space: Space, trials: Sequence[Trial], metric: str, mode: Mode) -
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {str(path): float(share) for path, share in shares.items()}
+
+
+def _score(trial: Trial, metric: str) -> float:
+    """NaN for a trial without it; 0 is a score like any other."""
+    score = trial.score(metric)
+    return math.nan if score is None else score
 
 
 def _empty(directions: list[str], by: optuna.samplers.BaseSampler | None = None) -> optuna.Study:

@@ -131,5 +131,14 @@ def test_importance_names_the_parameter_that_decides() -> None:
     assert proposals.importance(mine, trials[: proposals.LEAST_TRIALS - 1], "quality", "max") is None
 
 
+def test_a_score_of_zero_counts() -> None:
+    """Quality is 0 for every trial that is no better than the base: most of a search, at first."""
+    mine = space("random")
+    study = proposals.study_of(mine, [])
+    found = [proposals.propose(mine, mine.start({}), asked) for asked in _asks(study, proposals.LEAST_TRIALS)]
+    trials = [ended(number, parameters, float(number % 2)) for number, parameters in enumerate(found)]
+    assert proposals.importance(mine, trials, "quality", "max") is not None
+
+
 def _asks(study: optuna.Study, count: int) -> list[optuna.Trial]:
     return [study.ask() for _ in range(count)]

@@ -39,6 +39,8 @@ def run(
     name = required_name(Path(experiment).stem, "the experiment's file name")
     plan = load_experiment(experiment)
     runs = plan.runs(parse_assignments(settings or []))
+    for run_ in runs:
+        required_name(run_.named(name), "the name of a run,")
     if plan.load is not None and load:
         from serve.loadtest.generator import require_loadgen
 

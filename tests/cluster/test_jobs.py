@@ -81,7 +81,8 @@ def test_photos_that_a_node_lacks_are_refused_before_a_worker_starts(
 def test_a_job_is_stopped_and_its_workers_end(two_nodes: Cluster, tmp_path: Path) -> None:
     code, log = _submit(
         two_nodes, "train", "tiny_lora", *SUBJECT, *QUICK, "data.images=subject:robot", "optim.steps=100000",
-        "--name", "job", "--address", "auto", "--storage", str(tmp_path / "runs"), options=("--no-wait", "--submission-id", "long"),
+        "--name", "job", "--address", "auto", "--storage", str(tmp_path / "runs"),
+        options=("--no-wait", "--submission-id", "long"),
     )  # fmt: skip
     assert code == 0, log
     checkpoints = tmp_path / "runs" / "job" / "checkpoints"

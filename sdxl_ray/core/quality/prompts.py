@@ -20,12 +20,12 @@ from sdxl_ray import plain_data
 from sdxl_ray.errors import UserError
 from sdxl_ray.schema_errors import validated
 from sdxl_ray.sections import Section
+from sdxl_ray.wording import article as article_of
 
 #: What pictures are drawn for: choosing a checkpoint, a search, the result.
 Split = Literal["validation", "tune", "final"]
 
 _PLACES = ("{subject}", "{a_subject}")
-_VOWEL = re.compile(r"[aeio]|um", re.IGNORECASE)
 
 
 class Prompts(Section):
@@ -86,7 +86,7 @@ def names() -> list[str]:
 
 def fill(prompt: str, words: str, *, article: bool = False) -> str:
     """The prompt about `words`; `article`: they are a class, and `{a_subject}` puts "a" or "an" before it."""
-    a = "an" if _VOWEL.match(words) else "a"
+    a = article_of(words)
     prompt = re.sub(r"\b([Aa]) \{subject\}", lambda match: match[1] + a[1:] + " {subject}", prompt)
     return prompt.replace("{a_subject}", f"{a} {words}" if article else words).replace("{subject}", words)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.core.quality.prompts import default_prompts, fill, load_prompts, names
+from sdxl_ray.core.quality.prompts import Prompts, default_prompts, fill, load_prompts, names
 from sdxl_ray.errors import UserError
+from sdxl_ray.sections import Data
 from sdxl_ray.tiny.catalog import CLASSES
 from sdxl_ray.tiny.knowledge import unknown_words
 
@@ -95,3 +96,9 @@ def test_own_lists(tmp_path: Path) -> None:
         load_prompts("tinny")
     with pytest.raises(UserError, match="cannot be read"):
         load_prompts("nowhere.txt")
+
+
+@pytest.mark.parametrize("class_name", ["elephant", "dog", "umbrella", "unicorn"])
+def test_class_images_are_made_by_the_prompt_that_scores_them(class_name: str) -> None:
+    data = Data.model_validate({"class_name": class_name, "prior": {}})
+    assert data.class_prompt == fill(Prompts.model_fields["class_prompts"].default[0], class_name, article=True)
