@@ -29,10 +29,16 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+def _base_id(text: str) -> str:
+    return text if text == "tiny" else path_or_name(text)
+
+
 class Base(Section):
     """The model that is tuned: `tiny` (embedded), a hub id with a pinned revision, a diffusers folder or a file."""
 
-    id: str = Field("tiny", min_length=1, description="tiny | hub id | diffusers folder | one .safetensors file")
+    id: Annotated[str, AfterValidator(_base_id)] = Field(
+        "tiny", min_length=1, description="tiny | hub id | diffusers folder | one .safetensors file"
+    )
     revision: str | None = Field(None, description="40-hex commit of a hub id; a moving branch is refused")
     vae: PathOrName | None = Field(None, description="another VAE folder or hub id (the fp16-fix, for example)")
     vae_revision: str | None = Field(None, description="40-hex commit of the VAE's hub id")
@@ -42,15 +48,6 @@ class Base(Section):
     config: LocalPath | None = Field(
         None, description="diffusers folder with configs and tokenizers, for a single file"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _absolute(cls, plain: Any) -> Any:
-        """`id` as an absolute path where it is one; `tiny` and a hub id with its revision are names."""
-        given = plain.get("id") if isinstance(plain, dict) else None
-        if not isinstance(given, str) or given == "tiny" or not given or plain.get("revision") is not None:
-            return plain
-        return {**plain, "id": path_or_name(given)}
 
     @property
     def local_paths(self) -> dict[str, str]:
