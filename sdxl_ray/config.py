@@ -15,13 +15,14 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.errors import UserError
 from sdxl_ray.schema_errors import validated
 from sdxl_ray.sections import (
     Base,
+    BaseSetting,
     Checkpoint,
     Data,
     Evaluation,
@@ -32,20 +33,17 @@ from sdxl_ray.sections import (
     Resources,
     Section,
     Tuning,
+    short_base,
 )
 
 #: Sections that change where and how safely a run computes, but not what it computes; `parallel.precision` does.
 NOT_IDENTITY = frozenset({"parallel", "checkpoint", "resources"})
 
 
-def _base(value: Any) -> Any:
-    return {"id": value} if isinstance(value, str) else value
-
-
 class Recipe(Section):
     """One run, completely. Frozen; change it with `override`."""
 
-    base: Annotated[Base, BeforeValidator(_base)] = Base()
+    base: BaseSetting = Base()
     data: Data = Data()
     tuning: Tuning = LoraTuning()
     objective: Objective = Objective()
@@ -119,7 +117,7 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     plain = recipe.model_dump(mode="json")
     for path, value in changes.items():
         plain_data.assign(plain, path, value)
-        plain["base"] = _base(plain["base"])  # so that base.vae can follow a short base=tiny
+        plain["base"] = short_base(plain["base"])  # so that base.vae can follow a short base=tiny
     return parse(plain, "recipe")
 
 

@@ -85,6 +85,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _documents(path: str) -> list[Any]:
+    """Documents as their reader has them: Ray Serve and Kubernetes read YAML 1.1, so this does too."""
     try:
         return list(yaml.safe_load_all(Path(path).read_text(encoding="utf-8")))
     except OSError as error:

@@ -112,6 +112,7 @@ def _environment_of(one: Any, path: str) -> None:
 
 
 def _documents(text: str, where: str) -> list[Any]:
+    """Documents as their reader has them: `ray up`, `kubectl` and Ray's jobs read YAML 1.1, so this does too."""
     try:
         return list(yaml.safe_load_all(text))
     except yaml.YAMLError as error:
