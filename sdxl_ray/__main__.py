@@ -28,6 +28,7 @@ from sdxl_ray.cli import (
     train,
     tune,
 )
+from sdxl_ray.cli.command import Command
 from sdxl_ray.errors import RunError, UserError
 
 #: What a user can do, in the order that --help shows.
@@ -68,7 +69,7 @@ def build() -> typer.Typer:
     app.callback()(_options)
     for name, (run, examples) in COMMANDS.items():
         lines = "\n".join(f"  {example}" for example in examples)
-        app.command(name, epilog=f"\b\nExamples:\n{lines}")(run)
+        app.command(name, cls=Command, epilog=f"\b\nExamples:\n{lines}")(run)
     return app
 
 

@@ -19,7 +19,8 @@ from pydantic import Field, field_validator, model_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.errors import UserError
-from sdxl_ray.schema_errors import validated
+from sdxl_ray.other_trainers import answer
+from sdxl_ray.schema_errors import elsewhere, paths, validated
 from sdxl_ray.sections import (
     Base,
     BaseSetting,
@@ -106,7 +107,7 @@ def load(name_or_path: str) -> Recipe:
 
 def parse(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Validate a plain dict (from YAML, a Ray worker's config, a checkpoint) into a Recipe."""
-    return validated(Recipe, plain, where)
+    return validated(Recipe, plain, where, answer)
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -116,9 +117,19 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """
     plain = recipe.model_dump(mode="json")
     for path, value in changes.items():
-        plain_data.assign(plain, path, value)
+        plain_data.assign(plain, path, value, meaning_of)
         plain["base"] = short_base(plain["base"])  # so that base.vae can follow a short base=tiny
     return parse(plain, "recipe")
+
+
+def settings() -> list[str]:
+    """Every dotted path of a recipe."""
+    return list(paths(Recipe))
+
+
+def meaning_of(path: str) -> str | None:
+    """What a path that leads nowhere may mean: `train.learning_rate`, `train.steps`."""
+    return answer(path) or elsewhere(Recipe, path.rpartition(".")[2])
 
 
 def parse_assignments(words: list[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import yaml
 
 from sdxl_ray import yaml_core
-from sdxl_ray.errors import UserError, nearest
+from sdxl_ray.errors import UserError, closest, nearest
 from sdxl_ray.scalars import meaning, text_of
+from sdxl_ray.text_files import read_text
 
 
 def shipped(folder: Traversable) -> list[str]:
@@ -50,16 +52,18 @@ def _is_file(name_or_path: str, folder: Traversable) -> bool:
 
 def _text(name_or_path: str, folder: Traversable, kind: str) -> str:
     if name_or_path in shipped(folder):
-        return (folder / f"{name_or_path}.yaml").read_text()
+        return (folder / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     if not name_or_path.endswith((".yaml", ".yml")):
-        known = nearest(name_or_path, shipped(folder))
-        raise UserError(f"no {kind} named {name_or_path!r}: {known}, or give a .yaml file")
-    try:
-        return Path(name_or_path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{kind} {name_or_path!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{kind} {name_or_path!r} cannot be read: it is not UTF-8 at byte {error.start}") from None
+        raise UserError(f"no {kind} named {name_or_path!r}: {_instead(name_or_path, folder, kind)}")
+    return read_text(Path(name_or_path), f"{kind} {name_or_path!r}")
+
+
+def _instead(word: str, folder: Traversable, kind: str) -> str:
+    if "=" in word:
+        return f"the {kind} comes before the settings, for example {shipped(folder)[0]} {word}"
+    if word.endswith((".toml", ".json", ".ini", ".cfg")) or Path(word).is_file():
+        return f"its file is a .yaml; start from one that is shipped ({', '.join(shipped(folder))})"
+    return f"{nearest(word, shipped(folder))}, or give a .yaml file"
 
 
 def merge(below: Any, above: Any) -> Any:
@@ -81,8 +85,12 @@ def assignment(word: str) -> tuple[str, Any]:
         return path, text
 
 
-def assign(plain: dict[str, Any], path: str, value: Any) -> None:
+def assign(
+    plain: dict[str, Any], path: str, value: Any, answer: Callable[[str], str | None] = lambda path: None
+) -> None:
     """Set a dotted path in place; a section that is off (None) is switched on.
+
+    answer: says what a setting that another program has is called here.
 
     Raises UserError when the path leads through something that is not there, or not a section.
     """
@@ -94,7 +102,8 @@ def assign(plain: dict[str, Any], path: str, value: Any) -> None:
         if key not in here:
             # A junk name that was assigned before is found out when the whole is validated: it is no advice.
             known = [name for name in here if str(name).isidentifier()]
-            raise UserError(f"no setting {path!r}: {nearest(key, known)}")
+            meant = None if closest(key, known) else answer(path)
+            raise UserError(f"no setting {path!r}: {meant or nearest(key, known)}")
         if meaning(here[key]) is None:
             here[key] = {}
         here = here[key]
