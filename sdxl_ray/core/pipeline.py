@@ -20,9 +20,9 @@ from sdxl_ray.artifact import Artifact
 from sdxl_ray.core.basefiles import check_folder
 from sdxl_ray.core.bases import BaseFiles, load_components, locate, own_memory
 from sdxl_ray.core.diffusion import scheduler_overrides
+from sdxl_ray.core.loading import loading, require_finite
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.sections import Base
-from sdxl_ray.tiny.quiet import quiet_libraries
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 ADAPTER = "tuned"
@@ -205,12 +205,10 @@ def _load_lora(pipe: StableDiffusionXLPipeline, file: Path) -> None:
     if not file.is_file():
         raise UserError(f"artifact {str(file.parent)!r} holds no {LORA_WEIGHTS}")
     where = f"artifact {str(file.parent)!r}"
-    try:
-        with quiet_libraries():
-            pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER, local_files_only=True)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # what PEFT raises for names it cannot place
-        raise UserError(f"{where}: {LORA_WEIGHTS} does not fit the base: {str(error).splitlines()[0][:200]}") from error
+    with loading(f"{where}: {LORA_WEIGHTS} does not fit the base and", "give the base that it was made on"):
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER, local_files_only=True)
     models = {"unet": pipe.unet, "text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
+    require_finite(load_file(file).items(), where, [file])
     stored = {bare_name(name): weight for name, weight in load_file(file).items() if not name.endswith(".alpha")}
     placed = {
         bare_name(f"{part}.{name}".replace(f".{ADAPTER}", "")): weight
