@@ -100,6 +100,15 @@ def load_components(files: BaseFiles, base: Base, *, dtype: torch.dtype, device:
     )
 
 
+def vae_fix(vae: Any) -> str:
+    """What to set when the VAE gives NaN or infinity."""
+    import torch
+
+    if vae.dtype != torch.float32:
+        return "set base.vae_precision=fp32"
+    return "it computes in fp32 already, so set base.vae to another VAE, or base to another copy"
+
+
 def load_vae(files: BaseFiles, base: Base, *, device: torch.device | str) -> AutoencoderKL:
     """The VAE alone, as `load_components` gives it: for processes that only encode pictures."""
     with _readable(files, ": its vae"):

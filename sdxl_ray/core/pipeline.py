@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.core.basefiles import check_folder
-from sdxl_ray.core.bases import BaseFiles, load_components, locate, own_memory
+from sdxl_ray.core.bases import BaseFiles, load_components, locate, own_memory, vae_fix
 from sdxl_ray.core.diffusion import scheduler_overrides
 from sdxl_ray.core.loading import loading, require_finite
 from sdxl_ray.errors import RunError, UserError
@@ -89,7 +89,7 @@ def generate(
         )
         _require_finite(latents_BCHW, "UNet", prompts[some], seeds[some], "lower guidance_scale or use precision bf16")
         images_BCHW = decode(pipe.vae, latents_BCHW)
-        _require_finite(images_BCHW, "VAE", prompts[some], seeds[some], "use base.vae_precision=fp32")
+        _require_finite(images_BCHW, "VAE", prompts[some], seeds[some], vae_fix(pipe.vae))
         for picture in pipe.image_processor.postprocess(images_BCHW, output_type="pil"):
             if on_picture is not None:
                 on_picture(len(pictures), picture)
