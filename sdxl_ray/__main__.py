@@ -30,6 +30,7 @@ from sdxl_ray.cli import (
     train,
     tune,
 )
+from sdxl_ray.cli.command import Command
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.interrupts import Interrupted, handled
 
@@ -71,7 +72,7 @@ def build() -> typer.Typer:
     app.callback()(_options)
     for name, (run, examples) in COMMANDS.items():
         lines = "\n".join(f"  {example}" for example in examples)
-        app.command(name, epilog=f"\b\nExamples:\n{lines}")(_interruptible(run))
+        app.command(name, cls=Command, epilog=f"\b\nExamples:\n{lines}")(_interruptible(run))
     return app
 
 

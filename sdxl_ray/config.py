@@ -17,13 +17,15 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.errors import UserError
-from sdxl_ray.schema_errors import validated
+from sdxl_ray.other_trainers import answer
+from sdxl_ray.schema_errors import elsewhere, paths, validated
 from sdxl_ray.sections import (
     Base,
+    BaseSetting,
     Checkpoint,
     Data,
     Evaluation,
@@ -34,14 +36,11 @@ from sdxl_ray.sections import (
     Resources,
     Section,
     Tuning,
+    short_base,
 )
 
 #: Sections that change where and how safely a run computes, but not what it computes; `parallel.precision` does.
 NOT_IDENTITY = frozenset({"parallel", "checkpoint", "resources"})
-
-
-def _base(value: Any) -> Any:
-    return {"id": value} if isinstance(value, str) else value
 
 
 #: Settings that say where something is. What is there decides a result, and is compared by its content.
@@ -54,7 +53,7 @@ PATHS = (
 class Recipe(Section):
     """One run, completely. Frozen; change it with `override`."""
 
-    base: Annotated[Base, BeforeValidator(_base)] = Base()
+    base: BaseSetting = Base()
     data: Data = Data()
     tuning: Tuning = LoraTuning()
     objective: Objective = Objective()
@@ -135,7 +134,7 @@ def load(name_or_path: str) -> Recipe:
 
 def parse(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Validate a plain dict (from YAML, a Ray worker's config, a checkpoint) into a Recipe."""
-    return validated(Recipe, plain, where)
+    return validated(Recipe, plain, where, answer)
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -145,9 +144,19 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """
     plain = recipe.model_dump(mode="json")
     for path, value in changes.items():
-        plain_data.assign(plain, path, value)
-        plain["base"] = _base(plain["base"])  # so that base.vae can follow a short base=tiny
+        plain_data.assign(plain, path, value, meaning_of)
+        plain["base"] = short_base(plain["base"])  # so that base.vae can follow a short base=tiny
     return parse(plain, "recipe")
+
+
+def settings() -> list[str]:
+    """Every dotted path of a recipe."""
+    return list(paths(Recipe))
+
+
+def meaning_of(path: str) -> str | None:
+    """What a path that leads nowhere may mean: `train.learning_rate`, `train.steps`."""
+    return answer(path) or elsewhere(Recipe, path.rpartition(".")[2])
 
 
 def parse_assignments(words: list[str]) -> dict[str, Any]:

@@ -27,10 +27,6 @@ class Bound(Section):
     queries: PositiveInt = Field(459, description="queries of each of these runs")
 
 
-def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
 def _mix(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return {value: 1.0}
@@ -44,7 +40,7 @@ class LoadProfile(Section):
     scenario: Scenario = Field(
         "server", description="of MLPerf: singlestream (one after another), server (Poisson), offline (all at once)"
     )
-    rates: Annotated[tuple[PositiveFloat, ...], BeforeValidator(_several)] = Field(
+    rates: tuple[PositiveFloat, ...] = Field(
         (), description="queries/s, of scenario server only; several give latency against rate"
     )
     queries: PositiveInt = Field(32, description="least queries of a run; a p99 needs 459 over all rounds")

@@ -6,15 +6,25 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
+from sdxl_ray.scalars import meaning
 from sdxl_ray.sections import Section
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def _meant(value: Any) -> Any:
+    """Values to compare: `True` and `~` are true and null, whatever setting they are of."""
+    if isinstance(value, dict):
+        return {key: _meant(item) for key, item in value.items()}
+    return [_meant(item) for item in value] if isinstance(value, list | tuple) else meaning(value)
+
+
 class _Parameter(Section):
-    when: dict[str, Any] = Field({}, description="path -> value, or list of values: only then it is a parameter")
+    when: Annotated[dict[str, Any], BeforeValidator(_meant)] = Field(
+        {}, description="path -> value, or list of values: only then it is a parameter"
+    )
 
 
 class _Range(_Parameter):
@@ -61,7 +71,7 @@ class Choice(_Parameter):
     """One of a few values; they have no order."""
 
     kind: Literal["choice"]
-    values: tuple[Any, ...] = Field(min_length=1)
+    values: Annotated[tuple[Any, ...], BeforeValidator(_meant)] = Field(min_length=1)
 
 
 Parameter = Annotated[LogUniform | Uniform | Int | Choice, Field(discriminator="kind")]

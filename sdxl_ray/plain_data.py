@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sdxl_ray.errors import UserError, nearest
+from sdxl_ray import yaml_core
+from sdxl_ray.errors import UserError, closest, nearest
+from sdxl_ray.scalars import meaning, text_of
+from sdxl_ray.text_files import read_text
 
 
 def shipped(folder: Traversable) -> list[str]:
@@ -30,56 +31,19 @@ def read(name_or_path: str, folder: Traversable, kind: str, seen: tuple[str, ...
         raise UserError(f"{kind} {name_or_path!r} extends itself: {' -> '.join((*seen, name_or_path))}")
     text = _text(name_or_path, folder, kind)
     try:
-        plain = yaml.load(text, _Strict) or {}
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number that is none, as 0x_
+        plain = yaml_core.load(text) or {}
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"{kind} {name_or_path!r} is not YAML{line}: {getattr(error, 'problem', error)}") from None
     if not isinstance(plain, dict):
         raise UserError(f"{kind} {name_or_path!r} is a {type(plain).__name__}, not a mapping of sections")
-    parent = plain.pop("extends", None)
-    if parent and _is_file(name_or_path, folder) and _is_file(str(parent), folder):
-        parent = os.path.normpath(Path(name_or_path).parent / str(parent))
-    below = read(str(parent), folder, kind, (*seen, name_or_path)) if parent else {}
+    named = plain.pop("extends", None)
+    parent = "" if named is None else str(text_of(named))
+    if parent and _is_file(name_or_path, folder) and _is_file(parent, folder):
+        parent = os.path.normpath(Path(name_or_path).parent / parent)
+    below = read(parent, folder, kind, (*seen, name_or_path)) if parent else {}
     return {key: merge(below.get(key), plain.get(key, below.get(key))) for key in {**below, **plain}}
-
-
-#: YAML 1.1 wants a dot in them, people do not.
-_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-
-
-class _Strict(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error: PyYAML would drop the first without a word.
-
-    Numbers such as 1e-4 are numbers, and nothing is a date: no setting is one.
-    """
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
-                seen.add(key.value)
-        plain: dict[Any, Any] = super().construct_mapping(node, deep)
-        return plain
-
-
-_Strict.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
-
-
-class _OneLine(_Strict):
-    """The same without comments: what a command line says after a # is meant."""
-
-    def scan_to_next_token(self) -> None:
-        while self.peek() == " " or self.scan_line_break():  # type: ignore[no-untyped-call]  # yaml's own gap
-            if self.peek() == " ":
-                self.forward()
 
 
 def _is_file(name_or_path: str, folder: Traversable) -> bool:
@@ -88,16 +52,18 @@ def _is_file(name_or_path: str, folder: Traversable) -> bool:
 
 def _text(name_or_path: str, folder: Traversable, kind: str) -> str:
     if name_or_path in shipped(folder):
-        return (folder / f"{name_or_path}.yaml").read_text()
+        return (folder / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     if not name_or_path.endswith((".yaml", ".yml")):
-        known = nearest(name_or_path, shipped(folder))
-        raise UserError(f"no {kind} named {name_or_path!r}: {known}, or give a .yaml file")
-    try:
-        return Path(name_or_path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{kind} {name_or_path!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{kind} {name_or_path!r} cannot be read: it is not UTF-8 at byte {error.start}") from None
+        raise UserError(f"no {kind} named {name_or_path!r}: {_instead(name_or_path, folder, kind)}")
+    return read_text(Path(name_or_path), f"{kind} {name_or_path!r}")
+
+
+def _instead(word: str, folder: Traversable, kind: str) -> str:
+    if "=" in word:
+        return f"the {kind} comes before the settings, for example {shipped(folder)[0]} {word}"
+    if word.endswith((".toml", ".json", ".ini", ".cfg")) or Path(word).is_file():
+        return f"its file is a .yaml; start from one that is shipped ({', '.join(shipped(folder))})"
+    return f"{nearest(word, shipped(folder))}, or give a .yaml file"
 
 
 def merge(below: Any, above: Any) -> Any:
@@ -108,48 +74,23 @@ def merge(below: Any, above: Any) -> Any:
     return {**below, **{key: merge(below.get(key), value) for key, value in above.items()}}
 
 
-def numbers(value: Any) -> Any:
-    """The same with strings such as `1e-4` as numbers, for what another program has read as YAML 1.1."""
-    if isinstance(value, dict):
-        return {key: numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [numbers(item) for item in value]
-    return _number(value)
-
-
-def _number(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return number if math.isfinite(number) or value.lower().strip("+-") in ("nan", "inf") else value
-
-
 def assignment(word: str) -> tuple[str, Any]:
     """`"optim.lr=1e-4"` -> `("optim.lr", 1e-4)`. Raises UserError when there is no path or no `=`."""
     path, equals, text = word.partition("=")
     if not equals or not path:
         raise UserError(f"{word!r} is not a setting: write path=value, for example optim.lr=1e-4")
     try:
-        return path, _said(text)
-    except (yaml.YAMLError, ValueError):
+        return path, yaml_core.load_value(text)
+    except yaml.YAMLError:
         return path, text
 
 
-def _said(text: str) -> Any:
-    """A value of the command line: lists, mappings and quoted text are YAML, anything else is one plain scalar."""
-    loader = _OneLine(text)
-    if text.lstrip()[:1] in ("[", "{", '"', "'"):
-        return loader.get_single_data()
-    text = text.strip()
-    tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]  # yaml's own gap
-    return loader.construct_object(yaml.ScalarNode(tag, text))
-
-
-def assign(plain: dict[str, Any], path: str, value: Any) -> None:
+def assign(
+    plain: dict[str, Any], path: str, value: Any, answer: Callable[[str], str | None] = lambda path: None
+) -> None:
     """Set a dotted path in place; a section that is off (None) is switched on.
+
+    answer: says what a setting that another program has is called here.
 
     Raises UserError when the path leads through something that is not there, or not a section.
     """
@@ -161,8 +102,9 @@ def assign(plain: dict[str, Any], path: str, value: Any) -> None:
         if key not in here:
             # A junk name that was assigned before is found out when the whole is validated: it is no advice.
             known = [name for name in here if str(name).isidentifier()]
-            raise UserError(f"no setting {path!r}: {nearest(key, known)}")
-        if here[key] is None:
+            meant = None if closest(key, known) else answer(path)
+            raise UserError(f"no setting {path!r}: {meant or nearest(key, known)}")
+        if meaning(here[key]) is None:
             here[key] = {}
         here = here[key]
     if not isinstance(here, dict):

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from sdxl_ray.errors import UserError, nearest
+from sdxl_ray.errors import UserError, closest, nearest
 
 M = TypeVar("M", bound=BaseModel)
 
 
-def validated(model: type[M], plain: Any, where: str) -> M:
+#: Says what a setting that another program has is called here, or None.
+Answer = Callable[[str], str | None]
+
+
+def validated(model: type[M], plain: Any, where: str, answer: Answer = lambda path: None) -> M:
     """Plain data as a model. Raises UserError, one line that begins with `where`: its first problem."""
     try:
         return model.model_validate(plain)
     except ValidationError as error:
-        raise UserError(f"{where}: {first_problem(error, model, plain)}") from None
+        raise UserError(f"{where}: {first_problem(error, model, plain, answer)}") from None
 
 
-def first_problem(error: ValidationError, model: type[BaseModel], plain: Any) -> str:
+def first_problem(
+    error: ValidationError, model: type[BaseModel], plain: Any, answer: Answer = lambda path: None
+) -> str:
     """The first problem of a pydantic error as one line: path, value, what is allowed.
 
     An unknown setting before all others: where one is missing too, it is most often that one, misspelt.
@@ -31,10 +37,36 @@ def first_problem(error: ValidationError, model: type[BaseModel], plain: Any) ->
     path = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
         siblings = _known_fields(location[:-1], model, plain)
-        return f"no setting {path!r}: {nearest(str(location[-1]), siblings)}"
+        return f"no setting {path!r}: {answer(path) or _meant(str(location[-1]), siblings, model)}"
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" = {problem['input']!r}"
     return f"{path}{given}: {message[0].lower()}{message[1:]}" if path else message
+
+
+def _meant(word: str, siblings: list[str], model: type[BaseModel]) -> str:
+    """A sibling of nearly the same spelling, else the same name in other sections, else the siblings."""
+    close = closest(word, siblings, alike=0.8)
+    return (None if close else elsewhere(model, word)) or nearest(word, siblings)
+
+
+def elsewhere(model: type[BaseModel], word: str) -> str | None:
+    """`"did you mean 'optim.lr'?"` where settings of that name are in other sections."""
+    found = [path for path in paths(model) if path.rpartition(".")[2] == word]
+    return f"did you mean {' or '.join(map(repr, found[:3]))}?" if found else None
+
+
+def paths(model: type[BaseModel]) -> Iterator[str]:
+    """Every setting below a section, shallow ones first."""
+    below = []
+    for name, field in _fields(model).items():
+        yield name
+        below += [
+            f"{name}.{path}"
+            for section in _classes(field.annotation)
+            if issubclass(section, BaseModel)
+            for path in paths(section)
+        ]
+    yield from dict.fromkeys(sorted(below, key=lambda path: path.count(".")))
 
 
 def _place(location: tuple[int | str, ...], plain: Any) -> list[int | str]:

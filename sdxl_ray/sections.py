@@ -5,9 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from sdxl_ray.paths import images_path, local_path, path_or_name
+from sdxl_ray.scalars import text_of
+from sdxl_ray.typed_values import names, typed_model
 from sdxl_ray.wording import article
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -24,9 +36,14 @@ PathOrName = Annotated[str, AfterValidator(path_or_name)]
 
 
 class Section(BaseModel):
-    """A frozen part of a recipe; unknown keys are errors."""
+    """A frozen part of a recipe; unknown keys are errors, and text settings keep what was written (`typed_values`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: CoreSchema = typed_model(handler(source))
+        return schema
 
 
 def _base_id(text: str) -> str:
@@ -54,6 +71,14 @@ class Base(Section):
         """Setting -> absolute path, of those that are neither unset nor a name."""
         found = {"id": self.id, "vae": self.vae, "config": self.config}
         return {name: path for name, path in found.items() if path is not None and Path(path).is_absolute()}
+
+
+def short_base(value: Any) -> Any:
+    """`base: tiny` is short for `base: {id: tiny}`, also where the folder is called 2024."""
+    return value if isinstance(value, dict | Base) else {"id": text_of(value)}
+
+
+BaseSetting = Annotated[Base, BeforeValidator(short_base)]
 
 
 class Prior(Section):
@@ -114,6 +139,7 @@ class Data(Section):
         return self.prior.prompt or f"a photo of {article(self.class_name or '')} {self.class_name}"
 
 
+Names = Annotated[tuple[str, ...], BeforeValidator(names)]
 TextEncoders = Annotated[tuple[Literal[1, 2], ...], Field(max_length=2)]
 
 
@@ -125,9 +151,9 @@ class LoraTuning(Section):
     rank: PositiveInt = 16
     alpha: PositiveFloat | None = Field(None, description="default: equal to the rank (strength 1)")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    targets: Names = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
     text_encoders: TextEncoders = Field((), description="which text encoders get adapters too: [], [1], [2] or [1, 2]")
-    text_targets: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "out_proj"), min_length=1)
+    text_targets: Names = Field(("q_proj", "k_proj", "v_proj", "out_proj"), min_length=1)
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) (arXiv 2312.03732)")
     dora: bool = Field(False, description="weight-decomposed adapters (arXiv 2402.09353)")
     rank_pattern: dict[str, PositiveInt] = Field({}, description="regular expression of module names -> rank")

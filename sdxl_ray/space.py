@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BeforeValidator,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -30,7 +29,7 @@ from sdxl_ray.config import NOT_IDENTITY, Recipe, load, override
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.parameters import Parameter, tried
 from sdxl_ray.schema_errors import validated
-from sdxl_ray.sections import ImagesPath, Section
+from sdxl_ray.sections import ImagesPath, Names, Section
 
 Mode = Literal["max", "min"]
 
@@ -96,18 +95,14 @@ class Final(Section):
     class_pictures: Annotated[int, Field(ge=2)] = Field(16, description="pictures of the plain class per model")
 
 
-def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
 class Space(Section):
     """One search, completely."""
 
     description: str = ""
     recipe: str = Field(description="shipped recipe or .yaml file; the first trial is this one as it is")
     settings: dict[str, Any] = Field({}, description="dotted settings of every trial")
-    metric: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(("quality",), min_length=1)
-    mode: Annotated[tuple[Mode, ...], BeforeValidator(_several)] = Field((), description="default: the metric's own")
+    metric: Names = Field(("quality",), min_length=1)
+    mode: tuple[Mode, ...] = Field((), description="default: the metric's own")
     budget: Budget
     at_once: PositiveInt | None = Field(
         None, description="trials beside each other, at most; default: what the cluster has room for"

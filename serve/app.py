@@ -13,7 +13,6 @@ from typing import Any
 
 from ray import serve
 
-from sdxl_ray import plain_data
 from sdxl_ray.errors import UserError
 from serve.config import LOOPBACK, ServeConfig, load, override, parse
 from serve.ingress import Ingress
@@ -44,8 +43,8 @@ def read(args: Mapping[str, Any]) -> ServeConfig:
     plain = dict(args)
     file = plain.pop("config", None)
     if file is None and not any("." in key for key in plain):
-        return parse(plain_data.numbers(plain), "serve.app:build")
-    return override(load(str(file)) if file else ServeConfig(), plain_data.numbers(plain))
+        return parse(plain, "serve.app:build")
+    return override(load(str(file)) if file else ServeConfig(), plain)
 
 
 def require_guarded(config: ServeConfig, bound: str | None = None) -> None:

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from sdxl_ray import plain_data
+from sdxl_ray.scalars import meaning, text_of
 from sdxl_ray.schema_errors import validated
-from sdxl_ray.sections import Base, LocalPath, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from sdxl_ray.sections import Base, BaseSetting, LocalPath, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from serve.admission import share
 
 #: A variant's name is a model id in URLs, a deployment's name and a metric's tag.
@@ -25,9 +26,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def _artifact(value: Any) -> Any:
     """`dog: runs/dog/artifact` is short for `dog: {artifact: runs/dog/artifact}`; `dog: base` is the base."""
-    if value is None or value == "base":
+    if meaning(value) is None or value == "base":
         return {}
-    return {"artifact": value} if isinstance(value, str) else value
+    return value if isinstance(value, dict | Variant) else {"artifact": text_of(value)}
 
 
 class Variant(Section):
@@ -114,7 +115,7 @@ class ApiKeys(Section):
 class ServeConfig(Section):
     """An endpoint: its base, its variants, and how they are run and guarded."""
 
-    base: Annotated[Base, BeforeValidator(lambda value: {"id": value} if isinstance(value, str) else value)] = Base()
+    base: BaseSetting = Base()
     variants: Annotated[
         dict[VariantName, Annotated[Variant, BeforeValidator(_artifact)]], Field(min_length=1, max_length=256)
     ] = {"base": Variant()}

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from sdxl_ray.errors import UserError
+from sdxl_ray.text_files import read_text
 from serve.config import ApiKeys
 from serve.problem import Problem
 
@@ -40,10 +41,7 @@ def read_keys(where: ApiKeys) -> Keys:
     """Read the keys. Raises UserError: a file that cannot be read or holds none, or a key too short to be one."""
     keys = [key.strip() for key in os.environ.get(where.variable, "").split(",")]
     if where.file is not None:
-        try:
-            lines = Path(where.file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"api_keys.file = {where.file!r} cannot be read: {error}") from None
+        lines = read_text(Path(where.file), f"api_keys.file = {where.file!r}").splitlines()
         found = [line.partition("#")[0].strip() for line in lines]
         if not any(found):
             raise UserError(f"api_keys.file = {where.file!r} holds no key: write one on a line")

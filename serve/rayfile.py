@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.schema_errors import validated
+from sdxl_ray.text_files import read_text
 
 IMPORT_PATH = "serve.app:build"
 _MANIFEST = "RayService"
@@ -85,9 +86,9 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _documents(path: str) -> list[Any]:
+    """Documents as their reader has them: Ray Serve and Kubernetes read YAML 1.1, so this does too."""
+    text = read_text(Path(path), repr(path))
     try:
-        return list(yaml.safe_load_all(Path(path).read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"{path!r} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return list(yaml.safe_load_all(text))
+    except yaml.YAMLError as error:
         raise UserError(f"{path!r} is not YAML: {' '.join(str(error).split())[:200]}") from None

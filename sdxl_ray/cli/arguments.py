@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,11 @@ def libraries_on_stderr() -> Iterator[None]:
     """While it lasts, what anybody prints goes to stderr, as progress does: stdout is for the result alone."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
+
+
+def command(*words: object) -> str:
+    """A command to print: quoted, so that a shell reads spaces and `$HOME` as they are here."""
+    return shlex.join(["sdxl-ray", *map(str, words)])
 
 
 def print_json(value: Any) -> None:

@@ -48,9 +48,9 @@ def run(
         if json:
             print_json(recipe)
         else:
-            import yaml
+            from sdxl_ray import yaml_core
 
-            typer.echo(yaml.safe_dump(recipe, sort_keys=False), nl=False)
+            typer.echo(yaml_core.dump(recipe), nl=False)
         return
     lines = list(reference())
     if json:

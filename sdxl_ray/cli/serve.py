@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import threading
 from dataclasses import asdict
@@ -50,7 +51,9 @@ def run(
     if rayfile.is_one(config):
         found = rayfile.check(config)
         if not check:
-            raise UserError(f"{config!r} is a file for Ray Serve itself: serve deploy {config}; it was checked")
+            raise UserError(
+                f"{config!r} is a file for Ray Serve itself: serve deploy {shlex.quote(config)}; it was checked"
+            )
         typer.echo(f"{config}: {', '.join(found)}")
         return
     chosen = _configuration(config, settings or [], variant or [], host, port, allow_open)

@@ -14,6 +14,7 @@ from sdxl_ray.cli.arguments import (
     RecipeName,
     Settings,
     StorageAt,
+    command,
     libraries_on_stderr,
     print_json,
     read_recipe,
@@ -74,7 +75,7 @@ def run(
         return
     typer.echo(f"run       {result.kept_at}")
     typer.echo(f"artifact  {result.artifact}")
-    typer.echo(f'next      sdxl-ray generate {result.artifact} "{chosen.data.instance_prompt or "a prompt"}"')
+    typer.echo(f"next      {command('generate', result.artifact, chosen.data.instance_prompt or 'a prompt')}")
 
 
 def require_local_base(base: Base) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdxl_ray.cli.arguments import AsJson, StorageAt, libraries_on_stderr, print_json
+from sdxl_ray.cli.arguments import AsJson, StorageAt, command, libraries_on_stderr, print_json
 from sdxl_ray.cli.devices import Gpu, GpuMemory, elsewhere
 from sdxl_ray.cli.train import planned_for, require_local_base
 from sdxl_ray.paths import required_name
@@ -89,7 +89,7 @@ def run(
     typer.echo(trials_table(rows, wanted.modes).text())
     typer.echo(f"\n{result.verdict.sentence}\n")
     typer.echo(f"search    {result.kept_at}\nrecipe    {result.best}\nreport    {result.report.html}")
-    typer.echo(f"next      sdxl-ray train {result.best}")
+    typer.echo(f"next      {command('train', result.best)}")
 
 
 def _say_what_is_too_large(space: Space, recipe: Recipe, device: Device) -> None:

@@ -8,13 +8,12 @@ anything could load them. `component_configs` reads the JSON that a plan needs.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sdxl_ray.core import hub
+from sdxl_ray.core import hub, model_kinds
 from sdxl_ray.core.weightfiles import (
     MODEL_FILES,
     PICKLES,
@@ -26,6 +25,7 @@ from sdxl_ray.core.weightfiles import (
     read_json,
 )
 from sdxl_ray.errors import UserError
+from sdxl_ray.file_names import did_you_mean, existing
 from sdxl_ray.sections import Base
 from sdxl_ray.tiny import shipped
 
@@ -38,12 +38,12 @@ MODELS = {
 }
 _OTHER_PARTS = ("scheduler", "tokenizer", "tokenizer_2")
 _PIPELINE = "StableDiffusionXLPipeline"
-_FAMILIES = {
-    "StableDiffusionPipeline": "Stable Diffusion 1.x or 2.x",
-    "StableDiffusionXLImg2ImgPipeline": "the SDXL refiner",
-    "StableDiffusionXLInpaintPipeline": "an inpainting SDXL",
-    "StableDiffusion3Pipeline": "Stable Diffusion 3",
-    "FluxPipeline": "FLUX",
+#: Without these a config means another model, or none: the libraries would fill in those of Stable Diffusion 1.
+_NEEDED = {
+    "text_encoder": ("hidden_size", "num_hidden_layers", "num_attention_heads"),
+    "text_encoder_2": ("hidden_size", "num_hidden_layers", "num_attention_heads", "projection_dim"),
+    "unet": ("block_out_channels", "cross_attention_dim", "projection_class_embeddings_input_dim"),
+    "vae": ("block_out_channels", "latent_channels", "scaling_factor"),
 }
 
 
@@ -113,16 +113,18 @@ def _locate_path_or_hub(base: Base) -> BaseFiles:
     path = Path(base.id).expanduser()
     if path.suffix in PICKLES:
         raise UserError(f"base {base.id!r} is a pickle, which can run code when loaded: give a .safetensors file")
+    path = existing(path)
     if path.is_dir():
         check_folder(path, base.id)
         return BaseFiles(base.id, "folder", path, content_revision(path, PIPELINE_FILES), path)
     if path.is_file():
         return _locate_file(base, path)
     if path.suffix == ".safetensors":
-        raise UserError(f"base {base.id!r}: no such file")
+        raise UserError(f"base {base.id!r}: no such file{did_you_mean(path)}")
     if not hub.is_id(base.id):
         raise UserError(
             f"base {base.id!r}: no such folder; give tiny, a diffusers folder, a .safetensors file or a hub id"
+            f"{did_you_mean(path)}"
         )
     revision = hub.require_commit("base", base.id, base.revision)
     snapshot = hub.snapshot("base", base.id, revision, PIPELINE_FILES, lambda folder: check_folder(folder, base.id))
@@ -132,7 +134,7 @@ def _locate_path_or_hub(base: Base) -> BaseFiles:
 def _locate_file(base: Base, path: Path) -> BaseFiles:
     if path.suffix != ".safetensors":
         raise UserError(f"base {base.id!r}: a single file must be .safetensors, got {path.suffix or 'no suffix'!r}")
-    _check_single_file(path, base.id)
+    _check_single_file(path, base)
     if base.config is not None:
         config = Path(base.config).expanduser()
         if not config.is_dir():
@@ -168,12 +170,14 @@ def check_folder(folder: Path, name: str, *, weights: bool = True) -> None:
     """Raise UserError unless `folder` is a complete SDXL in diffusers layout with safetensors weights only."""
     index_file = folder / "model_index.json"
     if not index_file.is_file():
-        raise UserError(f"base {name!r} holds no model_index.json: give a diffusers folder of SDXL{_hint(folder)}")
+        what = model_kinds.of_folder(folder)
+        raise UserError(
+            f"base {name!r} holds no model_index.json: give a diffusers folder of SDXL{what and f', {what}'}"
+        )
     index = read_json(index_file)
     pipeline = index.get("_class_name")
     if pipeline != _PIPELINE:
-        family = _FAMILIES.get(str(pipeline), f"made for {pipeline!r}")
-        raise UserError(f"base {name!r} is not SDXL but {family}: give a folder for {_PIPELINE}")
+        raise UserError(f"base {name!r} is not SDXL but {model_kinds.of_pipeline(index)}")
     for part in (*MODELS, *_OTHER_PARTS):
         entry = index.get(part)
         if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)):
@@ -197,6 +201,11 @@ def _check_configs(folder: Path, name: str) -> None:
     for part in ("tokenizer", "tokenizer_2"):
         if not ((folder / part / "vocab.json").is_file() and (folder / part / "merges.txt").is_file()):
             _require(folder / part / "tokenizer.json", name)
+    for part, keys in _NEEDED.items():
+        config = read_json(folder / part / "config.json")
+        missing = [key for key in keys if config.get(key) is None]
+        if missing:
+            raise UserError(f"base {name!r}: {part}/config.json has no {', '.join(missing)}: copy or download it again")
     unet = read_json(folder / "unet" / "config.json")
     kind = unet.get("addition_embed_type")
     if kind != "text_time":
@@ -204,7 +213,7 @@ def _check_configs(folder: Path, name: str) -> None:
     if unet.get("in_channels", 4) != unet.get("out_channels", 4):
         channels = unet.get("in_channels")
         raise UserError(
-            f"base {name!r} is an inpainting or editing SDXL ({channels} input channels): give a plain SDXL"
+            f"base {name!r} is an inpainting or editing SDXL ({channels} input channels): give a plain SDXL, with 4"
         )
 
 
@@ -223,42 +232,21 @@ def _require(file: Path, name: str) -> None:
         )
 
 
-def _hint(folder: Path) -> str:
-    """What else a folder without model_index.json may be."""
-    single = sorted(file.name for file in folder.glob("*.safetensors"))
-    if single:
-        return f", or the single file {single[0]} inside it"
-    if any(file.suffix in PICKLES for file in folder.iterdir()):
-        return "; the pickled weights in it are never loaded"
-    return ""
-
-
-def _check_single_file(path: Path, name: str) -> None:
+def _check_single_file(path: Path, base: Base) -> None:
     """Recognise SDXL by the names and shapes in the header, as ComfyUI and diffusers do, and name what else it is."""
-    header = read_header(path, f"base {name!r}")
-    label = header.get("model.diffusion_model.label_emb.0.0.weight", {}).get("shape")
+    header = read_header(path, f"base {base.id!r}")
+    label = "model.diffusion_model.label_emb.0.0.weight"
     encoders = {match[1] for key in header if (match := re.match(r"conditioner\.embedders\.(\d)\.", key))}
-    if label is not None and encoders == {"0", "1"}:
-        stem = header.get("model.diffusion_model.input_blocks.0.0.weight", {}).get("shape", [0, 0])
-        out = header.get("model.diffusion_model.out.2.weight", {}).get("shape", [0])
-        if stem[1:2] != out[:1]:
-            raise UserError(
-                f"base {name!r} is an inpainting or editing SDXL ({stem[1]} input channels): give a plain SDXL"
-            )
-        return
-    raise UserError(f"base {name!r} is not SDXL but {_family(header, encoders)}")
-
-
-def _family(header: dict[str, Any], encoders: set[str]) -> str:
-    if encoders == {"0"}:
-        return "the SDXL refiner"
-    if any(key.startswith("cond_stage_model.") for key in header):
-        return "Stable Diffusion 1.x or 2.x"
-    if any(key.startswith(("lora_", "unet.")) or ".lora_" in key for key in header):
-        return "a LoRA: a base is the whole model it was made on"
-    if any(key.startswith("model.diffusion_model.joint_blocks") for key in header):
-        return "Stable Diffusion 3"
-    if any("double_blocks" in key for key in header):
-        return "FLUX"
-    example = next(iter(sorted(header)), "nothing")
-    return f"something else (its first tensor is {json.dumps(example)}): give a whole SDXL checkpoint"
+    if label not in header or encoders != {"0", "1"}:
+        raise UserError(f"base {base.id!r} is not SDXL but {model_kinds.of_header(header, encoders)}")
+    stem = header.get("model.diffusion_model.input_blocks.0.0.weight", {}).get("shape", [0, 0])
+    out = header.get("model.diffusion_model.out.2.weight", {}).get("shape", [0])
+    if stem[1:2] != out[:1]:
+        raise UserError(
+            f"base {base.id!r} is an inpainting or editing SDXL ({stem[1]} input channels): give a plain SDXL, with 4"
+        )
+    if base.vae is None and not any(key.startswith("first_stage_model.") for key in header):
+        raise UserError(
+            f"base {base.id!r} has no VAE: set base.vae=FOLDER (a diffusers VAE folder), or a hub id as "
+            "base.vae=madebyollin/sdxl-vae-fp16-fix with base.vae_revision=COMMIT"
+        )

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.core.basefiles import MODELS, BaseFiles, component_configs, locate, single_file_changes
-from sdxl_ray.core.weightfiles import find_weights, read_json
+from sdxl_ray.core.loading import loading, require_finite
+from sdxl_ray.core.weightfiles import find_weights, read_json, weight_files
 from sdxl_ray.errors import UserError
 from sdxl_ray.sections import Base
-from sdxl_ray.tiny.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -79,12 +79,14 @@ def load_components(files: BaseFiles, base: Base, *, dtype: torch.dtype, device:
     The VAE keeps its `force_upcast` setting, which a saved copy needs again. Raises UserError when a file does not
     fit its config.
     """
-    with _readable(files):
+    with _readable(files, ": its vae"):
         vae = _load_vae(files, _vae_dtype(base))
+    with _readable(files):
         loaded = _load_file(files, dtype, vae) if files.kind == "file" else _load_folder(files, dtype)
         loaded |= {"vae": vae, **_load_words(files)}
     for name in MODELS:
         loaded[name].to(device).eval().requires_grad_(False)
+        require_finite(loaded[name].named_parameters(), *_read_from(files, name))
     return Components(
         tokenizers=(loaded["tokenizer"], loaded["tokenizer_2"]),
         text_encoders=(loaded["text_encoder"], loaded["text_encoder_2"]),
@@ -98,10 +100,29 @@ def load_components(files: BaseFiles, base: Base, *, dtype: torch.dtype, device:
     )
 
 
+def vae_fix(vae: Any) -> str:
+    """What to set when the VAE gives NaN or infinity."""
+    import torch
+
+    if vae.dtype != torch.float32:
+        return "set base.vae_precision=fp32"
+    return "it computes in fp32 already, so set base.vae to another VAE, or base to another copy"
+
+
 def load_vae(files: BaseFiles, base: Base, *, device: torch.device | str) -> AutoencoderKL:
     """The VAE alone, as `load_components` gives it: for processes that only encode pictures."""
-    with _readable(files):
-        return _load_vae(files, _vae_dtype(base)).to(device).eval().requires_grad_(False)
+    with _readable(files, ": its vae"):
+        vae: AutoencoderKL = _load_vae(files, _vae_dtype(base)).to(device).eval().requires_grad_(False)
+    require_finite(vae.named_parameters(), *_read_from(files, "vae"))
+    return vae
+
+
+def _read_from(files: BaseFiles, part: str) -> tuple[str, list[Path]]:
+    """What a part is called in messages, and the files that it was read from."""
+    if part == "vae" and files.vae is not None:
+        return f"base.vae {str(files.vae)!r}", weight_files(files.vae)
+    where = f"base {files.id!r}: its {part}"
+    return where, [files.path] if files.kind == "file" else weight_files(files.path / part)
 
 
 def _vae_dtype(base: Base) -> torch.dtype:
@@ -111,24 +132,19 @@ def _vae_dtype(base: Base) -> torch.dtype:
 
 
 @contextmanager
-def _readable(files: BaseFiles) -> Iterator[None]:
+def _readable(files: BaseFiles, part: str = "") -> Iterator[None]:
     """Inside, no bars are drawn, and what a library cannot read is one line."""
-    import torch
-
     try:
-        with quiet_libraries():
+        with loading(f"base {files.id!r}{part}"):
             yield
-    except NotImplementedError:
+    except UserError as error:
+        if not isinstance(error.__cause__, NotImplementedError):
+            raise
         # torch's way of saying that a weight has no data: it was in the config, but not in the single file.
         raise UserError(
-            f"base {files.id!r} lacks weights that {files.config} names: the file is incomplete, "
+            f"base {files.id!r}{part} lacks weights that {files.config} names: the file is incomplete, "
             "or base.config belongs to another model"
         ) from None
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, UserError | torch.OutOfMemoryError):
-            raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"base {files.id!r} cannot be loaded: {first[:300]}") from error
 
 
 def _load_folder(files: BaseFiles, dtype: torch.dtype) -> dict[str, Any]:
@@ -160,7 +176,15 @@ def _load_model(part: str, folder: Path, dtype: torch.dtype) -> Any:
         "vae": diffusers.AutoencoderKL,
     }
     options["dtype" if part.startswith("text") else "torch_dtype"] = dtype
-    model, info = kinds[part].from_pretrained(folder, output_loading_info=True, **options)
+    # Shapes that differ are reported here: transformers' own error only says that something differs.
+    model, info = kinds[part].from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=part.startswith("text"), **options
+    )
+    for name, stored, wanted in info.get("mismatched_keys", ()):
+        raise UserError(
+            f"{part} in {folder}: {name} has the shape {list(stored)} and config.json says {list(wanted)}: "
+            "they belong to different models, or one is damaged: copy or download both again"
+        )
     missing = sorted(info["missing_keys"])
     if missing:  # both libraries would go on with random weights and only log it
         raise UserError(f"{part} in {folder} lacks {len(missing)} weights, as {missing[0]}: copy or download it again")

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sdxl_ray.core.bases import vae_fix
 from sdxl_ray.core.cache import TensorCache
 from sdxl_ray.core.sampler import View, render
 from sdxl_ray.core.text import encode_captions
@@ -47,7 +48,7 @@ def encode_pictures(vae: Any, pictures: Iterable[Image.Image], names: Sequence[s
         posterior = vae.encode(pixels(picture)[None].to(device, dtype)).latent_dist
         mean, std = posterior.mean[0].float().cpu(), posterior.std[0].float().cpu()
         if not (mean.isfinite().all() and std.isfinite().all()):
-            raise RunError(f"the VAE gives NaN for {name} in {dtype}: set base.vae_precision=fp32")
+            raise RunError(f"the VAE gives NaN for {name} in {dtype}: {vae_fix(vae)}")
         rows.append({"mean": mean.contiguous(), "std": std.contiguous()})
     return rows
 

@@ -6,12 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sdxl_ray.core.model_kinds import SDXL, SDXL_COMMIT
 from sdxl_ray.core.weightfiles import PIPELINE_TEXT
 from sdxl_ray.errors import UserError
 
-#: Where the configs of a single file come from when none are given: SDXL base 1.0, at one commit for ever.
-_SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-_SDXL_COMMIT = "462165984030d82259a11f4367a4eed129e94a7b"
 _PROBE_SECONDS = 10
 
 
@@ -66,7 +64,7 @@ def snapshot(field: str, name: str, commit: str, patterns: Sequence[str], check:
 def sdxl_configs(name: str, check: Callable[[Path], None]) -> Path:
     """SDXL's configs and tokenizers (3 MB), for a single file that has none. Raises UserError when unreachable."""
     try:
-        return snapshot("base", _SDXL, _SDXL_COMMIT, PIPELINE_TEXT, check)
+        return snapshot("base", SDXL, SDXL_COMMIT, PIPELINE_TEXT, check)
     except UserError:
         raise UserError(
             f"base {name!r} is a single file and needs SDXL's configs and tokenizers, which the hub does not give now: "

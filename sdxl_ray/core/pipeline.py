@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.core.basefiles import check_folder
-from sdxl_ray.core.bases import BaseFiles, load_components, locate, own_memory
+from sdxl_ray.core.bases import BaseFiles, load_components, locate, own_memory, vae_fix
 from sdxl_ray.core.diffusion import scheduler_overrides
+from sdxl_ray.core.loading import loading, require_finite
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.sections import Base
-from sdxl_ray.tiny.quiet import quiet_libraries
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 ADAPTER = "tuned"
@@ -89,7 +89,7 @@ def generate(
         )
         _require_finite(latents_BCHW, "UNet", prompts[some], seeds[some], "lower guidance_scale or use precision bf16")
         images_BCHW = decode(pipe.vae, latents_BCHW)
-        _require_finite(images_BCHW, "VAE", prompts[some], seeds[some], "use base.vae_precision=fp32")
+        _require_finite(images_BCHW, "VAE", prompts[some], seeds[some], vae_fix(pipe.vae))
         for picture in pipe.image_processor.postprocess(images_BCHW, output_type="pil"):
             if on_picture is not None:
                 on_picture(len(pictures), picture)
@@ -205,12 +205,10 @@ def _load_lora(pipe: StableDiffusionXLPipeline, file: Path) -> None:
     if not file.is_file():
         raise UserError(f"artifact {str(file.parent)!r} holds no {LORA_WEIGHTS}")
     where = f"artifact {str(file.parent)!r}"
-    try:
-        with quiet_libraries():
-            pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER, local_files_only=True)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # what PEFT raises for names it cannot place
-        raise UserError(f"{where}: {LORA_WEIGHTS} does not fit the base: {str(error).splitlines()[0][:200]}") from error
+    with loading(f"{where}: {LORA_WEIGHTS} does not fit the base and", "give the base that it was made on"):
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER, local_files_only=True)
     models = {"unet": pipe.unet, "text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
+    require_finite(load_file(file).items(), where, [file])
     stored = {bare_name(name): weight for name, weight in load_file(file).items() if not name.endswith(".alpha")}
     placed = {
         bare_name(f"{part}.{name}".replace(f".{ADAPTER}", "")): weight

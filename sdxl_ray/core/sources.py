@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 
 from sdxl_ray.core.pictures import MAX_FILE_BYTES, BadPicture, file_bytes
 from sdxl_ray.errors import UserError, nearest
+from sdxl_ray.file_names import did_you_mean, existing, same_name
+from sdxl_ray.text_files import read_text
 
 Captions = Literal["auto", "metadata", "sidecar", "prompt"]
 
@@ -47,12 +49,13 @@ def entries(where: str, captions: Captions, prompt: str | None, setting: str) ->
     `captions` is `sections.Data.captions`, `prompt` the caption of those without one, `setting` the name of `where`.
     Raises UserError: nothing there, broken metadata (file and line), missing or duplicate captions.
     """
-    path = _subject(where.removeprefix("subject:")) if where.startswith("subject:") else Path(where)
+    path = _subject(where.removeprefix("subject:")) if where.startswith("subject:") else existing(Path(where))
     if path.is_file() and path.suffix == ".parquet":
         return _parquet([path], captions, prompt)
     if not path.is_dir():
         what = "is a file, not a folder or .parquet" if path.is_file() else "does not exist"
-        raise UserError(f"{setting} {where!r} {what}: give a folder of pictures, a .parquet file or subject:NAME")
+        near = did_you_mean(path)
+        raise UserError(f"{setting} {where!r} {what}: give a folder of pictures, a .parquet file or subject:NAME{near}")
     try:
         files = [file for file in sorted(path.iterdir()) if not file.name.startswith(".") and not file.is_dir()]
     except OSError as error:
@@ -126,8 +129,9 @@ def _metadata(folder: Path, names: set[str]) -> dict[str, str]:
         name = row.get("file_name") if isinstance(row, dict) else None
         if not isinstance(name, str):
             raise UserError(f'{where} has no file_name: write {{"file_name": "00.jpg", "text": "a photo of …"}}')
-        if name not in names:
-            raise UserError(f"{where} names {name!r}, no picture of this folder: {nearest(name, names)}")
+        given, name = name, same_name(name, names)
+        if name is None:
+            raise UserError(f"{where} names {given!r}, no picture of this folder: {nearest(given, names)}")
         if name in of:
             raise UserError(f"{where} gives {name!r} a second caption: keep one row for each picture")
         of[name] = _caption(row.get("text", row.get("caption")), f"{where} ({name!r})")
@@ -139,14 +143,9 @@ def _sidecar(file: Path) -> str | None:
 
 
 def _text(file: Path) -> str:
-    try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{file.name} is larger than 1 GiB, the limit: use Parquet for a set of that size")
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file.name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{file.name} cannot be read: {error.strerror}; check the path and its rights") from None
+    if file.is_file() and file.stat().st_size > MAX_FILE_BYTES:
+        raise UserError(f"{file.name} is larger than 1 GiB, the limit: use Parquet for a set of that size")
+    return read_text(file, file.name)
 
 
 def _caption(value: Any, where: str) -> str:

@@ -26,6 +26,8 @@ MODEL_FILES = ("*.json", "*.safetensors")
 
 _STEMS = ("diffusion_pytorch_model", "model")
 _VARIANTS = (None, "fp16", "bf16")
+_START_BYTES = 64
+_PARTIAL = (".incomplete", ".part", ".crdownload", ".aria2", ".tmp", ".download")
 _MAX_JSON_BYTES = 10 * 2**20
 _MAX_HEADER_BYTES = 100 * 2**20  # the limit that safetensors itself sets
 
@@ -42,7 +44,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is not JSON; copy or download it again") from None
+        other = _other_content(path.read_bytes()[:_START_BYTES])
+        raise UserError(f"{path} is not JSON{other or '; copy or download it again'}") from None
     if not isinstance(plain, dict):
         raise UserError(f"{path} holds a {type(plain).__name__}, not a JSON object")
     return plain
@@ -62,9 +65,50 @@ def find_weights(folder: Path, where: str) -> str | None:
                 read_header(file, where)
             if files:
                 return variant
-    if folder.is_dir() and any(file.suffix in PICKLES for file in folder.iterdir()):
+    if any(file.suffix in PICKLES for file in _files(folder)):
         raise UserError(f"{where} has only pickled weights, which are never loaded: convert them to safetensors")
-    raise UserError(f"{where} is incomplete: no safetensors weights; copy or download it again")
+    partial = next((file.name for file in _files(folder) if file.suffix in _PARTIAL), None)
+    others = [file.name for file in _files(folder) if file.suffix == ".safetensors"]
+    found = f" but the partial download {partial}" if partial else f" but {others[0]}" if others else ""
+    raise UserError(f"{where} is incomplete: no safetensors weights{found}; copy or download it again")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that `find_weights` has found in a model folder."""
+    return [file for file in _files(folder) if file.suffix == ".safetensors"]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+#: What a file may be that was saved under another's name, by its first bytes.
+_OTHERS = (
+    (
+        (b"version https://git-lfs",),
+        "a Git LFS pointer: run git lfs pull in its folder, or download the file itself",
+    ),
+    (
+        (b"<!doctype", b"<html", b"<?xml", b"<head"),
+        "a web page: download it again, with a token or an accepted licence where the site asks for it",
+    ),
+    (
+        (b"pk\x03\x04", b"\x80\x02", b"\x80\x04"),
+        "a pickle with another suffix, which can run code when loaded: convert it to safetensors",
+    ),
+    ((b"gguf",), "GGUF, whose weights are quantized: give the safetensors that it was made from"),
+)
+
+
+def _other_content(start: bytes) -> str:
+    """How a file begins that should be another, and the fix: `" but a Git LFS pointer: …"`, or ""."""
+    if not start:
+        return ", it is empty: copy or download it again"
+    for heads, what in _OTHERS:
+        if start.lstrip().lower().startswith(heads):
+            return f" but {what}"
+    printable = len(start) > 8 and all(32 <= byte < 127 or byte in b"\r\n\t" for byte in start)
+    return f" but text ({start[:30].decode()!r}): copy or download it again" if printable else ""
 
 
 def read_header(file: Path, where: str) -> dict[str, Any]:
@@ -72,12 +116,12 @@ def read_header(file: Path, where: str) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            start = stream.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            start = stream.read(_START_BYTES)
+            length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
             if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-                raise UserError(
-                    f"{where}: {file.name} is not a safetensors file or is cut off; copy or download it again"
-                )
+                other = _other_content(start) or " or is cut off; copy or download it again"
+                raise UserError(f"{where}: {file.name} is not a safetensors file{other}")
+            stream.seek(8)
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)

@@ -19,6 +19,7 @@ import yaml
 from sdxl_ray.distributed import clouds, kuberay
 from sdxl_ray.distributed.containers import unread
 from sdxl_ray.errors import UserError, nearest
+from sdxl_ray.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,7 @@ def checked(path: str) -> Held:
     """What a file holds. Raises UserError, one line."""
     from ray.runtime_env import RuntimeEnv
 
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path!r} is not YAML: {error}") from None
+    text = read_text(Path(path), repr(path))
     found = Held()
     for plain in _documents(text, repr(path)):
         if isinstance(plain, dict) and "kind" in plain:
@@ -112,6 +108,7 @@ def _environment_of(one: Any, path: str) -> None:
 
 
 def _documents(text: str, where: str) -> list[Any]:
+    """Documents as their reader has them: `ray up`, `kubectl` and Ray's jobs read YAML 1.1, so this does too."""
     try:
         return list(yaml.safe_load_all(text))
     except yaml.YAMLError as error:

@@ -7,8 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sdxl_ray import yaml_core
 from sdxl_ray.artifact import Artifact
 from sdxl_ray.config import Recipe, override, parse
 from sdxl_ray.core.quality.defaults import settings_of
@@ -125,7 +124,5 @@ def _write_recipe(path: Path, card: SearchCard, recipe: Recipe, trial: Trial, me
     head = f"# Trial {trial.number} of the search {card.name}, ranked by {metric} on the tune split: {scores}.\n"
     changed = "".join(f"# {key} = {value}\n" for key, value in trial.parameters.items())
     beside = path.with_suffix(".partial")
-    beside.write_text(
-        head + changed + yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
-    )
+    beside.write_text(head + changed + yaml_core.dump(chosen.model_dump(mode="json")), encoding="utf-8")
     beside.rename(path)

@@ -108,7 +108,9 @@ def named_types(status: bytes | None) -> bool:
 def launched(file: Path) -> tuple[Kind, ...] | None:
     """The worker types of a launcher's file; None where there is none to be read."""
     try:
-        plain = yaml.safe_load(file.read_text(encoding="utf-8"))
+        plain = yaml.safe_load(  # YAML 1.1, as Ray's launcher has read the same file
+            file.read_text(encoding="utf-8")
+        )
         most = int(plain["max_workers"])
         return tuple(
             Kind(one["resources"], min(most, int(one.get("max_workers", most))))

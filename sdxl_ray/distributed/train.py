@@ -22,6 +22,7 @@ from sdxl_ray.core.preflight import preflight
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.core.runfolder import APART, RunFolder, default_name, open_run, scan_pictures
 from sdxl_ray.core.runlock import locked
+from sdxl_ray.distributed.failures import cause
 from sdxl_ray.distributed.trackers import require_trackers
 from sdxl_ray.distributed.worker import train_worker
 from sdxl_ray.errors import RunError, UserError
@@ -187,7 +188,7 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
             trainer.fit()
         except TrainingFailedError as error:
             ended_of = buried(mailbox)
-            raise ended_of or RunError(f"training failed: {_cause(error)}; the same command goes on") from error
+            raise ended_of or RunError(f"training failed: {cause(error)}; the same command goes on") from error
     if (ended_of := buried(mailbox)) is not None:
         raise ended_of
     storage.get_folder(run.folder, APART)
@@ -224,9 +225,3 @@ def worker_config(recipe: Recipe, run: RunFolder, storage: Storage, mailbox: Any
         "storage": storage.url,
         "driver": str(Path.cwd()),
     }
-
-
-def _cause(error: BaseException) -> str:
-    """The last line that says something: Ray wraps a worker's traceback in its own."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdxl_ray.artifact import Artifact
+from sdxl_ray.core.bases import vae_fix
 from sdxl_ray.core.pipeline import decode
 from sdxl_ray.errors import RunError, UserError
 from serve.engine.adapter import Strength
@@ -142,7 +143,7 @@ class Line:
 
     def _picture(self, latents_1CHW: Tensor, complaint: str) -> Image.Image:
         images_1CHW = decode(self._pipe.vae, latents_1CHW)
-        _require_finite(images_1CHW, f"{complaint}: use base.vae_precision=fp32")
+        _require_finite(images_1CHW, f"{complaint}: {vae_fix(self._pipe.vae)}")
         picture: Image.Image = self._pipe.image_processor.postprocess(images_1CHW, output_type="pil")[0]
         return picture
 

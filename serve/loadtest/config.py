@@ -19,7 +19,7 @@ from importlib.resources.abc import Traversable
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.loadprofile import LoadProfile
@@ -39,14 +39,10 @@ class Adapter(Section):
     up: float = 1.0
 
 
-def _models(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
 class Arm(Section):
     """What is asked for under one name: a model, with adapters perhaps. Several models take turns."""
 
-    model: Annotated[tuple[str, ...], BeforeValidator(_models), Field(min_length=1)]
+    model: Annotated[tuple[str, ...], Field(min_length=1)]
     adapters: tuple[Adapter, ...] = ()
 
 

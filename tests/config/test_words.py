@@ -33,7 +33,7 @@ def test_assignments_are_yaml_values() -> None:
         ("dog: a photo", "dog: a photo"),
         ("2024-13-45", "2024-13-45"),
         ("0x_", "0x_"),
-        ("[0x_]", "[0x_]"),
+        ("[0x_]", ["0x_"]),
         ('["a dog", b #c]', '["a dog", b #c]'),
         ('["1e-4", 1e-4, 1E3, "a # b"]', ["1e-4", 1e-4, 1e3, "a # b"]),
         ("'2024'", "2024"),

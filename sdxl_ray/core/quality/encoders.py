@@ -23,12 +23,12 @@ from torch import Tensor
 
 from sdxl_ray.core import hub
 from sdxl_ray.core.bases import own_memory
+from sdxl_ray.core.loading import loading, require_finite
 from sdxl_ray.core.quality.preprocessing import Preprocessing
 from sdxl_ray.core.text import token_ids
-from sdxl_ray.core.weightfiles import PICKLES, content_revision, find_weights, read_json
+from sdxl_ray.core.weightfiles import PICKLES, content_revision, find_weights, read_json, weight_files
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.tiny import shipped
-from sdxl_ray.tiny.quiet import quiet_libraries
 
 Array = npt.NDArray[np.float32]
 
@@ -171,26 +171,23 @@ def _load(folder: Path, kind: str, where: str) -> tuple[Any, Any | None]:
 
     name, options = _FAMILIES[kind]
     variant = find_weights(folder, where)
-    try:
-        with quiet_libraries():
-            model, info = getattr(transformers, name).from_pretrained(
-                folder,
-                output_loading_info=True,
-                dtype=torch.float32,
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=True,
-                **options,
-            )
-            tokenizer = None
-            if kind == "clip":
-                tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where} cannot be loaded: {first[:300]}") from error
+    with loading(where):
+        model, info = getattr(transformers, name).from_pretrained(
+            folder,
+            output_loading_info=True,
+            dtype=torch.float32,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            **options,
+        )
+        tokenizer = None
+        if kind == "clip":
+            tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would go on with random weights and only log it
         raise UserError(f"{where} lacks {len(missing)} weights, as {missing[0]}: copy or download it again")
     model.eval().requires_grad_(False)
+    require_finite(model.named_parameters(), where, weight_files(folder))
     own_memory(model)
     return model, tokenizer

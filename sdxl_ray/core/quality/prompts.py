@@ -20,6 +20,7 @@ from sdxl_ray import plain_data
 from sdxl_ray.errors import UserError
 from sdxl_ray.schema_errors import validated
 from sdxl_ray.sections import Section
+from sdxl_ray.text_files import read_text
 from sdxl_ray.wording import article as article_of
 
 #: What pictures are drawn for: choosing a checkpoint, a search, the result.
@@ -92,12 +93,7 @@ def fill(prompt: str, words: str, *, article: bool = False) -> str:
 
 
 def _from_text(path: str) -> Prompts:
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompt list {path!r} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"prompt list {path!r} cannot be read: {error.strerror}") from None
+    lines = [line.strip() for line in read_text(Path(path), f"prompt list {path!r}").splitlines()]
     prompts = tuple(line for line in lines if line and not line.startswith("#"))
     if not prompts:
         raise UserError(f"prompt list {path!r} is empty: write one prompt a line, with {{subject}} in it")
