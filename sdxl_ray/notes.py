@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from sdxl_ray.config import Recipe
 from sdxl_ray.sections import LoraTuning
 from sdxl_ray.settings_check import value_and_default
 
+#: How each of them begins where it is shown.
+NOTE = "note: "
 #: Usual learning rates, by (kind of tuning, whether the base is the embedded one).
 _LR = {
     ("lora", False): (1e-6, 1e-2),
@@ -31,6 +34,12 @@ _MOST_STRENGTH = 64
 def recipe_notes(recipe: Recipe, *, search: bool = False) -> list[str]:
     """One line for each. search: the recipe is that of a search, which reads `resources` and holds photos back."""
     return [*_rates(recipe), *_lengths(recipe), *_data(recipe), *_evaluation(recipe), *_layout(recipe, search)]
+
+
+def report_notes(notes: Iterable[str], on_row: Callable[[dict[str, Any]], None]) -> None:
+    """Report each note as a row of progress."""
+    for text in notes:
+        on_row({"kind": "note", "text": f"{NOTE}{text}"})
 
 
 def _rates(recipe: Recipe) -> Iterator[str]:

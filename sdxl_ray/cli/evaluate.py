@@ -107,6 +107,8 @@ def run(
         from sdxl_ray.core.quality.defaults import settings_of
         from sdxl_ray.core.quality.evaluate import evaluate
         from sdxl_ray.core.quality.prompts import default_prompts, load_prompts
+        from sdxl_ray.core.unused import unused
+        from sdxl_ray.notes import report_notes
         from sdxl_ray.records import Recorder
 
         lists = load_prompts(prompts or default_prompts(recipe.base.id, what))
@@ -122,6 +124,8 @@ def run(
             clip=clip,
         )
         settings = replace(settings, split=use, seeds=seeds, class_pictures=class_pictures)
+        for setting, where in (("--subject", subject), ("--other", other)):
+            report_notes(unused(where, setting, "photos") if where is not None else [], progress.row)
         judged = _subject(subject, other, what, artifacts)
         _advise(recipe, lists, use, what, progress.row)
         if workers is not None or address is not None:
