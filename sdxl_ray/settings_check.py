@@ -87,13 +87,13 @@ _NEEDS = (
 
 def refuse(recipe: Recipe) -> None:
     """Raise ValueError, one line, for the first setting that has no effect or cannot work."""
+    _refuse_optimizer(recipe)
     for need in _NEEDS:
         value, default = value_and_default(recipe, need.path)
         if value != default and not need.used(recipe):
             raise ValueError(
                 f"{need.path} = {_said(value)} has no effect here: {need.fix}, or {need.path}={_said(default)}"
             )
-    _refuse_optimizer(recipe)
     _refuse_prompts(recipe)
     gamma = recipe.objective.snr_gamma
     if recipe.objective.weighting == "min_snr" and not LEAST_GAMMA <= gamma <= MOST_GAMMA:
