@@ -88,7 +88,9 @@ def _lengths(recipe: Recipe) -> Iterator[str]:
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
-    data = recipe.data
+    data, base = recipe.data, recipe.base
+    if base.revision is not None and base.id.endswith(".safetensors"):
+        yield f"base.revision={base.revision} is not used: {base.id!r} is a file, which has no commits"
     if data.validation is not None and data.holdout not in (0, value_and_default(recipe, "data.holdout")[1]):
         yield f"data.holdout={data.holdout} is not used: data.validation names the held-out images"
     if data.caption_dropout > _MOST_DROPOUT:

@@ -50,9 +50,6 @@ def _trains_text(recipe: Recipe) -> bool:
 _NEEDS = (
     _Needs("base.vae_revision", lambda r: r.base.vae is not None, "set base.vae to a hub id"),
     _Needs("base.config", lambda r: r.base.id.endswith(".safetensors"), "set base.id to a single .safetensors file"),
-    _Needs(
-        "base.revision", lambda r: not r.base.id.endswith(".safetensors") and not _is_path(r.base.id), "use a hub id"
-    ),
     _Needs("data.crop_variants", lambda r: r.data.crop == "random", "set data.crop=random"),
     _Needs("objective.snr_gamma", lambda r: r.objective.weighting == "min_snr", "set objective.weighting=min_snr"),
     _Needs("objective.huber_delta", lambda r: r.objective.loss == "huber", "set objective.loss=huber"),
@@ -165,10 +162,6 @@ def says(text: str, words: str) -> bool:
     """Whether the words stand in the text, whatever their case and the spaces between them."""
     wanted = r"\s+".join(map(re.escape, words.split()))
     return re.search(rf"(?<!\w){wanted}(?!\w)", text, re.IGNORECASE) is not None
-
-
-def _is_path(base: str) -> bool:
-    return base.startswith(("/", "./", "../", "~"))
 
 
 def _said(value: Any) -> str:

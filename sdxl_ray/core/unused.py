@@ -56,13 +56,16 @@ def unused(
 ) -> list[str]:
     """One line for each kind of input of a source that can be read and is not.
 
-    elsewhere: folders (resolved) that another setting reads. Raises UserError as `sources.entries` does.
+    elsewhere: folders (resolved) that another setting reads. A source that is not there gives none: whoever reads it
+    says what is wrong.
     """
     if is_subject(where):
         return []
     path = source_path(where)
     if is_parquet(path):
         found = list(_columns([path], use, column))
+    elif not path.is_dir():
+        return []
     else:
         listing = list_folder(path, setting, recursive=recursive)
         found = list(_folders(listing, setting, recursive, elsewhere))

@@ -41,7 +41,6 @@ VAE = {"base": {"id": "a/b", "revision": "0" * 40}}
         ({"data.crop_variants": 9}, {"data.crop": "random"}),
         ({**VAE, "base.vae_revision": "0" * 40}, {"base.vae": "c/d"}),
         ({"base.config": "configs"}, {"base.id": "x.safetensors"}),
-        ({"base.id": "x.safetensors", "base.revision": "0" * 40}, {"base.id": "a/b"}),
     ],
     ids=",".join,
 )
@@ -127,6 +126,7 @@ def test_what_may_be_meant_is_taken(changes: dict[str, Any]) -> None:
         ({"data.holdout": 0, "evaluation.draws": 2}, "evaluation.draws=2 is not used"),
         ({"parallel.engine": "local", "parallel.zero_stage": 3}, "parallel.zero_stage: not used by"),
         ({"parallel.engine": "local", "resources.gpus_per_worker": 0}, "resources.gpus_per_worker: not used by"),
+        ({"base": {"id": "x.safetensors", "revision": "0" * 40}}, "'x.safetensors' is a file, which has no commits"),
         ({"parallel.micro_batch": 8}, "parallel.micro_batch=8 is more than"),
         ({"parallel.workers": [1, 8]}, "parallel.workers=8: a batch has 4 images"),
     ],
