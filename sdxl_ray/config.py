@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from sdxl_ray import plain_data
+from sdxl_ray import plain_data, settings_check
 from sdxl_ray.errors import UserError
 from sdxl_ray.other_trainers import answer
 from sdxl_ray.schema_errors import elsewhere, paths, validated
@@ -79,6 +79,11 @@ class Recipe(Section):
                     raise ValueError(f"resources.{name} comes with Ray: use parallel.engine=zero, or set it to null")
             if self.data.stream == "always":
                 raise ValueError("data.stream=always goes through Ray Data: use parallel.engine=zero, or stream auto")
+        return self
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Recipe:
+        settings_check.refuse(self)
         return self
 
     def require_complete(self) -> None:

@@ -104,10 +104,15 @@ class Data(Section):
     class_name: str | None = Field(None, description="the class alone: 'dog'; required with a prior")
     prompt: str | None = Field(None, description="instance prompt; default 'a photo of SUBJECT'")
     captions: Literal["auto", "metadata", "sidecar", "prompt"] = Field(
-        "auto", description="auto: metadata.jsonl if present, else .txt sidecars if present, else the prompt"
+        "auto",
+        description="auto: metadata.jsonl if present, else .txt or .caption sidecars if present, else the prompt",
     )
     validation: ImagesPath | None = Field(None, description="folder of held-out pictures for the validation loss")
     holdout: Annotated[int, Field(ge=0)] = Field(1, description="pictures held out when `validation` is not given")
+    recursive: bool = Field(False, description="read images in folders below too: images, validation, prior.images")
+    caption_column: str | None = Field(
+        None, description="column of Parquet, or key of metadata.jsonl; default: the first of text, caption, prompt"
+    )
     limit: PositiveInt | None = Field(None, description="train on the first so many pictures only; default: on all")
     resolution: Annotated[int, Field(ge=8)] | None = Field(None, description="pixels; default: the base's own size")
     buckets: bool = Field(True, description="aspect-ratio buckets of equal area; false: squares only")

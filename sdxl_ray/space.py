@@ -13,6 +13,8 @@ A parameter is a dotted path of the recipe, and every bound is tried against the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -84,6 +86,14 @@ class Searcher(Section):
     kind: Literal["tpe", "nsga2", "random"] = "tpe"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     startup: PositiveInt = Field(5, description="tpe: random trials before it models; nsga2: population")
+
+    @model_validator(mode="after")
+    def _used(self) -> Searcher:
+        if self.kind == "random" and self.startup != 5:
+            raise ValueError(
+                f"startup {self.startup} has no effect: kind random has no model; leave it out, or use tpe"
+            )
+        return self
 
 
 class Final(Section):
@@ -184,6 +194,7 @@ class Space(Section):
                     override(recipe, {**here, path: value})
                 except UserError as error:
                     raise UserError(f"parameters.{path}: {str(error).removeprefix('recipe: ')}") from None
+        self._check_pairs(recipe)
         steps = self.budget.steps
         if steps is not None and steps < self.last_step(recipe):
             raise UserError(
@@ -208,6 +219,22 @@ class Space(Section):
                 "or data.validation to a folder of them"
             )
 
+    def _check_pairs(self, recipe: Recipe) -> None:
+        """Raise UserError for two values that a trial could have together and no recipe takes."""
+        plain = recipe.model_dump(mode="json")
+        for (one, first), (other, second) in combinations(self.parameters.items(), 2):
+            for values in product(tried(first), tried(second)):
+                wanted = {one: values[0], other: values[1]}
+                chosen = self.sample(recipe, partial(_wanted, plain, wanted))
+                try:
+                    override(recipe, chosen)
+                except UserError as error:
+                    both = " and ".join(f"{path}={wanted[path]!r}" for path in wanted)
+                    raise UserError(
+                        f"parameters: a trial can have {both}: {str(error).removeprefix('recipe: ')}; or give one of "
+                        "them a `when`"
+                    ) from None
+
     def _check_condition(self, path: str, parameter: Any, before: list[str], plain: dict[str, Any]) -> None:
         for key, wanted in parameter.when.items():
             if key in self.parameters and key not in before:
@@ -219,6 +246,10 @@ class Space(Section):
                     f"parameters.{path}: when {key}={wanted!r} never holds, it is {plain_data.value_at(plain, key)!r}: "
                     "make it a parameter that comes before, or remove this one"
                 )
+
+
+def _wanted(plain: Mapping[str, Any], wanted: Mapping[str, Any], path: str, _: Any) -> Any:
+    return wanted[path] if path in wanted else plain_data.value_at(plain, path)
 
 
 def names() -> list[str]:

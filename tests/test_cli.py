@@ -248,6 +248,7 @@ def test_train_then_generate(cli: Cli, tmp_path: Path) -> None:
     for shade in range(4):
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.new("RGB", (80, 64), (60 * shade, 40, 200)).save(tmp_path / "photos" / f"{shade}.png")
+    (tmp_path / "photos" / "9.caption").write_text("of no image")
     settings = (
         "data.images=photos data.subject=sks parallel.engine=local parallel.workers=1 optim.steps=2 "
         "optim.warmup_steps=0 evaluation.every=0 evaluation.num_inference_steps=1"
@@ -258,6 +259,10 @@ def test_train_then_generate(cli: Cli, tmp_path: Path) -> None:
     run = json.loads(done.stdout)
     assert run["steps"] == 2
     assert "training 2/2" in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("note: ")] == [
+        "note: data.images 'photos': 1 caption file without an image (9.caption)",
+        "note: optim.batch_size=4 is more than the 3 training images: a step sees some of them twice",
+    ]
     assert read(tmp_path / run["folder"] / "records", "steps")["step"].to_pylist() == [1, 2]
     drawn = cli("generate", run["artifact"], "a photo of sks dog", "--steps", "1", "--json")
     assert drawn.returncode == 0, drawn.stderr

@@ -61,7 +61,7 @@ def count_pictures(recipe: Recipe) -> int | None:
     if data.images is None:
         return None
     try:
-        count = len(entries(data.images, "prompt", "any caption", "data.images"))
+        count = len(entries(data.images, "prompt", "any caption", "data.images", recursive=data.recursive))
     except UserError:  # what is wrong with it is said by the run
         return None
     count -= data.holdout if data.validation is None else 0

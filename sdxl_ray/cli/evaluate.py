@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,13 +106,14 @@ def run(
 
     from sdxl_ray.display.progress import Progress
 
-    kept = f"{out} keeps the images that are finished; the same command makes the others"
-    with libraries_on_stderr(), Progress(sys.stderr) as progress, keeping(lambda: kept):
+    with libraries_on_stderr(), Progress(sys.stderr) as progress, _keeping(out):
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
         from sdxl_ray.core.quality.defaults import settings_of
         from sdxl_ray.core.quality.evaluate import evaluate
         from sdxl_ray.core.quality.prompts import default_prompts, load_prompts
+        from sdxl_ray.core.unused import unused
+        from sdxl_ray.notes import report_notes
         from sdxl_ray.records import Recorder
 
         lists = load_prompts(prompts or default_prompts(recipe.base.id, what))
@@ -127,6 +129,8 @@ def run(
             clip=clip,
         )
         settings = replace(settings, split=use, seeds=seeds, class_pictures=class_pictures)
+        for setting, where in (("--subject", subject), ("--other", other)):
+            report_notes(unused(where, setting, "photos") if where is not None else [], progress.row)
         judged = _subject(subject, other, what, artifacts)
         _advise(recipe, lists, use, what, progress.row)
         if workers is not None or address is not None:
@@ -145,6 +149,10 @@ def run(
 
     typer.echo(describe(found))
     typer.echo(f"\nrecords   {out / 'records'}\npictures  {sheet}")
+
+
+def _keeping(out: Path) -> AbstractContextManager[None]:
+    return keeping(lambda: f"{out} keeps the images that are finished; the same command makes the others")
 
 
 def _draw(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, BaseId, RecipeName, Settings, print_json, read_recipe
 from sdxl_ray.cli.devices import Gpu, GpuMemory, count_pictures, gpu_here, named
+
+if TYPE_CHECKING:
+    from sdxl_ray.config import Recipe
 
 EXAMPLES = (
     "sdxl-ray plan lora --gpu 4090",
@@ -41,8 +44,23 @@ def run(
         device = CPU if chosen.base.id == "tiny" else DEVICES[DEFAULT_GPU]
         typer.echo(f"no GPU named and none here: planned for {device.name} (--gpu NAME, --gpu-memory 24GiB)", err=True)
     plan = Plan.of(chosen, device, workers, price, pictures or count_pictures(chosen))
+    notes = _notes(chosen)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     if json:
-        print_json(plan.plain())
+        print_json({**plan.plain(), "notes": notes})
     else:
         typer.echo(plan.text())
     plan.check()
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    """What the recipe and the names of its files say; what is wrong with the files is said by the run."""
+    from sdxl_ray.core.input_notes import unread_notes
+    from sdxl_ray.errors import UserError
+    from sdxl_ray.notes import recipe_notes
+
+    try:
+        return [*recipe_notes(recipe), *unread_notes(recipe)]
+    except UserError:
+        return recipe_notes(recipe)

@@ -90,7 +90,19 @@ def scan(data: Data) -> PictureSet:
     Raises UserError; unusable pictures are all listed in one.
     """
     assert data.images is not None
-    return _scan(entries(data.images, data.captions, data.instance_prompt, "data.images"), "instance")
+    return _scan(instance_entries(data, data.images, "data.images"), "instance")
+
+
+def instance_entries(data: Data, where: str, setting: str) -> list[Entry]:
+    """The images of `data.images` or `data.validation` with their captions, unread. Raises UserError."""
+    return entries(
+        where,
+        data.captions,
+        data.instance_prompt,
+        setting,
+        recursive=data.recursive,
+        column=data.caption_column,
+    )
 
 
 def split(pictures: PictureSet, data: Data) -> tuple[PictureSet, PictureSet]:
@@ -101,7 +113,7 @@ def split(pictures: PictureSet, data: Data) -> tuple[PictureSet, PictureSet]:
     are fewer than the limit, or when a held-out picture is also trained on.
     """
     if data.validation is not None:
-        held_out = _scan(entries(data.validation, data.captions, data.instance_prompt, "data.validation"), "instance")
+        held_out = _scan(instance_entries(data, data.validation, "data.validation"), "instance")
         trained = {picture.key: picture.source for picture in pictures}
         for picture in held_out:
             if picture.key in trained:
@@ -135,7 +147,8 @@ def scan_class(data: Data) -> PictureSet:
     """The class pictures given in `data.prior.images`, at most `data.prior.count`; an empty set when none are given."""
     if data.prior is None or data.prior.images is None:
         return PictureSet(())
-    given = _scan(entries(data.prior.images, "prompt", data.class_prompt, "data.prior.images"), "class")
+    where = data.prior.images
+    given = _scan(entries(where, "prompt", data.class_prompt, "data.prior.images", recursive=data.recursive), "class")
     if len(given) > data.prior.count:
         log.warning("data.prior.images has %d pictures; %d are used (data.prior.count)", len(given), data.prior.count)
         return PictureSet(sorted(given, key=lambda picture: picture.key)[: data.prior.count])

@@ -23,7 +23,7 @@ from sdxl_ray.core.text import encode_captions
 from sdxl_ray.errors import RunError
 
 #: Raised by hand when the numbers written into a cache change their meaning; old entries are then not found.
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 Row = dict[str, Tensor]
 ReadPicture = Callable[[View], Image.Image]

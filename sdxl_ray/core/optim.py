@@ -23,10 +23,6 @@ _EXTRAS = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 
 def require_available(optim: Optim, device: str) -> None:
     """Raise UserError, before anything starts, when the optimizer's library is not installed or not for this device."""
-    if optim.name == "prodigy" and optim.text_lr not in (None, optim.lr):
-        raise UserError(
-            f"optim.text_lr {optim.text_lr}: prodigy finds one rate for all weights; leave it out, or set {optim.lr}"
-        )
     package = _EXTRAS.get(optim.name)
     if package and find_spec(package) is None:
         raise UserError(f"optim.name={optim.name} needs {package}: pip install 'sdxl-ray[{optim.name}]', or use adamw")

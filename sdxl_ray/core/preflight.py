@@ -11,6 +11,7 @@ from sdxl_ray.core.diffusion import Diffusion
 from sdxl_ray.core.initial import require_initial
 from sdxl_ray.core.optim import lr_multiplier, require_available
 from sdxl_ray.core.quality.live import require_encoders
+from sdxl_ray.core.run import resolution_of
 from sdxl_ray.core.tuning import TUNINGS
 from sdxl_ray.sections import LoraTuning
 
@@ -31,6 +32,12 @@ def preflight(recipe: Recipe, device: str) -> BaseFiles:
         _require_targets(recipe.tuning, configs)
     require_encoders(recipe)
     return files
+
+
+def base_resolution(recipe: Recipe, files: BaseFiles) -> int:
+    """Pixels of a square image: the recipe's, else those of its base."""
+    configs = component_configs(files)
+    return resolution_of(recipe, configs["unet"], configs["vae"])
 
 
 def _require_targets(tuning: LoraTuning, configs: dict[str, dict[str, object]]) -> None:

@@ -20,6 +20,7 @@ from sdxl_ray.config import Recipe, deciding, parse
 from sdxl_ray.core.basefiles import locate
 from sdxl_ray.core.dataset import PictureSet, scan, scan_class, split
 from sdxl_ray.core.initial import initial_artifact
+from sdxl_ray.core.input_notes import require_sound
 from sdxl_ray.core.quality.live import require_scorable
 from sdxl_ray.core.quality.subject import halves
 from sdxl_ray.core.run import Pictures
@@ -99,7 +100,9 @@ def divided(found: PictureSet, recipe: Recipe) -> Pictures:
     train, held_out = split(found, recipe.data)
     if recipe.evaluation.split == "tune":
         held_out, _ = halves(held_out)
-    return Pictures(train, held_out, scan_class(recipe.data))
+    pictures = Pictures(train, held_out, scan_class(recipe.data))
+    require_sound(recipe, pictures)
+    return pictures
 
 
 def open_run(recipe: Recipe, storage: Path, name: str | None, pictures: Pictures) -> RunFolder:

@@ -67,11 +67,16 @@ class Example:
 
 
 def render(image: Image.Image, view: View) -> Image.Image:
-    """The view's pixels (RGB, bucket size) from its upright picture."""
+    """The view's pixels (RGB, bucket size) from its upright picture.
+
+    The crop alone is resized (with the pixels around it that the filter needs): an 8 x 12000 image, enlarged whole,
+    would take gigabytes.
+    """
     assert image.size == (view.picture.width, view.picture.height), (image.size, view.picture)
     (h, w), (resize_h, resize_w), (top, left) = view.bucket, view.resize, view.crop
-    resized = image.resize((resize_w, resize_h), Image.Resampling.LANCZOS)
-    cropped = resized.crop((left, top, left + w, top + h))
+    x, y = image.width / resize_w, image.height / resize_h
+    box = (left * x, top * y, min((left + w) * x, image.width), min((top + h) * y, image.height))
+    cropped = image.resize((w, h), Image.Resampling.LANCZOS, box=box)
     return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else cropped
 
 

@@ -1,14 +1,14 @@
-"""Where pictures and their captions come from: the files of a folder, or the rows of Parquet files.
+"""Where images and their captions come from: the files of a folder, or the rows of Parquet files.
 
-`entries` says what there is without reading a picture; `Reader` then gives the bytes of one at a time, in bounded
-memory. Together they are what a local scan and a Ray Data pipeline both map over.
+`entries` says what there is without reading an image; `Reader` then gives the bytes of one at a time, in bounded
+memory. Together they are what a local scan and a Ray Data pipeline both map over. What lies there and is not read is
+listed by `core.unused`.
 """
 
 from __future__ import annotations
 
 import json
-import threading
-from bisect import bisect_right
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -16,23 +16,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from sdxl_ray.core.pictures import MAX_FILE_BYTES, BadPicture, file_bytes
+from sdxl_ray.core.listing import Listing, images_below, list_folder
+from sdxl_ray.core.parquet import Reader, open_parquet
+from sdxl_ray.core.pictures import MAX_FILE_BYTES
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.file_names import did_you_mean, existing, same_name
 from sdxl_ray.text_files import read_text
+
+__all__ = ["Captions", "Entry", "Reader", "entries"]
 
 Captions = Literal["auto", "metadata", "sidecar", "prompt"]
 
 METADATA = "metadata.jsonl"
 HELD_OUT = "held_out"
-#: Names that mean a picture. Those that cannot be read are here too: to leave a user's photos out silently is worse.
-_READABLE = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"}
-_SUFFIXES = _READABLE | {".gif", ".heic", ".heif", ".avif", ".psd", ".jp2", ".jxl", ".dng", ".cr2", ".nef", ".arw"}
-#: Arrow reads whole pages, and most writers put up to 1,024 rows, often a whole row group, into one.
-MAX_GROUP_BYTES = 2 * 2**30
-_ROWS_AT_ONCE = 8
+#: Columns of Parquet and keys of metadata.jsonl that hold a caption; the first that is there is read.
+CAPTION_COLUMNS = ("text", "caption", "prompt")
+#: Caption files beside an image: kohya's trainers write `.caption` unless told otherwise.
+SIDECARS = (".txt", ".caption")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,38 +44,61 @@ class Entry:
     caption: str
 
 
-def entries(where: str, captions: Captions, prompt: str | None, setting: str) -> list[Entry]:
-    """Every picture of a folder, a Parquet file or folder, or `subject:NAME`, with its caption; folders by file name.
+def entries(
+    where: str,
+    captions: Captions,
+    prompt: str | None,
+    setting: str,
+    *,
+    recursive: bool = False,
+    column: str | None = None,
+) -> list[Entry]:
+    """Every image of a folder, a Parquet file or folder, or `subject:NAME`, with its caption; folders by file name.
 
-    `captions` is `sections.Data.captions`, `prompt` the caption of those without one, `setting` the name of `where`.
-    Raises UserError: nothing there, broken metadata (file and line), missing or duplicate captions.
+    captions, recursive, column: as in `sections.Data`. prompt: the caption of images without one. setting: the name of
+    `where`. Raises UserError: nothing there, broken metadata (file and line), missing or duplicate captions.
     """
-    path = _subject(where.removeprefix("subject:")) if where.startswith("subject:") else existing(Path(where))
-    if path.is_file() and path.suffix == ".parquet":
-        return _parquet([path], captions, prompt)
+    path = source_path(where)
+    if is_parquet(path):
+        return _parquet([path], captions, prompt, column)
     if not path.is_dir():
         what = "is a file, not a folder or .parquet" if path.is_file() else "does not exist"
         near = did_you_mean(path)
         raise UserError(f"{setting} {where!r} {what}: give a folder of pictures, a .parquet file or subject:NAME{near}")
-    try:
-        files = [file for file in sorted(path.iterdir()) if not file.name.startswith(".") and not file.is_dir()]
-    except OSError as error:
-        raise UserError(f"{setting} {where!r} cannot be read: {error.strerror}; check its rights") from None
-    pictures = [file for file in files if file.suffix.lower() in _SUFFIXES]
-    tables = [file for file in files if file.suffix == ".parquet"]
-    if pictures and tables:
+    listing = list_folder(path, setting, recursive=recursive and not is_subject(where))
+    if listing.images and listing.tables:
         raise UserError(
-            f"{setting} {where!r} holds pictures ({pictures[0].name}) and Parquet files ({tables[0].name}): "
-            "keep one kind in a folder"
+            f"{setting} {where!r} holds pictures ({listing.name(listing.images[0])}) and Parquet files "
+            f"({listing.name(listing.tables[0])}): keep one kind in a folder"
         )
-    if tables:
-        return _parquet(tables, captions, prompt)
-    if not pictures:
-        raise UserError(
-            f"{setting} {where!r} holds no pictures: put PNG, JPEG, WEBP, BMP or TIFF files right into it "
-            "(folders inside it are not read)"
-        )
-    return _folder(path, pictures, captions, prompt)
+    if listing.tables:
+        return _parquet(list(listing.tables), captions, prompt, column)
+    if not listing.images:
+        raise UserError(f"{setting} {where!r} holds no pictures: {_where_to_look(listing, setting)}")
+    return _folder(listing, captions, prompt, column)
+
+
+def is_subject(where: str) -> bool:
+    """Whether a source is a subject that ships with the package."""
+    return where.startswith("subject:")
+
+
+def source_path(where: str) -> Path:
+    """The file or folder of a source. Raises UserError for a subject that is not shipped."""
+    return _subject(where.removeprefix("subject:")) if is_subject(where) else existing(Path(where))
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a source is one Parquet file."""
+    return path.is_file() and path.suffix.lower() == ".parquet"
+
+
+def _where_to_look(listing: Listing, setting: str) -> str:
+    below = images_below(listing.folder)
+    if not below:
+        return "put PNG, JPEG, WEBP, BMP or TIFF files right into it"
+    fix = "data.recursive=true reads them" if setting.startswith("data.") else "give one of those folders"
+    return f"{len(below)} are in folders below it ({listing.name(below[0])}): {fix}"
 
 
 def _subject(name: str) -> Path:
@@ -89,22 +113,50 @@ def _subject(name: str) -> Path:
     return folder / name / part
 
 
-def _folder(folder: Path, files: list[Path], captions: Captions, prompt: str | None) -> list[Entry]:
-    if captions == "auto":
-        sidecars = any(file.with_suffix(".txt").is_file() for file in files)
-        captions = "metadata" if (folder / METADATA).is_file() else "sidecar" if sidecars else "prompt"
-    if captions == "metadata":
-        of = _metadata(folder, {file.name for file in files})
-    elif captions == "sidecar":
-        of = {file.name: text for file in files if (text := _sidecar(file.with_suffix(".txt")))}
+def _folder(listing: Listing, captions: Captions, prompt: str | None, column: str | None) -> list[Entry]:
+    kind = caption_kind(listing, captions)
+    of: dict[Path, str] = {}
+    if kind == "metadata":
+        of = _metadata(listing, column)
+    elif kind == "sidecar":
+        of = {image: text for image, file in sidecars(listing).items() if (text := _text(file).strip())}
     else:
-        of = dict.fromkeys((file.name for file in files), _needed(prompt))
-    missing = [file.name for file in files if file.name not in of]
+        of = dict.fromkeys(listing.images, _needed(prompt))
+    missing = [listing.name(image) for image in listing.images if image not in of]
     if missing:
         more = f" ({len(missing) - 1} more: {_listed(missing[1:])})" if missing[1:] else ""
-        fix = f"add a row to {METADATA}" if captions == "metadata" else "write it into a .txt file of the same name"
+        fix = f"add a row to {METADATA}" if kind == "metadata" else "write it into a .txt file of the same name"
         raise UserError(f"picture {missing[0]!r} has no caption{more}: {fix}, or set data.captions=prompt")
-    return [Entry(str(file), of[file.name]) for file in files]
+    return [Entry(str(image), of[image]) for image in listing.images]
+
+
+def caption_kind(listing: Listing, captions: Captions) -> Literal["metadata", "sidecar", "prompt"]:
+    """Where the captions of a folder come from: as asked for, else by what lies there."""
+    if captions != "auto":
+        return captions
+    return "metadata" if metadata_files(listing) else "sidecar" if sidecars(listing) else "prompt"
+
+
+def metadata_files(listing: Listing) -> list[Path]:
+    """Every metadata.jsonl of a listing: each describes the images of its own folder and below."""
+    return [file for file in listing.others if file.name == METADATA]
+
+
+def sidecars(listing: Listing) -> dict[Path, Path]:
+    """The caption file of each image that has one: of the same name, `.txt` before `.caption`, in any case."""
+    files = {(stem(file), file.suffix.lower()): file for file in listing.others}
+    of = {}
+    for image in listing.images:
+        found = next((files[key] for suffix in SIDECARS if (key := (stem(image), suffix)) in files), None)
+        if found is not None:
+            of[image] = found
+    return of
+
+
+def stem(file: Path) -> tuple[Path, str]:
+    """What an image and its caption file have in common: the folder, and the name without its suffix."""
+    # Composed: macOS writes accents as characters of their own, other systems do not.
+    return file.parent, unicodedata.normalize("NFC", file.stem)
 
 
 def _needed(prompt: str | None) -> str:
@@ -116,30 +168,45 @@ def _needed(prompt: str | None) -> str:
     return prompt
 
 
-def _metadata(folder: Path, names: set[str]) -> dict[str, str]:
-    of: dict[str, str] = {}
-    for number, line in enumerate(_text(folder / METADATA).split("\n"), start=1):
+def _metadata(listing: Listing, column: str | None) -> dict[Path, str]:
+    of: dict[Path, str] = {}
+    for file in metadata_files(listing) or [listing.folder / METADATA]:
+        below = {image.relative_to(file.parent).as_posix(): image for image in _below(listing, file.parent)}
+        for where, row in metadata_rows(file, listing.name(file)):
+            name = row.get("file_name")
+            if not isinstance(name, str):
+                raise UserError(f'{where} has no file_name: write {{"file_name": "00.jpg", "text": "a photo of …"}}')
+            image = below.get(same_name(name, below) or "")
+            if image is None:
+                nested = (file.parent / name).is_file() and "/" in name
+                fix = "set data.recursive=true" if nested else nearest(name, below)
+                raise UserError(f"{where} names {name!r}, no picture of this folder: {fix}")
+            if image in of:
+                raise UserError(f"{where} gives {name!r} a second caption: keep one row for each picture")
+            of[image] = _caption(row.get(caption_key(row, column) or ""), f"{where} ({name!r})", column)
+    return of
+
+
+def _below(listing: Listing, folder: Path) -> Iterator[Path]:
+    return (image for image in listing.images if image.is_relative_to(folder))
+
+
+def metadata_rows(file: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of each line of a metadata.jsonl that `name` calls. Raises UserError for one that is no object."""
+    for number, line in enumerate(_text(file).split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"{METADATA} line {number}"
+        where = f"{name} line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             raise UserError(f'{where} is not JSON: write one object a line, {{"file_name": …, "text": …}}') from None
-        name = row.get("file_name") if isinstance(row, dict) else None
-        if not isinstance(name, str):
-            raise UserError(f'{where} has no file_name: write {{"file_name": "00.jpg", "text": "a photo of …"}}')
-        given, name = name, same_name(name, names)
-        if name is None:
-            raise UserError(f"{where} names {given!r}, no picture of this folder: {nearest(given, names)}")
-        if name in of:
-            raise UserError(f"{where} gives {name!r} a second caption: keep one row for each picture")
-        of[name] = _caption(row.get("text", row.get("caption")), f"{where} ({name!r})")
-    return of
+        yield where, row if isinstance(row, dict) else {}
 
 
-def _sidecar(file: Path) -> str | None:
-    return _text(file).strip() or None if file.is_file() else None
+def caption_key(columns: Any, column: str | None) -> str | None:
+    """Which of some keys or columns is read as the caption: the one asked for, else the first usual one."""
+    return next((name for name in ((column,) if column else CAPTION_COLUMNS) if name in columns), None)
 
 
 def _text(file: Path) -> str:
@@ -148,9 +215,10 @@ def _text(file: Path) -> str:
     return read_text(file, file.name)
 
 
-def _caption(value: Any, where: str) -> str:
+def _caption(value: Any, where: str, column: str | None) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where} has no caption: give it a text that is not empty, or set data.captions=prompt")
+        key = f" in {column!r}" if column else ""
+        raise UserError(f"{where} has no caption{key}: give it a text that is not empty, or set data.captions=prompt")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -158,126 +226,40 @@ def _caption(value: Any, where: str) -> str:
     return value.strip()
 
 
-def _parquet(files: list[Path], captions: Captions, prompt: str | None) -> list[Entry]:
+def _parquet(files: list[Path], captions: Captions, prompt: str | None, column: str | None) -> list[Entry]:
     if captions == "sidecar":
         raise UserError("data.captions sidecar is for folders of pictures: Parquet captions are a column, use auto")
     found: list[Entry] = []
     for file in files:
-        table = _open_parquet(file)
-        column = next((name for name in ("text", "caption") if name in table.schema_arrow.names), None)
-        if captions == "metadata" and column is None:
-            raise UserError(f"{file.name} has no column text or caption, only {', '.join(table.schema_arrow.names)}")
-        if captions == "prompt" or column is None:
+        table = open_parquet(file)
+        names = table.schema_arrow.names
+        key = caption_key(names, column)
+        if key is None and (captions == "metadata" or column is not None):
+            wanted = column or ", ".join(CAPTION_COLUMNS)
+            raise UserError(f"{file.name} has no column {wanted}, only {', '.join(names)}: set data.caption_column")
+        if key is None and prompt is None and captions != "prompt":
+            raise UserError(
+                f"{file.name} has no column {', '.join(CAPTION_COLUMNS)}, only {', '.join(names)}, and there is no "
+                f"prompt: set data.caption_column={_likely(names)}, or data.subject (for example 'sks dog')"
+            )
+        if captions == "prompt" or key is None:
             texts: list[Any] = [_needed(prompt)] * table.metadata.num_rows
         else:
             try:
-                texts = table.read(columns=[column]).column(0).to_pylist()
+                texts = table.read(columns=[key]).column(0).to_pylist()
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise UserError(f"{file.name} is damaged in column {column} ({error}): copy it again") from None
-        found += [Entry(f"{file}#{row}", _caption(text, f"{file.name} row {row}")) for row, text in enumerate(texts)]
+                raise UserError(f"{file.name} is damaged in column {key} ({error}): copy it again") from None
+        rows = enumerate(texts)
+        found += [Entry(f"{file}#{row}", _caption(text, f"{file.name} row {row}", column)) for row, text in rows]
     if not found:
         raise UserError(f"{_listed([file.name for file in files])} has no rows: give Parquet with an image in each row")
     return found
 
 
-def _open_parquet(file: Path) -> Any:
-    try:
-        # Buffered, or Arrow would take a whole column chunk (a thousand pictures, perhaps) into memory at once.
-        table = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
-        schema = table.schema_arrow
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file.name} is not readable Parquet ({reason}): copy or write it again") from None
-    kind = schema.field("image").type if "image" in schema.names else None
-    if kind is not None and pa.types.is_struct(kind):
-        kind = next((child.type for child in kind.fields if child.name == "bytes"), None)
-    if kind is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UserError(
-            f"{file.name} has no column image of bytes or struct{{bytes, path}}: it has {', '.join(schema.names)}"
-        )
-    for group in range(table.metadata.num_row_groups):
-        chunks = table.metadata.row_group(group)
-        columns = (chunks.column(number) for number in range(chunks.num_columns))
-        image_bytes = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == "image")
-        if image_bytes > MAX_GROUP_BYTES:
-            raise UserError(
-                f"{file.name} has a row group of {image_bytes / 2**30:.1f} GiB, the limit is "
-                f"{MAX_GROUP_BYTES / 2**30:.0f} GiB: write it with fewer rows in a group (pyarrow: row_group_size=100)"
-            )
-    return table
+def _likely(columns: list[str]) -> str:
+    """The column that is most likely meant: the first that is not the image."""
+    return next((name for name in columns if name != "image"), "NAME")
 
 
 def _listed(names: list[str], limit: int = 20) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-class Reader:
-    """The bytes behind a source. Holds one open Parquet file and a page or two of its rows.
-
-    Rows in order cost one pass; a row before the last one read starts its row group again.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._cursor: _Cursor | None = None
-
-    def __reduce__(self) -> tuple[type[Reader], tuple[()]]:
-        return Reader, ()  # a worker opens its own files
-
-    def read(self, source: str) -> bytes:
-        """Raises BadPicture: gone, unreadable, too large, a link out of its folder, a row without bytes."""
-        path, _, row = source.rpartition("#")
-        if not (path.endswith(".parquet") and row.isdecimal()):
-            return _file_bytes(Path(source))
-        with self._lock:
-            if self._cursor is None or self._cursor.path != path:
-                self._cursor = _Cursor(path)
-            return self._cursor.row(int(row))
-
-
-def _file_bytes(path: Path) -> bytes:
-    try:
-        leaves = path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve())
-    except (OSError, RuntimeError):  # a loop of links
-        leaves = True
-    if leaves:
-        raise BadPicture(f"picture {path.name!r} is a link out of its folder: copy the file itself")
-    return file_bytes(path, path.name)
-
-
-class _Cursor:
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._table = _open_parquet(Path(path))
-        metadata = self._table.metadata
-        self._starts = [0]
-        for group in range(metadata.num_row_groups):
-            self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
-        self._group, self._first = -1, 0
-        self._rows: Any = ()
-        self._batches: Iterator[Any] = iter(())
-
-    def row(self, row: int) -> bytes:
-        name = f"{Path(self.path).name}#{row}"
-        if row >= self._starts[-1]:
-            raise BadPicture(f"picture {name!r} does not exist: the file has {self._starts[-1]} rows; was it replaced?")
-        try:
-            value = self._value(row)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise BadPicture(f"picture {name!r} cannot be read ({error}): copy the Parquet file again") from None
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes):
-            raise BadPicture(
-                f"picture {name!r} has no bytes (a path alone is not enough): write the bytes into the column"
-            )
-        return data
-
-    def _value(self, row: int) -> Any:
-        group = bisect_right(self._starts, row) - 1
-        if group != self._group or row < self._first:
-            self._group, self._first, self._rows = group, self._starts[group], ()
-            self._batches = self._table.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=["image"])
-        while row >= self._first + len(self._rows):
-            self._first += len(self._rows)
-            self._rows = next(self._batches).column(0)
-        return self._rows[row - self._first].as_py()

@@ -27,11 +27,13 @@ from sdxl_ray.core.quality.subject import (
 )
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.core.runfolder import APART, require_own, scan_pictures
+from sdxl_ray.core.unused import unused
 from sdxl_ray.distributed.cluster import gpus_per_worker
 from sdxl_ray.distributed.drawing import draw_on_workers
 from sdxl_ray.distributed.stream import streams
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import Experiment, Run
+from sdxl_ray.notes import report_notes
 from sdxl_ray.records import Recorder
 from sdxl_ray.report.source import Drawing
 from sdxl_ray.storage import Storage
@@ -147,6 +149,7 @@ def judge(
             return None
         lists = _prompts(experiment, recipe)
         other = _other(experiment, subject)
+        report_notes(unused(other, "other", "photos") if other is not None else [], on_row)
         judged = Subject(
             subject or subject_name(str(recipe.data.images)),
             class_name,

@@ -30,6 +30,7 @@ from sdxl_ray.distributed.train import RunResult, launch
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import Experiment, Run
 from sdxl_ray.interrupts import keeping
+from sdxl_ray.notes import NOTE
 from sdxl_ray.records import read
 from sdxl_ray.report.build import Written, write_report
 from sdxl_ray.report.source import ArmCard, ComparisonCard
@@ -121,15 +122,29 @@ def compare(
 
 
 def _train(name: str, runs: Sequence[Run], storage: str | Path, address: str | None, on_row: OnRow) -> list[RunResult]:
-    results, root = [], Storage.of(storage).root
+    results, root, row = [], Storage.of(storage).root, _notes_once(on_row)
     for number, run in enumerate(runs, start=1):
         folder = run.named(name)
         what = f"arm {run.arm}{f' ({run.label})' if run.label else ''}"
         same = None if (root / folder).exists() else finished_run(run.recipe, root)
         known = f", trained already as {same}" if same else ""
         on_row({"kind": "note", "text": f"{what}: {number} of {len(runs)}{known}"})
-        results.append(launch(run.recipe, storage=storage, name=same or folder, address=address, on_row=on_row))
+        results.append(launch(run.recipe, storage=storage, name=same or folder, address=address, on_row=row))
     return results
+
+
+def _notes_once(on_row: OnRow) -> OnRow:
+    """Arms share their images and most settings: what one has noted, the next need not."""
+    seen: set[str] = set()
+
+    def row(row: dict[str, Any]) -> None:
+        if row["kind"] == "note" and row["text"].startswith(NOTE):
+            if row["text"] in seen:
+                return
+            seen.add(row["text"])
+        on_row(row)
+
+    return row
 
 
 def _card(

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_ray.config import Recipe, parse
-from sdxl_ray.core.dataset import Picture, PictureSet, picture_row
+from sdxl_ray.core.dataset import Picture, PictureSet, instance_entries, picture_row
 from sdxl_ray.core.pictures import BadPicture
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.core.runfolder import RunFolder, divided
 from sdxl_ray.core.sampler import Sampler, View, validation_examples
-from sdxl_ray.core.sources import Entry, Reader, entries
+from sdxl_ray.core.sources import Entry, Reader
 from sdxl_ray.distributed.worker_paths import image_here, path_here, recipe_here
 from sdxl_ray.errors import UserError
 from sdxl_ray.storage import Storage
@@ -36,7 +36,7 @@ def streams(recipe: Recipe) -> bool:
         return recipe.data.stream == "always"
     assert recipe.data.images is not None
     where = Path(recipe.data.images)
-    return where.suffix == ".parquet" or (where.is_dir() and len(_entries(recipe)) > MANY)
+    return where.suffix.lower() == ".parquet" or (where.is_dir() and len(_entries(recipe)) > MANY)
 
 
 def scan_stream(recipe: Recipe, on_row: OnRow) -> Pictures:
@@ -126,7 +126,7 @@ class EncodeViews:
 
 def _entries(recipe: Recipe) -> list[Entry]:
     assert recipe.data.images is not None
-    return entries(recipe.data.images, recipe.data.captions, recipe.data.instance_prompt, "data.images")
+    return instance_entries(recipe.data, recipe.data.images, "data.images")
 
 
 def _probe(batch: dict[str, Any], driver: str) -> dict[str, list[Any]]:
@@ -145,11 +145,10 @@ def _probe(batch: dict[str, Any], driver: str) -> dict[str, list[Any]]:
 
 def _views(recipe: Recipe, run: RunFolder) -> Iterable[View]:
     """Every view of the instance and held-out pictures; class pictures do not exist yet."""
-    from sdxl_ray.core.bases import component_configs, locate
-    from sdxl_ray.core.run import resolution_of
+    from sdxl_ray.core.basefiles import locate
+    from sdxl_ray.core.preflight import base_resolution
 
-    configs = component_configs(locate(recipe.base))
-    resolution = resolution_of(recipe, configs["unet"], configs["vae"])
+    resolution = base_resolution(recipe, locate(recipe.base))
     pictures = run.pictures()
     alone = recipe.data.model_copy(update={"prior": None})
     sampler = Sampler(

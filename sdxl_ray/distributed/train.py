@@ -17,8 +17,9 @@ from typing import Any
 from sdxl_ray.config import Recipe
 from sdxl_ray.core.extension import extend as extend_run
 from sdxl_ray.core.extension import find_extensible
+from sdxl_ray.core.input_notes import run_notes
 from sdxl_ray.core.optim import require_available
-from sdxl_ray.core.preflight import preflight
+from sdxl_ray.core.preflight import base_resolution, preflight
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.core.runfolder import APART, RunFolder, default_name, open_run, scan_pictures
 from sdxl_ray.core.runlock import locked
@@ -27,6 +28,7 @@ from sdxl_ray.distributed.trackers import require_trackers
 from sdxl_ray.distributed.worker import train_worker
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.interrupts import keeping
+from sdxl_ray.notes import report_notes
 from sdxl_ray.paths import required_name
 from sdxl_ray.storage import Storage
 
@@ -82,11 +84,14 @@ def launch(
     if recipe.parallel.engine == "local":
         from sdxl_ray.core.local import default_device, run_local
 
-        preflight(recipe, default_device().type)
+        files = preflight(recipe, default_device().type)
         pictures = scan_pictures(recipe)
         with locked(place.root / name), keeping_run(place, name):
             run = _open(recipe, place, name, pictures, extend)
-            summary = _ended(run, on_row) or run_local(recipe, run, on_row, place)
+            summary = _ended(run, on_row)
+            if summary is None:
+                report_notes(run_notes(recipe, pictures, base_resolution(recipe, files)), on_row)
+                summary = run_local(recipe, run, on_row, place)
         return RunResult(run.folder, run.artifact, summary, place.kept_at(run.folder))
     return _launch_on_ray(recipe, place, name, address, extend, on_row)
 
@@ -124,7 +129,7 @@ def _launch_on_ray(
     from sdxl_ray.distributed.worker_paths import require_visible
 
     require_trackers(recipe)
-    preflight(recipe, "cuda")  # what a GPU would refuse too, before any cluster is waited for
+    files = preflight(recipe, "cuda")  # what a GPU would refuse too, before any cluster is waited for
     streaming = streams(recipe)
     pictures = None if streaming else scan_pictures(recipe)
     on_row({"kind": "phase", "name": "connecting to Ray", "done": 0, "total": 0})
@@ -138,6 +143,7 @@ def _launch_on_ray(
             run = _open(recipe, storage, name, pictures, extend)
             summary = _ended(run, on_row)
             if summary is None:
+                report_notes(run_notes(recipe, pictures, base_resolution(recipe, files)), on_row)
                 if streaming:
                     encode_stream(recipe, run, storage, gpus, on_row)
                 summary = _fit(recipe, run, storage, gpus, on_row)

@@ -20,9 +20,11 @@ from typing import Any
 import ray
 
 from sdxl_ray.config import Recipe, override, parse
-from sdxl_ray.core.preflight import preflight
+from sdxl_ray.core.input_notes import input_notes, unread_notes
+from sdxl_ray.core.preflight import base_resolution, preflight
 from sdxl_ray.core.runfolder import scan_pictures
 from sdxl_ray.core.runlock import locked
+from sdxl_ray.core.unused import unused
 from sdxl_ray.distributed.chronicle import Chronicle
 from sdxl_ray.distributed.cluster import connected, gpus_per_worker
 from sdxl_ray.distributed.environment import environment
@@ -37,6 +39,7 @@ from sdxl_ray.distributed.trial import run_trial
 from sdxl_ray.distributed.worker_paths import require_visible
 from sdxl_ray.errors import UserError
 from sdxl_ray.interrupts import keeping
+from sdxl_ray.notes import recipe_notes, report_notes
 from sdxl_ray.paths import required_name
 from sdxl_ray.records import Recorder
 from sdxl_ray.report.build import Written, write_report
@@ -95,10 +98,14 @@ def search(
     """
     recipe.require_complete()
     space.check(recipe)
-    preflight(recipe, "cuda")
+    files = preflight(recipe, "cuda")
     trials_recipe = scored(space, recipe)
+    report_notes([*recipe_notes(recipe, search=True), *unread_notes(recipe)], on_row)
     if not streams(recipe):
-        scan_pictures(trials_recipe)
+        pictures = scan_pictures(trials_recipe)
+        report_notes(input_notes(recipe, pictures, base_resolution(recipe, files)), on_row)
+        if space.final.photos is not None:
+            report_notes(unused(space.final.photos, "final.photos", "photos"), on_row)
         if space.scored and not final_photos(space, recipe).apart:
             on_row({"kind": "note", "text": SAME_PHOTOS})
     if judged(space, recipe):

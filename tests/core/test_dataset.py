@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdxl_ray.core import dataset, sources
+from sdxl_ray.core import dataset, parquet, sources
 from sdxl_ray.core.dataset import PictureSet, class_folder, picture_row, scan, scan_class, split
 from sdxl_ray.core.pictures import BadPicture
 from sdxl_ray.core.sources import Reader, entries
@@ -291,7 +291,7 @@ def test_parquet_captions(tmp_path: Path, folder: Path) -> None:
     assert captions(scan(data(tmp_path / "many", captions="prompt"))) == ["a photo of sks dog"] * 4
     bare = table(tmp_path / "bare.parquet", folder)
     assert captions(scan(data(bare))) == ["a photo of sks dog"] * 4
-    with pytest.raises(UserError, match="no column text or caption, only image"):
+    with pytest.raises(UserError, match="no column text, caption, prompt, only image"):
         scan(data(bare, captions="metadata"))
     with pytest.raises(UserError, match="sidecar is for folders"):
         scan(data(bare, captions="sidecar"))
@@ -336,7 +336,7 @@ def test_a_row_group_of_many_pages_is_not_held_whole(tmp_path: Path) -> None:
 
 
 def test_a_row_group_beyond_memory_is_refused(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_GROUP_BYTES", 1_000)
+    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 1_000)
     with pytest.raises(UserError, match=r"a.parquet has a row group of .* GiB, the limit .*row_group_size=100"):
         scan(data(table(tmp_path / "a.parquet", folder, struct=True)))
 

@@ -243,7 +243,7 @@ def test_auto_is_never_a_precision_that_the_card_imitates(recipe: Recipe, monkey
 
 
 def test_a_run_in_this_process_keeps_its_records(recipe: Recipe, tmp_path: Path) -> None:
-    recipe = override(recipe, {"optim.steps": 2, "optim.batch_size": 1, "optim.text_lr": 1e-5})
+    recipe = override(recipe, {"optim.steps": 2, "optim.batch_size": 1})
     run = open_run(recipe, tmp_path, "dog", scan_pictures(recipe))
     assert run.summary() is None
     rows: list[dict[str, object]] = []

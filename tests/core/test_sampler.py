@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import time
 from collections import Counter
 from typing import Any
 
@@ -198,6 +199,30 @@ def test_every_view_lies_inside_its_picture(width: int, height: int, crop: str, 
         assert rendered.size == (view.bucket[1], view.bucket[0])
         assert rendered.getextrema() == ((200, 200), (100, 100), (50, 50))  # nothing from outside the picture
         assert min(view.time_ids) >= 0
+
+
+@pytest.mark.parametrize("size", [(100, 100), (150, 100), (100, 60), (300, 77), (2000, 100), (50, 900)])
+def test_a_crop_is_that_of_the_whole_image_resized(size: tuple[int, int]) -> None:
+    blocks = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC)
+    one = Sampler([picture(0, *size)], [], Data(crop="random"), resolution=128, batch_size=1, seed=0)
+    for view in one.views():
+        (h, w), (top, left) = view.bucket, view.crop
+        whole = image.resize(view.resize[::-1], Image.Resampling.LANCZOS).crop((left, top, left + w, top + h))
+        off = np.abs(np.asarray(render(image, view)).astype(int) - np.asarray(whole))
+        assert off.max() <= 2  # of 255: PIL keeps a box in single precision
+        assert view.resize != view.bucket or off.max() == 0
+
+
+def test_a_thin_image_is_rendered_without_its_rest() -> None:
+    """Enlarged whole, 8 x 12000 pixels would be 704 x 1,056,000: 2 GiB, and half a minute."""
+    one = Sampler([picture(0, 8, 12_000)], [], Data(), resolution=1024, batch_size=1, seed=0)
+    (view,) = one.views()
+    assert view.resize == (1_056_000, 704)
+    began = time.process_time()
+    rendered = render(Image.new("RGB", (8, 12_000), (9, 8, 7)), view)
+    assert time.process_time() - began < 5
+    assert rendered.getextrema() == ((9, 9), (8, 8), (7, 7))
 
 
 def test_a_rendered_mirror_shows_what_its_conditioning_says() -> None:

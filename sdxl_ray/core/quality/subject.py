@@ -51,7 +51,7 @@ class Subject:
     other: tuple[Photo, ...] = ()
 
 
-def load_photos(where: str, setting: str = "--subject") -> tuple[Photo, ...]:
+def load_photos(where: str, setting: str = "--subject", *, recursive: bool = False) -> tuple[Photo, ...]:
     """Photos of a folder, a Parquet file or `subject:NAME[/held_out]`, each once.
 
     Raises UserError: nothing there, or a file that is no usable picture.
@@ -60,7 +60,7 @@ def load_photos(where: str, setting: str = "--subject") -> tuple[Photo, ...]:
         where = images_path(where)
     except ValueError as error:
         raise UserError(f"{setting} {where!r} {error}") from None
-    return _read(entries(where, "prompt", "", setting))
+    return _read(entries(where, "prompt", "", setting, recursive=recursive))
 
 
 def subject_name(where: str) -> str:
@@ -81,7 +81,7 @@ def kept_photos(artifact: Artifact) -> tuple[Photo, ...]:
     """The same, none where the run held out none."""
     recipe = config.parse(artifact.manifest.recipe, f"{artifact.folder}: recipe")
     if recipe.data.validation is not None:
-        return load_photos(recipe.data.validation, "data.validation")
+        return load_photos(recipe.data.validation, "data.validation", recursive=recipe.data.recursive)
     rows = _run_pictures(artifact, "held_out") or ()
     return _read([Entry(row.source, "") for row in rows])
 
