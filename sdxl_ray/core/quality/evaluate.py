@@ -268,7 +268,9 @@ def known_losses(
     path = notes_path(store.folder, what)
     losses = read_notes(path)
     if losses is None or len(losses) != len(of):
-        losses = prior_losses(pipe(), [store.read(job) for job in of], plan.class_texts, seed, settings.draws)
+        length = settings.drawing.max_token_length
+        images = [store.read(job) for job in of]
+        losses = prior_losses(pipe(), images, plan.class_texts, seed, settings.draws, max_token_length=length)
         write_notes(path, losses)
     return losses
 

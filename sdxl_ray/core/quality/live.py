@@ -233,7 +233,13 @@ class Examiner:
             losses = gathered(
                 len(self._classes),
                 lambda mine: prior_losses(
-                    pipe, self._classes, plan.class_texts, FIRST_SEED[settings.split], settings.draws, mine
+                    pipe,
+                    self._classes,
+                    plan.class_texts,
+                    FIRST_SEED[settings.split],
+                    settings.draws,
+                    mine,
+                    settings.drawing.max_token_length,
                 ).tolist(),
                 engine.group,
             )
@@ -271,6 +277,7 @@ class Examiner:
                         height=self._settings.drawing.height,
                         width=self._settings.drawing.width,
                         batch_size=size,
+                        max_token_length=self._settings.drawing.max_token_length,
                     )
                 ]
                 for i in mine
