@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdxl_ray.errors import UserError
+
 if TYPE_CHECKING:
     from sdxl_ray.config import Recipe
-    from sdxl_ray.sections import Base
+    from sdxl_ray.sections import Base, MaxTokenLength
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or a .yaml file")]
 Settings = Annotated[
@@ -29,6 +31,14 @@ StorageAt = Annotated[
         metavar="DIR|URL",
         envvar="SDXL_RAY_STORAGE",
         help="where run folders and caches are; every node must reach it (s3://, gs://, abfss://)",
+    ),
+]
+TokenLength = Annotated[
+    int | None,
+    typer.Option(
+        "--max-token-length",
+        metavar="75|150|225",
+        help="tokens of a prompt that are used; default: as the artifact was trained",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
@@ -54,6 +64,16 @@ def read_base(text: str) -> Base:
     name, at, revision = text.rpartition("@")
     plain: dict[str, Any] = {"id": name, "revision": revision} if at and name.count("/") == 1 else {"id": text}
     return config.parse({"base": plain}, "--base").base
+
+
+def read_token_length(number: int | None) -> MaxTokenLength | None:
+    """The value of `--max-token-length`. Raises UserError for a number that it cannot have."""
+    from sdxl_ray.sections import TOKEN_LENGTHS
+
+    chosen = next((length for length in TOKEN_LENGTHS if length == number), None)
+    if number is not None and chosen is None:
+        raise UserError(f"--max-token-length {number}: choose from {', '.join(map(str, TOKEN_LENGTHS))}")
+    return chosen
 
 
 @contextlib.contextmanager

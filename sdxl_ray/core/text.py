@@ -61,6 +61,11 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_token_length: MaxTokenLen
     return TokenIds(torch.tensor(chunks, dtype=torch.int64), tuple(counts))
 
 
+def join(ids: Sequence[TokenIds]) -> TokenIds:
+    """Those of several calls of `tokenize`, which may have had different lengths, in one."""
+    return TokenIds(torch.cat([some.ids_NL for some in ids]), tuple(count for some in ids for count in some.counts))
+
+
 def encode(encoder: Any, ids: TokenIds) -> tuple[list[Tensor], Tensor]:
     """Of each text the penultimate hidden states [chunks * L, C]; and of all the first chunks' first output.
 

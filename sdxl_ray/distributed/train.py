@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_ray.config import Recipe
+from sdxl_ray.core.basefiles import BaseFiles
 from sdxl_ray.core.optim import require_available
 from sdxl_ray.core.preflight import preflight
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.core.runfolder import APART, RunFolder, default_name, open_run, scan_pictures
 from sdxl_ray.core.runlock import locked
+from sdxl_ray.core.truncation import training_notes
 from sdxl_ray.distributed.trackers import require_trackers
 from sdxl_ray.distributed.worker import train_worker
 from sdxl_ray.errors import RunError
@@ -66,13 +68,23 @@ def launch(
     if recipe.parallel.engine == "local":
         from sdxl_ray.core.local import default_device, run_local
 
-        preflight(recipe, default_device().type)
+        files = preflight(recipe, default_device().type)
         pictures = scan_pictures(recipe)
         with locked(place.root / name):
             run = _open(recipe, place, name, pictures)
-            summary = _ended(run, on_row) or run_local(recipe, run, on_row, place)
+            summary = _ended(run, on_row)
+            if summary is None:
+                report_truncation(recipe, files, pictures, on_row)
+                summary = run_local(recipe, run, on_row, place)
         return RunResult(run.folder, run.artifact, summary, place.kept_at(run.folder))
     return _launch_on_ray(recipe, place, name, address, on_row)
+
+
+def report_truncation(recipe: Recipe, files: BaseFiles, pictures: Pictures, on_row: OnRow) -> None:
+    """A note for captions and prompts of which only the beginning will be used."""
+    captions = [image.caption for images in (pictures.train, pictures.held_out) for image in images]
+    for note in training_notes(recipe, files, captions):
+        on_row({"kind": "note", "text": f"note: {note}"})
 
 
 def _open(recipe: Recipe, storage: Storage, name: str, pictures: Pictures) -> RunFolder:
@@ -89,7 +101,7 @@ def _launch_on_ray(recipe: Recipe, storage: Storage, name: str, address: str | N
     from sdxl_ray.distributed.stream import encode_stream, scan_stream, streams
 
     require_trackers(recipe)
-    preflight(recipe, "cuda")  # what a GPU would refuse too, before any cluster is waited for
+    files = preflight(recipe, "cuda")  # what a GPU would refuse too, before any cluster is waited for
     streaming = streams(recipe)
     pictures = None if streaming else scan_pictures(recipe)
     on_row({"kind": "phase", "name": "connecting to Ray", "done": 0, "total": 0})
@@ -102,6 +114,7 @@ def _launch_on_ray(recipe: Recipe, storage: Storage, name: str, address: str | N
             run = _open(recipe, storage, name, pictures)
             summary = _ended(run, on_row)
             if summary is None:
+                report_truncation(recipe, files, pictures, on_row)
                 if streaming:
                     encode_stream(recipe, run, storage, gpus, on_row)
                 summary = _fit(recipe, run, storage, gpus, on_row)

@@ -33,6 +33,7 @@ from sdxl_ray.distributed.nodes import require_shared
 from sdxl_ray.distributed.room import Room
 from sdxl_ray.distributed.searcher import Budget, Clock, Halving, Proposer
 from sdxl_ray.distributed.stream import streams
+from sdxl_ray.distributed.train import report_truncation
 from sdxl_ray.distributed.trial import run_trial
 from sdxl_ray.errors import UserError
 from sdxl_ray.records import Recorder
@@ -92,10 +93,10 @@ def search(
     """
     recipe.require_complete()
     space.check(recipe)
-    preflight(recipe, "cuda")
+    files = preflight(recipe, "cuda")
     trials_recipe = scored(space, recipe)
     if not streams(recipe):
-        scan_pictures(trials_recipe)
+        report_truncation(recipe, files, scan_pictures(trials_recipe), on_row)
         if space.scored and not final_photos(space, recipe).apart:
             on_row({"kind": "note", "text": SAME_PHOTOS})
     if judged(space, recipe):

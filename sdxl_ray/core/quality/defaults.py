@@ -30,7 +30,7 @@ def settings_of(
         height=size,
         width=size,
         batch_size=batch,
-        max_token_length=recipe.data.max_token_length if max_token_length is None else max_token_length,
+        max_token_length=max_token_length,
     )
     tiny = recipe.base.id == "tiny"
     return Settings(

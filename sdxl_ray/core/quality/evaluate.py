@@ -28,8 +28,10 @@ from sdxl_ray.core.quality.prior import DRAWS, notes_path, prior_losses, read_no
 from sdxl_ray.core.quality.prompts import Prompts, Split, fill
 from sdxl_ray.core.quality.subject import Subject, require_unseen
 from sdxl_ray.core.quality.table import Looks, Scores, split_at
+from sdxl_ray.core.truncation import prompt_notes
 from sdxl_ray.records import Recorder
 from sdxl_ray.report.document import joined
+from sdxl_ray.sections import MaxTokenLength
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -79,7 +81,11 @@ class Plan:
     @classmethod
     def of(cls, models: Sequence[Model], class_name: str, prompts: Prompts, settings: Settings) -> Plan:
         """The base draws the class where others draw the subject: an identifier it never learnt only disturbs it."""
-        drawing = replace(settings.drawing, precision=str(settings.dtype).removeprefix("torch."))
+        drawing = replace(
+            settings.drawing,
+            precision=str(settings.dtype).removeprefix("torch."),
+            max_token_length=settings.drawing.max_token_length or max(model.max_token_length for model in models),
+        )
         lists, class_prompts = prompts.of(settings.split), prompts.class_prompts
         texts = [fill(prompt, class_name, article=True) for prompt in lists]
         class_jobs = [
@@ -102,6 +108,11 @@ class Plan:
         at = {n: subject(replace(drawing, num_inference_steps=n), settings.step_seeds) for n in settings.steps}
         class_texts = tuple(text for text, _ in class_jobs)
         return cls(subject(drawing, settings.seeds), classes, tuple(texts), class_texts, at)
+
+    @property
+    def max_token_length(self) -> MaxTokenLength:
+        """Tokens of a prompt that are used."""
+        return next(iter(self.classes.values()))[0].drawing.max_token_length or 75
 
     def jobs(self, model: Model) -> list[Job]:
         """Seed by seed, so that more seeds only add to the end; then other numbers of steps, one after another."""
@@ -196,7 +207,11 @@ def check(
     check_models(models)
     for name in require_unseen(subject.photos, models):
         on_row({"kind": "note", "text": f"what {name} was trained on is not here: overlap with the photos is unknown"})
-    return Plan.of(models, subject.class_name, prompts, settings)
+    plan = Plan.of(models, subject.class_name, prompts, settings)
+    asked = {("a prompt", job.prompt): None for model in models for job in plan.jobs(model)}
+    for note in prompt_notes(models[0].tokenizers(), asked, plan.max_token_length, "max_token_length "):
+        on_row({"kind": "note", "text": note})
+    return plan
 
 
 def render(
@@ -268,9 +283,14 @@ def known_losses(
     path = notes_path(store.folder, what)
     losses = read_notes(path)
     if losses is None or len(losses) != len(of):
-        length = settings.drawing.max_token_length
-        images = [store.read(job) for job in of]
-        losses = prior_losses(pipe(), images, plan.class_texts, seed, settings.draws, max_token_length=length)
+        losses = prior_losses(
+            pipe(),
+            [store.read(job) for job in of],
+            plan.class_texts,
+            seed,
+            settings.draws,
+            max_token_length=plan.max_token_length,
+        )
         write_notes(path, losses)
     return losses
 

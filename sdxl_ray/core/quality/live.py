@@ -117,7 +117,14 @@ def require_encoders(recipe: Recipe) -> None:
 def scoring_settings(recipe: Recipe, *, size: int, precision: torch.dtype) -> Settings:
     """How a run scores. Encoders stay on the CPU, where they take no memory from training."""
     asked = recipe.evaluation
-    settings = settings_of(recipe, size=size, batch=AT_ONCE, identity=asked.identity, clip=asked.clip)
+    settings = settings_of(
+        recipe,
+        size=size,
+        batch=AT_ONCE,
+        identity=asked.identity,
+        clip=asked.clip,
+        max_token_length=recipe.data.max_token_length,
+    )
     return replace(
         settings,
         split=asked.split,
@@ -239,7 +246,7 @@ class Examiner:
                     FIRST_SEED[settings.split],
                     settings.draws,
                     mine,
-                    settings.drawing.max_token_length,
+                    plan.max_token_length,
                 ).tolist(),
                 engine.group,
             )
@@ -277,7 +284,7 @@ class Examiner:
                         height=self._settings.drawing.height,
                         width=self._settings.drawing.width,
                         batch_size=size,
-                        max_token_length=self._settings.drawing.max_token_length,
+                        max_token_length=self._plan.max_token_length,
                     )
                 ]
                 for i in mine
