@@ -158,7 +158,7 @@ def test_the_last_word_of_a_long_caption_changes_the_loss(tiny: Components, reci
             zero_empty_prompt=True,
         )
         image = Picture("0" * 64, "0.png", f"{LONG} {last}", 32, 32, "instance")
-        view = View(image, (32, 32), (0, 0), (32, 32), False)
+        view = View(image, (32, 32), (32, 32), (0, 0), False)
         inputs = parts.inputs([Example(view, image.caption, False, 1.0, 0)], 0, 0)
         return float(parts.losses(Denoiser(tiny.unet, *(tiny.text_encoders if trained else ())), inputs))
 
