@@ -25,6 +25,7 @@ from sdxl_ray.core import hub
 from sdxl_ray.core.bases import own_memory
 from sdxl_ray.core.quality.preprocessing import Preprocessing
 from sdxl_ray.core.text import tokenize
+from sdxl_ray.core.truncation import Truncation, truncations
 from sdxl_ray.core.weightfiles import PICKLES, content_revision, find_weights, read_json
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.tiny import shipped
@@ -90,6 +91,10 @@ class Encoder:
         ids_BL = tokenize(self._tokenizer, texts).ids_NL.to(self._model.device)
         rows_ND: Array = _unit(self._model.text_projection(self._model.text_model(ids_BL).pooler_output)).cpu().numpy()
         return rows_ND
+
+    def truncations(self, texts: Sequence[str]) -> list[Truncation]:
+        """Those of the texts that `texts` reads the beginning of alone."""
+        return list(truncations((self._tokenizer,), texts, 75).values()) if self._tokenizer is not None else []
 
     @property
     def reads_text(self) -> bool:

@@ -21,7 +21,7 @@ import torch
 from sdxl_ray.core.group import Alone, Group
 from sdxl_ray.core.pipeline import load_pipeline
 from sdxl_ray.core.quality.drawing import Drawing, Job, PictureStore, draw, save_png
-from sdxl_ray.core.quality.encoders import load_encoder
+from sdxl_ray.core.quality.encoders import Encoder, load_encoder
 from sdxl_ray.core.quality.intervals import RESAMPLES, Array, Terms
 from sdxl_ray.core.quality.models import REAL, Model, check_models
 from sdxl_ray.core.quality.prior import DRAWS, notes_path, prior_losses, read_notes, write_notes
@@ -174,6 +174,8 @@ def evaluate(
     group = group or Alone()
     plan = check(models, subject, prompts, settings, on_row)
     looks = load_looks(subject, plan, settings) if group.rank == 0 else None  # missing shows before hours of drawing
+    if looks is not None:
+        report_truncation(models, plan, looks.clip, on_row)
     began = time.monotonic()
     losses = render(models, plan, settings, home, group, on_row)
     if looks is None:
@@ -207,11 +209,19 @@ def check(
     check_models(models)
     for name in require_unseen(subject.photos, models):
         on_row({"kind": "note", "text": f"what {name} was trained on is not here: overlap with the photos is unknown"})
-    plan = Plan.of(models, subject.class_name, prompts, settings)
-    asked = {("a prompt", job.prompt): None for model in models for job in plan.jobs(model)}
-    for note in prompt_notes(models[0].tokenizers(), asked, plan.max_token_length, "max_token_length "):
-        on_row({"kind": "note", "text": note})
-    return plan
+    return Plan.of(models, subject.class_name, prompts, settings)
+
+
+def report_truncation(models: Sequence[Model], plan: Plan, clip: Encoder, on_row: OnRow) -> None:
+    """Notes on prompts of which a model draws, or clip_t scores, the beginning alone."""
+    asked = dict.fromkeys(job.prompt for model in models for job in plan.jobs(model))
+    named = [("a prompt", prompt) for prompt in asked]
+    notes = prompt_notes(models[0].tokenizers(), named, plan.max_token_length, "max_token_length ")
+    cuts = clip.truncations([*plan.texts, *plan.class_texts])
+    if cuts:
+        notes.append(f"clip_t is of the first {cuts[0].used} tokens of {len(cuts)} prompts: {clip.name} takes no more")
+    for note in notes:
+        on_row({"kind": "note", "text": f"note: {note}"})
 
 
 def render(
