@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdxl_ray.errors import UserError
 from sdxl_ray.paths import local_folder
+from sdxl_ray.sections import MaxTokenLength
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION: Literal[1] = 1
@@ -55,6 +56,12 @@ class Manifest(BaseModel):
     files: dict[str, Sha256]
     versions: dict[str, str]
     created: str
+
+    @property
+    def max_token_length(self) -> MaxTokenLength:
+        """Tokens of a caption that it was trained with; 75 for one of before there was a choice."""
+        length: MaxTokenLength = self.recipe.get("data", {}).get("max_token_length", 75)
+        return length
 
     @property
     def canonical(self) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+#: Tokens of a text that are used at most: 1, 2 or 3 chunks of what the text encoders take at once.
+MaxTokenLength = Literal[75, 150, 225]
+TOKEN_LENGTHS: tuple[MaxTokenLength, ...] = get_args(MaxTokenLength)
 
 #: A path, absolute once it is read (`sdxl_ray.paths`).
 LocalPath = Annotated[str, AfterValidator(local_path)]
@@ -119,6 +122,9 @@ class Data(Section):
     crop: Literal["center", "random"] = "center"
     crop_variants: PositiveInt = Field(4, description="random crops a picture has; few, so that they can be cached")
     flip: bool = Field(False, description="mirror half of the samples; off for text, logos and asymmetric subjects")
+    max_token_length: MaxTokenLength = Field(
+        75, description="tokens of a caption that are used, in 1, 2 or 3 chunks of what the text encoders take"
+    )
     caption_dropout: Fraction = Field(0.0, description="share of samples that see the empty prompt")
     prior: Prior | None = None
     stream: Literal["auto", "always", "never"] = Field(

@@ -92,6 +92,7 @@ class Desk:
                     width=width,
                     scheduler=body.scheduler or "default",
                     adapters=adapters,
+                    max_token_length=body.max_token_length or 225,
                 )
                 for count in range(n)
             ),

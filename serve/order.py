@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from serve.engine.request import PictureRequest, Times
+from serve.engine.request import PictureRequest, Times, Truncated
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,13 @@ class Preview:
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished picture in its file format, and the hashes of what drew it."""
+    """A finished picture in its file format, the hashes of what drew it, and what was cut off the request's texts."""
 
     data: bytes
     times: Times
     artifact: str
     adapters: dict[str, str] = field(default_factory=dict)
+    truncated: dict[str, Truncated] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

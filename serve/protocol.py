@@ -1,8 +1,8 @@
 """The OpenAI Images API as this endpoint speaks it: request body, response body, server-sent events.
 
-Beyond OpenAI's fields a request may have `negative_prompt, num_inference_steps, guidance_scale, seed, scheduler` and
-`adapters`. Every field is checked strictly (a string is no number) and unknown ones are refused. `body_model` sets
-the limits of one endpoint into the fields, so that the OpenAPI description states what is enforced.
+Beyond OpenAI's fields a request may have `negative_prompt, num_inference_steps, guidance_scale, seed, scheduler,
+adapters` and `max_token_length`. Every field is checked strictly (a string is no number) and unknown ones are refused.
+`body_model` sets the limits of one endpoint into the fields, so that the OpenAPI description states what is enforced.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
+from sdxl_ray.sections import MaxTokenLength
 from serve.config import Limits
 from serve.engine.request import SCHEDULERS
 
@@ -68,6 +69,10 @@ class Body(BaseModel):
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="of the first picture; default: drawn at random")
     scheduler: SchedulerName | None = Field(None, description="default: the base's own")
     adapters: tuple[Adapter, ...] | None = Field(None, description="LoRAs that are combined with the model")
+    max_token_length: MaxTokenLength | None = Field(
+        None,
+        description="tokens of a prompt that are used, in chunks of 75; default 225; more are cut off and reported",
+    )
 
 
 def body_model(limits: Limits) -> type[Body]:
@@ -108,11 +113,20 @@ class Datum(BaseModel):
     seed: int
 
 
+class TruncatedText(BaseModel):
+    """A text that is longer than `max_token_length`: the first `used_tokens` are used, `text` is cut off."""
+
+    tokens: int
+    used_tokens: int
+    text: str
+
+
 class Extras(BaseModel):
     """What this server adds: what drew the pictures, and how long it took."""
 
     artifact: str = Field(description="hash of the model's artifact; empty for the base")
     adapters: dict[str, str] = Field(description="hash of each adapter that was used")
+    truncated: dict[str, TruncatedText] = Field(description="prompt, negative_prompt: where one was cut off")
     times: list[PictureTimes]
 
 

@@ -167,6 +167,7 @@ def _extras(answer: Answer) -> dict[str, Any]:
     return {
         "artifact": first.artifact,
         "adapters": first.adapters,
+        "truncated": {name: vars(text) for name, text in first.truncated.items()},
         "times": [{name: round(ms, 3) for name, ms in vars(p.times).items()} for p in answer.pictures],
     }
 

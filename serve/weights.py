@@ -115,7 +115,7 @@ class Weights:
         adapters = {name: self.hashes[name] for name in named}
         facts = self._facts(order, artifact)
         data = await asyncio.to_thread(encode, drawn.picture, order.output_format, facts)
-        return Picture(data, drawn.times, artifact, adapters)
+        return Picture(data, drawn.times, artifact, adapters, drawn.truncated)
 
     def _refusal(self, order: Order, error: UserError | RunError) -> Refusal:
         """What a client is told; of the server's own faults only its log says more."""

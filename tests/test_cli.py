@@ -244,6 +244,48 @@ def test_generate_names_the_words_that_the_embedded_base_does_not_know(here: Her
 
 
 @pytest.mark.slow
+def test_a_long_caption_is_reported_then_learnt_and_used(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    caption = " ".join(["sks dog"] * 20)  # the embedded base takes 30 tokens at once
+    for shade in range(3):
+        Image.new("RGB", (32, 32), (60 * shade, 40, 200)).save(tmp_path / "photos" / f"{shade}.png")
+        (tmp_path / "photos" / f"{shade}.txt").write_text(f"{caption} on the beach" if shade else "sks dog")
+    settings = (
+        "data.images=photos parallel.engine=local parallel.workers=1 optim.steps=1 optim.warmup_steps=0 "
+        "optim.batch_size=2 data.resolution=32 evaluation.every=0 evaluation.num_inference_steps=1"
+    )
+    words = ["train", "tiny_lora", *settings.split(), "--json"]
+    code, out, err = here(*words, "data.max_token_length=150")
+    assert code == 0, err
+    assert "are used" not in err
+    artifact = json.loads(out)["artifact"]
+    code, _, err = here(*words)
+    assert code == 0, err
+    assert err.count("note: 2 of 3 captions are longer than the 30 tokens that are used; the longest has 43;") == 1
+    assert "dog on the beach'; data.max_token_length=150 uses it all" in " ".join(err.split())
+
+    quick = ["--steps", "1", "--size", "32", "--json"]
+
+    def image(*words: str) -> tuple[bytes, str]:
+        code, out, err = here("generate", *words, *quick)
+        assert code == 0, err
+        return Image.open(json.loads(out)["pictures"][0]["path"]).tobytes(), " ".join(err.split())
+
+    whole, said = image(artifact, f"{caption} on the beach")
+    assert "are used" not in said
+    first, said = image(artifact, f"{caption} on the beach", "--max-token-length", "75")
+    assert "note: the prompt has 43 tokens, the first 30 are used; cut off: " in said
+    assert said.count("on the beach'; --max-token-length 150 uses it all") == 1
+    assert first != whole
+    assert image("base", "a dog", "--negative", caption)[1].count("note: the negative prompt has 40 tokens") == 1
+    code, _, err = here("generate", "base", "a dog", "--max-token-length", "77")
+    assert (code, err) == (2, "error: --max-token-length 77: choose from 75, 150, 225\n")
+
+
+@pytest.mark.slow
 def test_train_then_generate(cli: Cli, tmp_path: Path) -> None:
     for shade in range(4):
         (tmp_path / "photos").mkdir(exist_ok=True)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdxl_ray.errors import UserError
+
 if TYPE_CHECKING:
     from sdxl_ray.config import Recipe
-    from sdxl_ray.sections import Base
+    from sdxl_ray.sections import Base, MaxTokenLength
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or a .yaml file")]
 Settings = Annotated[
@@ -48,6 +50,14 @@ StorageAt = Annotated[
         help="where run folders and caches are; every node must reach it (s3://, gs://, abfss://)",
     ),
 ]
+TokenLength = Annotated[
+    int | None,
+    typer.Option(
+        "--max-token-length",
+        metavar="75|150|225",
+        help="tokens of a prompt that are used; default: as the artifact was trained",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 
 
@@ -71,6 +81,24 @@ def read_base(text: str) -> Base:
     name, at, revision = text.rpartition("@")
     plain: dict[str, Any] = {"id": name, "revision": revision} if at and name.count("/") == 1 else {"id": text}
     return config.parse({"base": plain}, "--base").base
+
+
+def read_token_length(number: int | None) -> MaxTokenLength | None:
+    """The value of `--max-token-length`. Raises UserError for a number that it cannot have."""
+    from sdxl_ray.sections import TOKEN_LENGTHS
+
+    chosen = next((length for length in TOKEN_LENGTHS if length == number), None)
+    if number is not None and chosen is None:
+        raise UserError(f"--max-token-length {number}: choose from {', '.join(map(str, TOKEN_LENGTHS))}")
+    return chosen
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make the folder that an option names, unless it is there. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {str(folder)!r} cannot be made: {error.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdxl_ray.cli.arguments import AsJson, BaseId, libraries_on_stderr, print_json, read_base
+from sdxl_ray.cli.arguments import (
+    AsJson,
+    BaseId,
+    TokenLength,
+    libraries_on_stderr,
+    make_folder,
+    print_json,
+    read_base,
+    read_token_length,
+)
 from sdxl_ray.errors import UserError
 from sdxl_ray.interrupts import keeping
 from sdxl_ray.paths import local_folder
@@ -71,6 +80,7 @@ def run(
     clip: Annotated[
         str | None, typer.Option(metavar="ENCODER", help="for clip_i, clip_t, class_kid: name, folder or hub id@commit")
     ] = None,
+    max_token_length: TokenLength = None,
     base: BaseId = None,
     batch: Annotated[int, typer.Option(min=1, max=256, help="pictures drawn at once")] = 8,
     workers: Annotated[
@@ -89,6 +99,7 @@ def run(
         raise UserError(f"--split {split!r}: choose from {', '.join(_SPLITS)}")
     if size is not None and size % 8:
         raise UserError(f"--size {size}: pictures have multiples of 8 pixels, try {round(size / 8) * 8}")
+    length = read_token_length(max_token_length)
     named = _named(sources)  # what is quickly found wrong comes before the libraries are loaded
     artifacts = _open(named)
     recipe = _recipe(artifacts, base)
@@ -99,10 +110,7 @@ def run(
         raise UserError("what the subject is cannot be told: give --class-name, for example --class-name dog")
     if prompts is not None and prompts.endswith((".txt", ".yaml", ".yml")) and not Path(prompts).is_file():
         raise UserError(f"--prompts {prompts!r}: no such file")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {str(out)!r} cannot be made: {error.strerror}") from None
+    make_folder(out, "--out")
 
     from sdxl_ray.display.progress import Progress
 
@@ -127,6 +135,7 @@ def run(
             batch=batch,
             identity=identity,
             clip=clip,
+            max_token_length=length,
         )
         settings = replace(settings, split=use, seeds=seeds, class_pictures=class_pictures)
         for setting, where in (("--subject", subject), ("--other", other)):

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sdxl_ray import __version__
-from sdxl_ray.cli.arguments import AsJson, BaseId, libraries_on_stderr, print_json, read_base
+from sdxl_ray.cli.arguments import (
+    AsJson,
+    BaseId,
+    TokenLength,
+    libraries_on_stderr,
+    make_folder,
+    print_json,
+    read_base,
+    read_token_length,
+)
 from sdxl_ray.errors import UserError
 from sdxl_ray.interrupts import keeping
 from sdxl_ray.paths import local_folder
@@ -43,6 +52,7 @@ def run(
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="pixels: 1024 or 1216x832; default: the base's own")
     ] = None,
+    max_token_length: TokenLength = None,
     base: BaseId = None,
     batch: Annotated[int, typer.Option(min=1, max=256, help="pictures drawn at once")] = 4,
     precision: Annotated[
@@ -56,12 +66,10 @@ def run(
     if any(not prompt.strip() for prompt in prompts):
         raise UserError("a prompt is empty: say what to draw, in quotes")
     width_height = _read_size(size)
+    length = read_token_length(max_token_length)
     artifact, of = _source(source, base)
     _advise(of, [*prompts, negative or ""])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {str(out)!r} cannot be made: {error.strerror}") from None
+    make_folder(out, "--out")
 
     from sdxl_ray.display.progress import Progress
 
@@ -82,10 +90,16 @@ def run(
 
         from sdxl_ray.core.grid import grid
         from sdxl_ray.core.pipeline import generate, load_pipeline
+        from sdxl_ray.core.truncation import prompt_notes
 
         device, dtype = _device(precision)
         settings["precision"] = str(dtype).removeprefix("torch.")
         pipe = load_pipeline(of, artifact, dtype=dtype, device=device)
+        length = length or (artifact.manifest.max_token_length if artifact else 75)
+        settings["max_token_length"] = length
+        texts = [("the prompt", prompt) for prompt in prompts] + [("the negative prompt", negative or "")]
+        for note in prompt_notes((pipe.tokenizer, pipe.tokenizer_2), texts, length, "--max-token-length "):
+            progress.row({"kind": "note", "text": f"note: {note}"})
         progress.row({"kind": "phase", "name": "drawing", "done": 0, "total": len(asked)})
 
         def keep(index: int, picture: Image.Image) -> None:
@@ -103,6 +117,7 @@ def run(
             width=width_height[0],
             height=width_height[1],
             batch_size=batch,
+            max_token_length=length,
             on_picture=keep,
         )
         rows = [pictures[start : start + n] for start in range(0, len(pictures), n)]

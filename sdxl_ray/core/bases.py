@@ -191,13 +191,23 @@ def _load_model(part: str, folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def _load_words(files: BaseFiles) -> dict[str, Any]:
-    """Tokenizers and scheduler, which have no weights."""
+def load_tokenizers(files: BaseFiles) -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    """Both tokenizers alone, for processes that only count tokens. Raises UserError when one cannot be read."""
+    with _readable(files):
+        return _tokenizer(files, "tokenizer"), _tokenizer(files, "tokenizer_2")
+
+
+def _tokenizer(files: BaseFiles, part: str) -> CLIPTokenizer:
     from transformers import CLIPTokenizer
 
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(files.config / part, local_files_only=True)
+    return tokenizer
+
+
+def _load_words(files: BaseFiles) -> dict[str, Any]:
+    """Tokenizers and scheduler, which have no weights."""
     return {
-        "tokenizer": CLIPTokenizer.from_pretrained(files.config / "tokenizer", local_files_only=True),
-        "tokenizer_2": CLIPTokenizer.from_pretrained(files.config / "tokenizer_2", local_files_only=True),
+        **{part: _tokenizer(files, part) for part in ("tokenizer", "tokenizer_2")},
         "scheduler": _load_scheduler(files),
     }
 

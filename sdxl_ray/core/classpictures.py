@@ -48,6 +48,7 @@ def class_pictures(
         guidance=prior.guidance_scale,
         resolution=resolution,
         batch=prior.batch_size,
+        **({} if data.max_token_length == 75 else {"max_token_length": data.max_token_length}),
     )
     home = folder / kind
     home.mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,7 @@ def class_pictures(
             height=resolution,
             width=resolution,
             batch_size=prior.batch_size,
+            max_token_length=data.max_token_length,
         )
         for path, picture in zip(paths, pictures, strict=True):
             beside = path.with_name(f".{path.name}.{group.rank}")

@@ -7,31 +7,33 @@ outside, where ZeRO-3 does not shard them and memory can be given back once thei
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sdxl_ray.core.text import encode
+from sdxl_ray.core.text import TokenIds, align, encode
+
+_Moved = TypeVar("_Moved", Tensor, TokenIds)
 
 
 @dataclass
 class TextInputs:
     """Conditioning of a batch: per encoder either cached states or token ids for a trained encoder.
 
-    hidden: per encoder fp [B, L, C_i] or None; ids: per encoder int64 [B, L] or None; pooled_BP: of encoder 2, or None
-    when that encoder trains; keep_B: 1, or 0 where caption dropout replaces the text by zeros.
+    hidden: per encoder fp [B, L, C_i] or None; ids: per encoder the captions' ids or None; pooled_BP: of encoder 2, or
+    None when that encoder trains; keep_B: 1, or 0 where caption dropout replaces the text by zeros.
     """
 
     hidden: tuple[Tensor | None, Tensor | None]
-    ids: tuple[Tensor | None, Tensor | None]
+    ids: tuple[TokenIds | None, TokenIds | None]
     pooled_BP: Tensor | None
     keep_B: Tensor
 
     def to(self, device: torch.device | str) -> TextInputs:
         """The same on another device."""
 
-        def move(x: Tensor | None) -> Tensor | None:
+        def move(x: _Moved | None) -> _Moved | None:
             return None if x is None else x.to(device)
 
         return TextInputs(
@@ -62,9 +64,10 @@ class Denoiser(nn.Module):
         pooled_BP = text.pooled_BP
         for i, encoder in enumerate((self.text_encoder_1, self.text_encoder_2)):
             if encoder is not None:
-                ids_BL = text.ids[i]
-                assert ids_BL is not None
-                hidden[i], first = encode(encoder, ids_BL)
+                ids = text.ids[i]
+                assert ids is not None
+                states, first = encode(encoder, ids)
+                hidden[i] = align(states)
                 pooled_BP = first if i == 1 else pooled_BP
         keep_B = text.keep_B.to(dtype)
         hidden_BLC = torch.cat([h.to(dtype) for h in hidden if h is not None], dim=-1) * keep_B[:, None, None]

@@ -21,6 +21,7 @@ from sdxl_ray.core.cache import TensorCache
 from sdxl_ray.core.sampler import View, render
 from sdxl_ray.core.text import encode_captions
 from sdxl_ray.errors import RunError
+from sdxl_ray.sections import MaxTokenLength
 
 #: Raised by hand when the numbers written into a cache change their meaning; old entries are then not found.
 CODE_VERSION = 2
@@ -108,8 +109,16 @@ class LatentSource:
 class TextSource:
     """States of one frozen text encoder by caption, from a cache that every caption is in, or live."""
 
-    def __init__(self, tokenizer: Any, encoder: Any, pooled: bool, cache: TensorCache | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        encoder: Any,
+        pooled: bool,
+        cache: TensorCache | None,
+        max_token_length: MaxTokenLength = 75,
+    ) -> None:
         self._tokenizer, self._encoder, self._pooled, self._cache = tokenizer, encoder, pooled, cache
+        self._max_token_length = max_token_length
 
     @property
     def folder(self) -> Path | None:
@@ -139,6 +148,6 @@ class TextSource:
 
     def _encode(self, captions: Sequence[str]) -> list[Row]:
         different = list(dict.fromkeys(captions))  # a subject's pictures mostly share one prompt
-        rows = encode_captions(self._tokenizer, self._encoder, different, self._pooled)
+        rows = encode_captions(self._tokenizer, self._encoder, different, self._pooled, self._max_token_length)
         of = dict(zip(different, rows, strict=True))
         return [of[caption] for caption in captions]

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdxl_ray.config import Recipe
+from sdxl_ray.core.basefiles import BaseFiles
 from sdxl_ray.core.buckets import Buckets, cover
+from sdxl_ray.core.preflight import base_resolution
 from sdxl_ray.core.sources import is_subject, source_path
+from sdxl_ray.core.truncation import training_notes
 from sdxl_ray.core.unused import Use, unused
 from sdxl_ray.errors import UserError
 from sdxl_ray.notes import recipe_notes
@@ -47,9 +50,18 @@ def require_sound(recipe: Recipe, pictures: Pictures) -> None:
         )
 
 
-def run_notes(recipe: Recipe, pictures: Pictures, resolution: int) -> list[str]:
+def run_notes(recipe: Recipe, pictures: Pictures, files: BaseFiles) -> list[str]:
     """Every note of a run, one line each; the images are those of `recipe`, as they were scanned."""
-    return [*recipe_notes(recipe), *unread_notes(recipe), *input_notes(recipe, pictures, resolution)]
+    return [*recipe_notes(recipe), *unread_notes(recipe), *scanned_notes(recipe, pictures, files)]
+
+
+def scanned_notes(recipe: Recipe, pictures: Pictures, files: BaseFiles) -> list[str]:
+    """What the images and captions themselves say, held against the base and its tokenizers."""
+    captions = [image.caption for images in (pictures.train, pictures.held_out) for image in images]
+    return [
+        *input_notes(recipe, pictures, base_resolution(recipe, files)),
+        *training_notes(recipe, files, captions),
+    ]
 
 
 def unread_notes(recipe: Recipe) -> list[str]:

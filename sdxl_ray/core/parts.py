@@ -15,7 +15,7 @@ from sdxl_ray.core.diffusion import Diffusion, draw, gaussian
 from sdxl_ray.core.encode import LatentSource, TextSource, scale_latents
 from sdxl_ray.core.objective import example_loss, timestep_weight
 from sdxl_ray.core.sampler import Example
-from sdxl_ray.core.text import token_ids
+from sdxl_ray.core.text import TokenIds, align, tokenize
 
 
 @dataclass
@@ -82,14 +82,14 @@ class Parts:
         """Conditioning of examples; a dropped caption is zeros or the empty prompt, as the base's pipeline has it."""
         captions = ["" if e.dropped and not self.zero_empty_prompt else e.caption for e in examples]
         hidden: list[Tensor | None] = [None, None]
-        ids: list[Tensor | None] = [None, None]
+        ids: list[TokenIds | None] = [None, None]
         pooled_BP: Tensor | None = None
         for i, source in enumerate(self.text):
             if source is None:
-                ids[i] = token_ids(self.tokenizers[i], captions)
+                ids[i] = tokenize(self.tokenizers[i], captions, self.recipe.data.max_token_length)
                 continue
             rows = source.get(captions)
-            hidden[i] = torch.stack([row["hidden"] for row in rows])
+            hidden[i] = align([row["hidden"] for row in rows])
             if i == 1:
                 pooled_BP = torch.stack([row["pooled"] for row in rows])
         keep = [0.0 if e.dropped and self.zero_empty_prompt else 1.0 for e in examples]

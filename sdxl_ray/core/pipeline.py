@@ -21,8 +21,9 @@ from sdxl_ray.core.basefiles import check_folder
 from sdxl_ray.core.bases import BaseFiles, load_components, locate, own_memory, vae_fix
 from sdxl_ray.core.diffusion import scheduler_overrides
 from sdxl_ray.core.loading import loading, require_finite
+from sdxl_ray.core.text import align, encode_prompts
 from sdxl_ray.errors import RunError, UserError
-from sdxl_ray.sections import Base
+from sdxl_ray.sections import Base, MaxTokenLength
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 ADAPTER = "tuned"
@@ -61,6 +62,7 @@ def generate(
     height: int | None = None,
     width: int | None = None,
     batch_size: int = 4,
+    max_token_length: MaxTokenLength = 75,
     on_picture: Callable[[int, Image.Image], None] | None = None,
 ) -> list[Image.Image]:
     """One picture per (prompt, seed), in order.
@@ -68,6 +70,8 @@ def generate(
     A picture depends on its prompt, its seed and the settings, not on its neighbours in the batch (up to rounding:
     one 8-bit level in fp32), because each has its own CPU generator and its noise is drawn in fp32. height, width:
     pixels, multiples of 8; default, the base's own size. negative_prompt None: the unconditional prompt (zeros).
+    max_token_length: tokens of a prompt that are used at most, in chunks (`core.text`); each prompt has as many chunks
+    as it needs, and so has the negative prompt.
     on_picture(index, picture) is called as pictures are finished.
     Raises RunError when the UNet or the VAE gives NaN or infinity, naming which and for what.
     """
@@ -86,6 +90,7 @@ def generate(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
+            max_token_length=max_token_length,
         )
         _require_finite(latents_BCHW, "UNet", prompts[some], seeds[some], "lower guidance_scale or use precision bf16")
         images_BCHW = decode(pipe.vae, latents_BCHW)
@@ -130,6 +135,7 @@ def _denoise(
     num_inference_steps: int,
     guidance_scale: float,
     negative_prompt: str | None,
+    max_token_length: MaxTokenLength,
 ) -> torch.Tensor:
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     shape = (1, pipe.unet.config.in_channels, *(edge // pipe.vae_scale_factor for edge in size_hw))
@@ -139,8 +145,7 @@ def _denoise(
         pipe.scheduler.config
     )  # some schedulers remember the last picture
     latents_BCHW: torch.Tensor = pipe(
-        list(prompts),
-        negative_prompt=None if negative_prompt is None else [negative_prompt] * len(prompts),
+        **_conditioning(pipe, prompts, negative_prompt, guidance_scale > 1, max_token_length),
         height=size_hw[0],
         width=size_hw[1],
         num_inference_steps=num_inference_steps,
@@ -150,6 +155,28 @@ def _denoise(
         output_type="latent",
     ).images
     return latents_BCHW
+
+
+def _conditioning(
+    pipe: StableDiffusionXLPipeline,
+    prompts: Sequence[str],
+    negative_prompt: str | None,
+    guided: bool,
+    max_token_length: MaxTokenLength,
+) -> dict[str, torch.Tensor]:
+    """The pipeline's arguments for these prompts, which it would itself cut after one chunk."""
+    states, pooled_BP = encode_prompts(pipe, prompts, max_token_length)
+    if not guided or (negative_prompt is None and pipe.config.force_zeros_for_empty_prompt):
+        return {"prompt_embeds": align(states), "pooled_prompt_embeds": pooled_BP}  # the pipeline adds the zeros
+    # Encoded once a prompt, as the pipeline does: the number of rows decides how a matrix product rounds.
+    negative, negative_BP = encode_prompts(pipe, [negative_prompt or ""] * len(prompts), max_token_length)
+    negative_BLC, prompt_BLC = align([*negative, *states]).chunk(2)
+    return {
+        "prompt_embeds": prompt_BLC,
+        "pooled_prompt_embeds": pooled_BP,
+        "negative_prompt_embeds": negative_BLC,
+        "negative_pooled_prompt_embeds": negative_BP,
+    }
 
 
 def _edge(pipe: StableDiffusionXLPipeline, name: str, pixels: int | None) -> int:

@@ -233,9 +233,11 @@ def _parts(recipe: Recipe, components: Components, read: Callable[[View], Any], 
     def text_source(i: int) -> TextSource | None:
         if i + 1 in recipe.tuning.text_encoders:
             return None
-        kind = namespace("text", base=base, encoder=i + 1, precision=str(place.precision), code=CODE_VERSION)
+        length = recipe.data.max_token_length
+        longer = {} if length == 75 else {"max_token_length": length}  # entries of one chunk are those of before
+        kind = namespace("text", base=base, encoder=i + 1, precision=str(place.precision), code=CODE_VERSION, **longer)
         cache = TensorCache(place.cache / "text", kind) if recipe.data.cache_text else None
-        return TextSource(tokenizers[i], components.text_encoders[i], i == 1, cache)
+        return TextSource(tokenizers[i], components.text_encoders[i], i == 1, cache, length)
 
     return Parts(
         recipe=recipe,

@@ -65,6 +65,7 @@ class Samples:
             height=self._resolution,
             width=self._resolution,
             batch_size=AT_ONCE,
+            max_token_length=self._recipe.data.max_token_length,
         )
         return [png(picture) for picture in pictures]
 

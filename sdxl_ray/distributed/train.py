@@ -19,7 +19,7 @@ from sdxl_ray.core.extension import extend as extend_run
 from sdxl_ray.core.extension import find_extensible
 from sdxl_ray.core.input_notes import run_notes
 from sdxl_ray.core.optim import require_available
-from sdxl_ray.core.preflight import base_resolution, preflight
+from sdxl_ray.core.preflight import preflight
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.core.runfolder import APART, RunFolder, default_name, open_run, scan_pictures
 from sdxl_ray.core.runlock import locked
@@ -90,7 +90,7 @@ def launch(
             run = _open(recipe, place, name, pictures, extend)
             summary = _ended(run, on_row)
             if summary is None:
-                report_notes(run_notes(recipe, pictures, base_resolution(recipe, files)), on_row)
+                report_notes(run_notes(recipe, pictures, files), on_row)
                 summary = run_local(recipe, run, on_row, place)
         return RunResult(run.folder, run.artifact, summary, place.kept_at(run.folder))
     return _launch_on_ray(recipe, place, name, address, extend, on_row)
@@ -143,7 +143,7 @@ def _launch_on_ray(
             run = _open(recipe, storage, name, pictures, extend)
             summary = _ended(run, on_row)
             if summary is None:
-                report_notes(run_notes(recipe, pictures, base_resolution(recipe, files)), on_row)
+                report_notes(run_notes(recipe, pictures, files), on_row)
                 if streaming:
                     encode_stream(recipe, run, storage, gpus, on_row)
                 summary = _fit(recipe, run, storage, gpus, on_row)

@@ -20,8 +20,8 @@ from typing import Any
 import ray
 
 from sdxl_ray.config import Recipe, override, parse
-from sdxl_ray.core.input_notes import input_notes, unread_notes
-from sdxl_ray.core.preflight import base_resolution, preflight
+from sdxl_ray.core.input_notes import scanned_notes, unread_notes
+from sdxl_ray.core.preflight import preflight
 from sdxl_ray.core.runfolder import scan_pictures
 from sdxl_ray.core.runlock import locked
 from sdxl_ray.core.unused import unused
@@ -103,7 +103,7 @@ def search(
     report_notes([*recipe_notes(recipe, search=True), *unread_notes(recipe)], on_row)
     if not streams(recipe):
         pictures = scan_pictures(trials_recipe)
-        report_notes(input_notes(recipe, pictures, base_resolution(recipe, files)), on_row)
+        report_notes(scanned_notes(recipe, pictures, files), on_row)
         if space.final.photos is not None:
             report_notes(unused(space.final.photos, "final.photos", "photos"), on_row)
         if space.scored and not final_photos(space, recipe).apart:

@@ -6,6 +6,8 @@ checkpointing and on how ZeRO splits the gradients.
 
 from __future__ import annotations
 
+import math
+
 from sdxl_ray.plan.model import LORA_RANK, Training
 from sdxl_ray.plan.setting import Setting
 
@@ -17,16 +19,16 @@ def backward_moments(s: Setting) -> list[tuple[int, float]]:
     """(bytes kept for backward, share of the gradients made) along a backward of the UNet, then the text encoders."""
     checkpointing = s.recipe.parallel.gradient_checkpointing
     factor = AUTOCAST_ACTIVATIONS if s.autocast else 1.0
-    records: list[tuple[Training, float, float]] = []
+    records: list[tuple[list[tuple[int, float]], float]] = []
     for part in s.sizes.parts:
         record = s.census.train(part.part, part.mode, checkpointing)
-        records.append((record, part.rank, part.trained / s.sizes.trained))
+        records.append((_kept(s, part.part, record, part.rank), part.trained / s.sizes.trained))
     moments: list[tuple[int, float]] = []
     before = 0.0
-    for index, (record, rank, share) in enumerate(records):
-        waiting = sum(_kept(s, later, later_rank)[0][0] for later, later_rank, _ in records[index + 1 :])
+    for index, (segments, share) in enumerate(records):
+        waiting = sum(later[0][0] for later, _ in records[index + 1 :])
         made = 0.0
-        for kept, done in _kept(s, record, rank):
+        for kept, done in segments:
             # Gradients of a stretch appear while it is walked: at its worst moment those before it are surely there.
             moments.append((round((kept + waiting) * factor), before + made * share))
             made = done
@@ -35,11 +37,23 @@ def backward_moments(s: Setting) -> list[tuple[int, float]]:
     return moments
 
 
-def _kept(s: Setting, record: Training, rank: float) -> list[tuple[int, float]]:
+def _kept(s: Setting, part: str, record: Training, rank: float) -> list[tuple[int, float]]:
     more = 0.0
     if record.mode != "full":
         more = (rank - LORA_RANK) * record.per_rank.at(s.micro_batch, s.latent_pixels, s.width)
+    rows = s.micro_batch
+    if part != "unet":
+        rows *= s.text_chunks
+    elif not record.checkpointing:
+        more += _longer_text(s)
     return [
-        (max(0, round(segment.live.at(s.micro_batch, s.latent_pixels, s.width) + more)), segment.gradients)
+        (max(0, round(segment.live.at(rows, s.latent_pixels, s.width) + more)), segment.gradients)
         for segment in record.segments
     ]
+
+
+def _longer_text(s: Setting) -> int:
+    """Bytes of the UNet's text keys and values beyond those of one chunk, where captions of all lengths are mixed."""
+    numbers = sum(layer.outputs for layer, _ in s.census.components["unet"].adapted(("attn2.to_k", "attn2.to_v")))
+    repeated = math.lcm(*range(1, s.text_chunks + 1))  # see core.text.align
+    return s.micro_batch * numbers * (repeated - 1) * s.census.text_tokens * s.width

@@ -10,6 +10,7 @@ from sdxl_ray.errors import UserError
 from sdxl_ray.plan.devices import Device
 from sdxl_ray.plan.model import Census
 from sdxl_ray.plan.sizes import Sizes, sizes
+from sdxl_ray.sections import TOKEN_LENGTHS
 
 _WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -40,6 +41,11 @@ class Setting:
     def stage(self) -> int:
         """ZeRO stage; a local run is laid out like stage 0 on one worker."""
         return 0 if self.recipe.parallel.engine == "local" else self.recipe.parallel.zero_stage
+
+    @property
+    def text_chunks(self) -> int:
+        """Chunks that the longest captions are encoded in."""
+        return self.recipe.data.max_token_length // TOKEN_LENGTHS[0]
 
     @property
     def autocast(self) -> bool:

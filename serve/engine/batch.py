@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdxl_ray.core.text import align
 from serve.engine.job import Job
 from serve.engine.layers import LoraLayers, Masks
 from serve.engine.schedulers import Sampler
@@ -62,7 +63,7 @@ class Batch:
     def __init__(self, flights: Sequence[Flight], lora: LoraLayers) -> None:
         self.flights = tuple(flights)
         self._rows = [flight for flight in flights for _ in range(flight.rows)]
-        self._hidden_RLC = torch.cat([flight.hidden_RLC for flight in flights])
+        self._hidden_RLC = align([row_LC for flight in flights for row_LC in flight.hidden_RLC])
         self._added = {
             "text_embeds": torch.cat([flight.pooled_RP for flight in flights]),
             "time_ids": torch.cat([flight.time_ids_R6 for flight in flights]),

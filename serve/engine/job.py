@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from serve.engine.adapter import Strength
-from serve.engine.request import Drawn, PictureRequest, Times
+from serve.engine.request import Drawn, PictureRequest, Times, Truncated
 
 #: on_step(steps done, steps in all, preview): preview() decodes what the picture is foreseen to be; it takes a while,
 #: so call it off the event loop.
@@ -37,6 +37,7 @@ class Job:
     denoise_s: float = 0.0
     decode_s: float = 0.0
     batch_mean: float = 1.0
+    truncated: dict[str, Truncated] = field(default_factory=dict)
     _over: bool = False
 
     @property
@@ -49,7 +50,7 @@ class Job:
         if self._over:
             return
         self._over = True
-        result = outcome if isinstance(outcome, BaseException) else Drawn(outcome, self._times())
+        result = outcome if isinstance(outcome, BaseException) else Drawn(outcome, self._times(), self.truncated)
         self.loop.call_soon_threadsafe(self.ended, self, result)
 
     def let_go(self) -> bool:

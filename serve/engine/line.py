@@ -90,7 +90,7 @@ class Line:
 
     def _encode(self, encoder: TextEncoder, jobs: Sequence[Job]) -> None:
         begun = time.monotonic()
-        wanted = [job for job in jobs if not (job.let_go() or _refused(job, encoder))]
+        wanted = [job for job in jobs if not job.let_go()]
         flights = []
         for job, (hidden_RLC, pooled_RP) in zip(wanted, encoder.conditioning(wanted) if wanted else (), strict=True):
             try:
@@ -98,6 +98,7 @@ class Line:
             except UserError as error:
                 job.end(error)
         for flight in flights:
+            flight.job.truncated = encoder.truncated(flight.job)
             flight.job.text_s = time.monotonic() - begun
             self.denoiser.put(flight)
 
@@ -146,16 +147,6 @@ class Line:
         _require_finite(images_1CHW, f"{complaint}: {vae_fix(self._pipe.vae)}")
         picture: Image.Image = self._pipe.image_processor.postprocess(images_1CHW, output_type="pil")[0]
         return picture
-
-
-def _refused(job: Job, encoder: TextEncoder) -> bool:
-    """End a job whose text does not fit; whether that was so."""
-    try:
-        encoder.check(job)
-    except UserError as error:
-        job.end(error)
-        return True
-    return False
 
 
 def probe(device: torch.device) -> None:

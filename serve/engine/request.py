@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image
 
 from sdxl_ray.errors import RunError, UserError, nearest
+from sdxl_ray.sections import TOKEN_LENGTHS, MaxTokenLength
 
 #: Names a request may give besides "default", which is the base's own scheduler.
 SCHEDULERS = ("euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "lcm")
@@ -68,6 +69,7 @@ class PictureRequest:
 
     negative_prompt None: the base's unconditional prompt (zeros for SDXL). height, width: pixels, multiples of 8; None:
     the base's own. scheduler: "default" is the base's own class and config, so the picture is `sdxl-ray generate`'s.
+    max_token_length: tokens of a prompt that are used at most; a short prompt is encoded the same at every length.
     """
 
     prompt: str
@@ -79,6 +81,16 @@ class PictureRequest:
     width: int | None = None
     scheduler: str = "default"
     adapters: tuple[AdapterUse, ...] = ()
+    max_token_length: MaxTokenLength = 225
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """A text of a request of which the first `used_tokens` tokens are used; `text` is the rest."""
+
+    tokens: int
+    used_tokens: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -95,10 +107,11 @@ class Times:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished picture."""
+    """A finished picture. truncated: field of the request -> what was cut off, where a text was too long."""
 
     picture: Image.Image
     times: Times
+    truncated: dict[str, Truncated] = field(default_factory=dict)
 
 
 def check(request: PictureRequest) -> None:
@@ -109,6 +122,10 @@ def check(request: PictureRequest) -> None:
         )
     if not 0 <= request.seed < 2**64:
         raise NotDrawable("seed", f"seed = {request.seed}: give 0 to 2**64 - 1")
+    if request.max_token_length not in TOKEN_LENGTHS:
+        known = ", ".join(map(str, TOKEN_LENGTHS))
+        message = f"max_token_length = {request.max_token_length}: choose from {known}"
+        raise NotDrawable("max_token_length", message)
     if request.scheduler not in ("default", *SCHEDULERS):
         known = nearest(request.scheduler, ("default", *SCHEDULERS))
         raise NotDrawable("scheduler", f"scheduler {request.scheduler!r}: {known}")

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdxl_ray.core.text import encode, token_count, token_ids
+from sdxl_ray.core.text import align, encode, join, tokenize
+from sdxl_ray.core.truncation import truncations
+from sdxl_ray.sections import MaxTokenLength
 from serve.engine.adapter import Adapter, Strength
 from serve.engine.job import Job
 from serve.engine.layers import LoraLayers
-from serve.engine.request import NotDrawable
+from serve.engine.request import Truncated
 
 PARTS = ("text_encoder", "text_encoder_2")
-_Key = tuple[str, tuple[tuple[str, float], ...]]
+_Key = tuple[str, tuple[tuple[str, float], ...], int]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What the encoders are asked: words, under adapters, up to so many tokens."""
+
+    words: str
+    strengths: Sequence[Strength]
+    max_token_length: MaxTokenLength
 
 
 class TextEncoder:
@@ -39,9 +51,9 @@ class TextEncoder:
         for layers in self._layers:
             if layers.stale:
                 layers.activate(())
-        wanted: dict[_Key, tuple[str, Sequence[Strength]]] = {}
+        wanted: dict[_Key, _Text] = {}
         for job in jobs:
-            wanted |= {_key(text, job.strengths): (text, job.strengths) for text in self._texts(job)}
+            wanted |= {_key(text): text for text in self._texts(job)}
         found = {key: self._known[key] for key in wanted if key in self._known}
         new = [key for key in wanted if key not in found]
         found |= dict(zip(new, self._encode([wanted[key] for key in new]), strict=True)) if new else {}
@@ -50,43 +62,45 @@ class TextEncoder:
             self._known.move_to_end(key)
         while len(self._known) > self._most:
             self._known.popitem(last=False)
-        return [self._rows([found[_key(text, job.strengths)] for text in self._texts(job)], job) for job in jobs]
+        return [self._rows([found[_key(text)] for text in self._texts(job)], job) for job in jobs]
 
-    def check(self, job: Job) -> None:
-        """Raise NotDrawable for a text that an encoder would only see the beginning of."""
+    def truncated(self, job: Job) -> dict[str, Truncated]:
+        """Of each text of a job that the encoders see the beginning of alone, what they do not see."""
         asked = job.request
-        for param, text in (("prompt", asked.prompt), ("negative_prompt", asked.negative_prompt)):
-            if text is None or text not in self._texts(job):
-                continue
-            for tokenizer in self._tokenizers:
-                tokens, most = token_count(tokenizer, text)
-                if tokens > most:
-                    raise NotDrawable(
-                        param, f"{param} has {tokens} tokens: the text encoders take {most}; leave out {tokens - most}"
-                    )
+        used = {text.words for text in self._texts(job)}
+        fields = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt}
+        cuts = truncations(self._tokenizers, used, asked.max_token_length)
+        return {
+            name: Truncated(cuts[words].tokens, cuts[words].used, cuts[words].lost)
+            for name, words in fields.items()
+            if words is not None and words in cuts
+        }
 
-    def _texts(self, job: Job) -> list[str]:
+    def _texts(self, job: Job) -> list[_Text]:
         """What must be encoded for a job: its prompt, and its unconditional one where that is not zeros."""
         request = job.request
-        if not guided(job) or (request.negative_prompt is None and self._zero_unconditional):
-            return [request.prompt]
-        return [request.negative_prompt or "", request.prompt]
+        texts = [request.prompt]
+        if guided(job) and not (request.negative_prompt is None and self._zero_unconditional):
+            texts.insert(0, request.negative_prompt or "")
+        return [_Text(words, job.strengths, request.max_token_length) for words in texts]
 
     def _rows(self, texts: Sequence[tuple[Tensor, Tensor]], job: Job) -> tuple[Tensor, Tensor]:
         if guided(job) and len(texts) == 1:
             texts = [(torch.zeros_like(texts[0][0]), torch.zeros_like(texts[0][1])), *texts]
-        return torch.stack([hidden for hidden, _ in texts]), torch.stack([pooled for _, pooled in texts])
+        return align([hidden for hidden, _ in texts]), torch.stack([pooled for _, pooled in texts])
 
-    def _encode(self, texts: Sequence[tuple[str, Sequence[Strength]]]) -> list[tuple[Tensor, Tensor]]:
-        needed: dict[str, Adapter] = {s.adapter.hash: s.adapter for _, strengths in texts for s in strengths}
-        hidden: list[Tensor] = []
+    def _encode(self, texts: Sequence[_Text]) -> list[tuple[Tensor, Tensor]]:
+        needed: dict[str, Adapter] = {s.adapter.hash: s.adapter for text in texts for s in text.strengths}
+        parts: list[list[Tensor]] = []
         first = torch.empty(0)
         for tokenizer, encoder, layers in zip(self._tokenizers, self._encoders, self._layers, strict=True):
+            ids = join([tokenize(tokenizer, [text.words], text.max_token_length) for text in texts])
+            rows = [text.strengths for text, count in zip(texts, ids.counts, strict=True) for _ in range(count)]
             layers.activate(needed.values())
-            layers.use(layers.masks([strengths for _, strengths in texts], self._device))
-            states_BLC, first = encode(encoder, token_ids(tokenizer, [text for text, _ in texts]).to(self._device))
-            hidden.append(states_BLC)
-        return list(zip(torch.cat(hidden, dim=-1), first, strict=True))
+            layers.use(layers.masks(rows, self._device))
+            states, first = encode(encoder, ids.to(self._device))
+            parts.append(states)
+        return [(torch.cat(both, dim=-1), pooled) for both, pooled in zip(zip(*parts, strict=True), first, strict=True)]
 
 
 def guided(job: Job) -> bool:
@@ -94,6 +108,7 @@ def guided(job: Job) -> bool:
     return job.request.guidance_scale > 1
 
 
-def _key(text: str, strengths: Sequence[Strength]) -> _Key:
+def _key(text: _Text) -> _Key:
     # By hash: a name may stand for another artifact later. Adapters of the UNet alone do not change the text.
-    return text, tuple((s.adapter.hash, s.scale) for s in strengths if any(s.adapter.parts.get(part) for part in PARTS))
+    strengths = tuple((s.adapter.hash, s.scale) for s in text.strengths if any(s.adapter.parts.get(p) for p in PARTS))
+    return text.words, strengths, text.max_token_length

@@ -145,7 +145,9 @@ async function fill(pane, index) {
       .map((stage) => `${stage} ${Math.round(times[`${stage}_ms`])}`).join(" · ");
     const hash = last.sdxl_ray.artifact.slice(0, 12);
     const mixed = Object.keys(last.sdxl_ray.adapters).join(" + ");
-    pane.hash.textContent = [hash ? `artifact ${hash}` : "the base's weights", mixed && `with ${mixed}`]
+    const cut = Object.entries(last.sdxl_ray.truncated)
+      .map(([name, text]) => `${name.replace("_", " ")} cut after ${text.used_tokens} of ${text.tokens} tokens`);
+    pane.hash.textContent = [hash ? `artifact ${hash}` : "the base's weights", mixed && `with ${mixed}`, ...cut]
       .filter(Boolean).join(", ");
     return last;
   } catch (error) {

@@ -8,7 +8,7 @@ from torch import nn
 
 from sdxl_ray.core.bases import Components
 from sdxl_ray.core.denoiser import Denoiser, TextInputs
-from sdxl_ray.core.text import encode_captions, token_ids
+from sdxl_ray.core.text import encode_captions, tokenize
 from sdxl_ray.core.tuning import TUNINGS, Trainable, denoiser_of
 from sdxl_ray.errors import UserError
 from sdxl_ray.sections import FullTuning, LoraTuning
@@ -22,7 +22,7 @@ def prepare(components: Components, tuning: LoraTuning | FullTuning, seed: int =
 def text_inputs(components: Components, captions: list[str], keep: list[float], trained: bool) -> TextInputs:
     rows = [encode_captions(components.tokenizers[i], components.text_encoders[i], captions, i == 1) for i in range(2)]
     hidden = tuple(torch.stack([row["hidden"] for row in part]) for part in rows)
-    ids = tuple(token_ids(tokenizer, captions) for tokenizer in components.tokenizers)
+    ids = tuple(tokenize(tokenizer, captions) for tokenizer in components.tokenizers)
     pooled_BP = torch.stack([row["pooled"] for row in rows[1]])
     if trained:
         return TextInputs((None, None), (ids[0], ids[1]), None, torch.tensor(keep))

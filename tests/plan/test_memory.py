@@ -85,6 +85,12 @@ def test_activations_grow_with_pixels_and_shrink_with_checkpointing() -> None:
     assert kept(data__resolution=512) == pytest.approx(whole / 4, rel=0.05)
     assert kept(parallel__gradient_checkpointing=True) < whole / 8
     assert kept(tuning__rank=64) > whole
+    longer = kept(data__max_token_length=150)
+    keys_and_values = 2 * (10 * 640 + 60 * 1280)
+    assert longer - whole == keys_and_values * 77 * 2
+    assert kept(data__max_token_length=225) - whole == 5 * (longer - whole)  # two and three chunks meet at six
+    encoders = {"tuning__text_encoders": [1, 2], "data__max_token_length": 150}
+    assert kept(**encoders) - longer > 1.8 * (kept(tuning__text_encoders=[1, 2]) - whole)
     assert kept(parallel__precision="fp32") == pytest.approx(2 * whole, rel=0.001)
 
 

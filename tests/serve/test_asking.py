@@ -46,6 +46,8 @@ def test_what_is_left_out_is_filled_in() -> None:
     assert (request.num_inference_steps, request.guidance_scale, request.scheduler) == (30, 7.5, "default")
     nothing = dict.fromkeys(("model", "n", "size", "stream", "seed", "adapters", "guidance_scale"))
     assert take(**nothing).requests[0].guidance_scale == 7.5
+    assert request.max_token_length == 225
+    assert take(max_token_length=75).requests[0].max_token_length == 75
     assert take(guidance_scale=0).requests[0].guidance_scale == 0
     assert take().requests[0].seed != take().requests[0].seed
 

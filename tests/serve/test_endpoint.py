@@ -74,6 +74,19 @@ def test_openais_client_streams(api: openai.OpenAI) -> None:
     assert len({event.b64_json for event in events}) == 3
 
 
+def test_openais_client_sends_a_long_prompt_and_learns_what_is_cut_off(api: openai.OpenAI) -> None:
+    def truncated(prompt: str, **more: object) -> object:
+        answer = api.images.generate(prompt=prompt, extra_body={"num_inference_steps": 1, **more})
+        return answer.model_extra["sdxl_ray"]["truncated"]  # type: ignore[index]
+
+    assert truncated("dog " * 90) == {}  # three chunks of the embedded base's 30 tokens
+    assert truncated("dog " * 90 + "a cat") == {"prompt": {"tokens": 92, "used_tokens": 90, "text": "a cat"}}
+    cut = {"negative_prompt": {"tokens": 31, "used_tokens": 30, "text": "cat"}}
+    assert truncated("a dog", negative_prompt="dog " * 30 + "cat", max_token_length=75) == cut
+    with pytest.raises(openai.BadRequestError, match="max_token_length"):
+        truncated("a dog", max_token_length=77)
+
+
 def test_openais_client_gets_its_own_errors(api: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="did you mean 'round'"):
         api.images.generate(model="rounds", prompt="a dog")

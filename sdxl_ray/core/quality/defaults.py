@@ -6,6 +6,7 @@ from sdxl_ray.config import Recipe, override
 from sdxl_ray.core.device import default_device, precision_on
 from sdxl_ray.core.quality.drawing import Drawing
 from sdxl_ray.core.quality.evaluate import Settings
+from sdxl_ray.sections import MaxTokenLength
 
 
 def settings_of(
@@ -18,6 +19,7 @@ def settings_of(
     batch: int = 8,
     identity: str | None = None,
     clip: str | None = None,
+    max_token_length: MaxTokenLength | None = None,
 ) -> Settings:
     """Drawn as the recipe's samples are, by encoders that fit its base; what is given wins."""
     device = default_device()
@@ -28,6 +30,7 @@ def settings_of(
         height=size,
         width=size,
         batch_size=batch,
+        max_token_length=max_token_length,
     )
     tiny = recipe.base.id == "tiny"
     return Settings(

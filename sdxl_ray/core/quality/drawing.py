@@ -24,6 +24,7 @@ from sdxl_ray.core.group import Group, share
 from sdxl_ray.core.pipeline import generate
 from sdxl_ray.core.quality.models import Model
 from sdxl_ray.errors import RunError
+from sdxl_ray.sections import MaxTokenLength
 
 #: Raised by hand when the code that draws gives other pictures; old files are then not found.
 CODE_VERSION = 1
@@ -33,7 +34,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Drawing:
-    """Settings that every model draws with. height, width: pixels; None: the base's own size."""
+    """Settings that every model draws with. height, width: pixels; None: the base's own size.
+
+    max_token_length: tokens of a prompt that are used; None: the most that any of the models was trained with.
+    """
 
     num_inference_steps: int
     guidance_scale: float
@@ -41,6 +45,7 @@ class Drawing:
     width: int | None = None
     precision: str = "fp32"
     batch_size: int = 8
+    max_token_length: MaxTokenLength | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Job:
     def key(self) -> str:
         """SHA-256 of all that decides the picture (to within one 8-bit level; the batch is left out)."""
         drawing = {name: value for name, value in asdict(self.drawing).items() if name != "batch_size"}
+        if drawing["max_token_length"] in (None, 75):  # the key of before there was a choice
+            del drawing["max_token_length"]
         plain = [CODE_VERSION, self.model.identity, self.prompt, self.seed, drawing]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -153,6 +160,7 @@ def _pictures(pipe: Any, batch: Sequence[Job]) -> list[Image.Image]:
         height=drawing.height,
         width=drawing.width,
         batch_size=len(batch),
+        max_token_length=drawing.max_token_length or 75,
     )
 
 

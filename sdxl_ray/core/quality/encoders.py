@@ -25,7 +25,8 @@ from sdxl_ray.core import hub
 from sdxl_ray.core.bases import own_memory
 from sdxl_ray.core.loading import loading, require_finite
 from sdxl_ray.core.quality.preprocessing import Preprocessing
-from sdxl_ray.core.text import token_ids
+from sdxl_ray.core.text import tokenize
+from sdxl_ray.core.truncation import Truncation, truncations
 from sdxl_ray.core.weightfiles import PICKLES, content_revision, find_weights, read_json, weight_files
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.tiny import shipped
@@ -87,9 +88,13 @@ class Encoder:
         """fp32 [N, D], unit rows. Raises UserError for an encoder that reads no text."""
         if self._tokenizer is None:
             raise UserError(f"encoder {self.name!r} reads no text: prompt fidelity needs a CLIP, as tiny-clip")
-        ids_BL = token_ids(self._tokenizer, texts).to(self._model.device)
+        ids_BL = tokenize(self._tokenizer, texts).ids_NL.to(self._model.device)
         rows_ND: Array = _unit(self._model.text_projection(self._model.text_model(ids_BL).pooler_output)).cpu().numpy()
         return rows_ND
+
+    def truncations(self, texts: Sequence[str]) -> list[Truncation]:
+        """Those of the texts that `texts` reads the beginning of alone."""
+        return list(truncations((self._tokenizer,), texts, 75).values()) if self._tokenizer is not None else []
 
     @property
     def reads_text(self) -> bool:

@@ -21,15 +21,17 @@ import torch
 from sdxl_ray.core.group import Alone, Group
 from sdxl_ray.core.pipeline import load_pipeline
 from sdxl_ray.core.quality.drawing import Drawing, Job, PictureStore, draw, save_png
-from sdxl_ray.core.quality.encoders import load_encoder
+from sdxl_ray.core.quality.encoders import Encoder, load_encoder
 from sdxl_ray.core.quality.intervals import RESAMPLES, Array, Terms
 from sdxl_ray.core.quality.models import REAL, Model, check_models
 from sdxl_ray.core.quality.prior import DRAWS, notes_path, prior_losses, read_notes, write_notes
 from sdxl_ray.core.quality.prompts import Prompts, Split, fill
 from sdxl_ray.core.quality.subject import Subject, require_unseen
 from sdxl_ray.core.quality.table import Looks, Scores, split_at
+from sdxl_ray.core.truncation import prompt_notes
 from sdxl_ray.records import Recorder
 from sdxl_ray.report.document import joined
+from sdxl_ray.sections import MaxTokenLength
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -79,7 +81,11 @@ class Plan:
     @classmethod
     def of(cls, models: Sequence[Model], class_name: str, prompts: Prompts, settings: Settings) -> Plan:
         """The base draws the class where others draw the subject: an identifier it never learnt only disturbs it."""
-        drawing = replace(settings.drawing, precision=str(settings.dtype).removeprefix("torch."))
+        drawing = replace(
+            settings.drawing,
+            precision=str(settings.dtype).removeprefix("torch."),
+            max_token_length=settings.drawing.max_token_length or max(model.max_token_length for model in models),
+        )
         lists, class_prompts = prompts.of(settings.split), prompts.class_prompts
         texts = [fill(prompt, class_name, article=True) for prompt in lists]
         class_jobs = [
@@ -102,6 +108,11 @@ class Plan:
         at = {n: subject(replace(drawing, num_inference_steps=n), settings.step_seeds) for n in settings.steps}
         class_texts = tuple(text for text, _ in class_jobs)
         return cls(subject(drawing, settings.seeds), classes, tuple(texts), class_texts, at)
+
+    @property
+    def max_token_length(self) -> MaxTokenLength:
+        """Tokens of a prompt that are used."""
+        return next(iter(self.classes.values()))[0].drawing.max_token_length or 75
 
     def jobs(self, model: Model) -> list[Job]:
         """Seed by seed, so that more seeds only add to the end; then other numbers of steps, one after another."""
@@ -163,6 +174,8 @@ def evaluate(
     group = group or Alone()
     plan = check(models, subject, prompts, settings, on_row)
     looks = load_looks(subject, plan, settings) if group.rank == 0 else None  # missing shows before hours of drawing
+    if looks is not None:
+        report_truncation(models, plan, looks.clip, on_row)
     began = time.monotonic()
     losses = render(models, plan, settings, home, group, on_row)
     if looks is None:
@@ -197,6 +210,18 @@ def check(
     for name in require_unseen(subject.photos, models):
         on_row({"kind": "note", "text": f"what {name} was trained on is not here: overlap with the photos is unknown"})
     return Plan.of(models, subject.class_name, prompts, settings)
+
+
+def report_truncation(models: Sequence[Model], plan: Plan, clip: Encoder, on_row: OnRow) -> None:
+    """Notes on prompts of which a model draws, or clip_t scores, the beginning alone."""
+    asked = dict.fromkeys(job.prompt for model in models for job in plan.jobs(model))
+    named = [("a prompt", prompt) for prompt in asked]
+    notes = prompt_notes(models[0].tokenizers(), named, plan.max_token_length, "max_token_length ")
+    cuts = clip.truncations([*plan.texts, *plan.class_texts])
+    if cuts:
+        notes.append(f"clip_t is of the first {cuts[0].used} tokens of {len(cuts)} prompts: {clip.name} takes no more")
+    for note in notes:
+        on_row({"kind": "note", "text": f"note: {note}"})
 
 
 def render(
@@ -268,7 +293,14 @@ def known_losses(
     path = notes_path(store.folder, what)
     losses = read_notes(path)
     if losses is None or len(losses) != len(of):
-        losses = prior_losses(pipe(), [store.read(job) for job in of], plan.class_texts, seed, settings.draws)
+        losses = prior_losses(
+            pipe(),
+            [store.read(job) for job in of],
+            plan.class_texts,
+            seed,
+            settings.draws,
+            max_token_length=plan.max_token_length,
+        )
         write_notes(path, losses)
     return losses
 

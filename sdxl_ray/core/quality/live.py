@@ -117,7 +117,14 @@ def require_encoders(recipe: Recipe) -> None:
 def scoring_settings(recipe: Recipe, *, size: int, precision: torch.dtype) -> Settings:
     """How a run scores. Encoders stay on the CPU, where they take no memory from training."""
     asked = recipe.evaluation
-    settings = settings_of(recipe, size=size, batch=AT_ONCE, identity=asked.identity, clip=asked.clip)
+    settings = settings_of(
+        recipe,
+        size=size,
+        batch=AT_ONCE,
+        identity=asked.identity,
+        clip=asked.clip,
+        max_token_length=recipe.data.max_token_length,
+    )
     return replace(
         settings,
         split=asked.split,
@@ -233,7 +240,13 @@ class Examiner:
             losses = gathered(
                 len(self._classes),
                 lambda mine: prior_losses(
-                    pipe, self._classes, plan.class_texts, FIRST_SEED[settings.split], settings.draws, mine
+                    pipe,
+                    self._classes,
+                    plan.class_texts,
+                    FIRST_SEED[settings.split],
+                    settings.draws,
+                    mine,
+                    plan.max_token_length,
                 ).tolist(),
                 engine.group,
             )
@@ -271,6 +284,7 @@ class Examiner:
                         height=self._settings.drawing.height,
                         width=self._settings.drawing.width,
                         batch_size=size,
+                        max_token_length=self._plan.max_token_length,
                     )
                 ]
                 for i in mine

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.core.bases import locate
+from sdxl_ray.core.bases import load_tokenizers, locate
 from sdxl_ray.errors import UserError
-from sdxl_ray.sections import Base
+from sdxl_ray.sections import Base, MaxTokenLength
 
 BASE = "base"
 #: Rows of the table that are no models: photos against each other, and another subject of the class.
@@ -40,6 +40,16 @@ class Model:
     def step(self) -> int:
         """Optimizer steps it was trained for."""
         return self.artifact.manifest.step if self.artifact else self.trained
+
+    @property
+    def max_token_length(self) -> MaxTokenLength:
+        """Tokens of a caption that it was trained with."""
+        return self.artifact.manifest.max_token_length if self.artifact else 75
+
+    def tokenizers(self) -> tuple[Any, Any]:
+        """Its tokenizers; a full artifact has its own. Raises UserError when they cannot be read."""
+        whole = self.artifact if self.artifact is not None and self.artifact.manifest.kind == "full" else None
+        return load_tokenizers(locate(Base(id=str(whole.folder)) if whole is not None else self.base))
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from PIL import Image
 from sdxl_ray.core.diffusion import Diffusion, gaussian
 from sdxl_ray.core.encode import encode_pictures, scale_latents
 from sdxl_ray.core.objective import example_loss
-from sdxl_ray.sections import Objective
+from sdxl_ray.core.text import align, encode_prompts
+from sdxl_ray.sections import MaxTokenLength, Objective
 
 #: (noise, timestep) pairs a picture; their timesteps lie evenly over the schedule.
 DRAWS = 8
@@ -32,6 +33,7 @@ def prior_losses(
     seed: int,
     draws: int = DRAWS,
     only: Sequence[int] | None = None,
+    max_token_length: MaxTokenLength = 75,
 ) -> npt.NDArray[np.float64]:
     """Unweighted denoising loss of each picture under its prompt, fp64 [N]: mean over `draws`.
 
@@ -49,8 +51,8 @@ def prior_losses(
     texts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     # Every prompt, whichever pictures are wanted: where text encoders are sharded, each rank must encode as often.
     for prompt in dict.fromkeys(prompts):
-        hidden, _, pooled, _ = pipe.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)
-        texts[prompt] = hidden, pooled
+        states, pooled_1P = encode_prompts(pipe, [prompt], max_token_length)
+        texts[prompt] = align(states), pooled_1P
     for n, (i, row) in enumerate(zip(places, rows, strict=True)):
         latents_1CHW = scale_latents(pipe.vae.config, row["mean"][None])
         hidden_1LC, pooled_1P = texts[prompts[i]]

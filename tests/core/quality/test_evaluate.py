@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,30 @@ def test_the_prior_loss_is_of_the_same_noise_and_rises_when_weights_are_spoilt(h
     with torch.no_grad():
         pipe.unet.conv_out.weight.mul_(5)
     assert prior_losses(pipe, pictures, prompts, seed=1, draws=2).mean() > losses.mean()
+
+
+def test_prompts_are_as_long_as_a_model_was_trained_with(artifact: Artifact) -> None:
+    recipe = {**artifact.manifest.recipe, "data": {**artifact.manifest.recipe.get("data", {}), "max_token_length": 150}}
+    longer = replace(artifact, manifest=artifact.manifest.model_copy(update={"recipe": recipe}))
+    prompts = Prompts(final=("a photo of {a_subject}" + " in the snow" * 10,))  # 35 tokens, a chunk has 30
+    lists: dict[str, list[Model]] = {
+        "before": [Model("base", Base()), Model("lora", Base(), artifact, "sks dog")],
+        "longer": [Model("base", Base()), Model("lora", Base(), longer, "sks dog")],
+    }
+    plans = {name: Plan.of(models, "dog", prompts, SETTINGS) for name, models in lists.items()}
+    assert {name: plan.max_token_length for name, plan in plans.items()} == {"before": 75, "longer": 150}
+    keys = {name: plan.jobs(lists[name][0])[0].key for name, plan in plans.items()}
+    assert keys["before"] != keys["longer"]  # the base is drawn with the whole prompt too
+    fixed = replace(SETTINGS, drawing=replace(SETTINGS.drawing, max_token_length=75))
+    assert Plan.of(lists["longer"], "dog", prompts, fixed).jobs(lists["longer"][0])[0].key == keys["before"]
+
+    clip = load_encoder("tiny-clip")
+    notes = {name: list[str]() for name in plans}
+    for name, plan in plans.items():
+        module.report_truncation(lists[name], plan, clip, lambda row, name=name: notes[name].append(row["text"]))  # type: ignore[misc]
+    last = "note: clip_t is of the first 30 tokens of 1 prompts: tiny-clip takes no more"
+    assert notes["longer"] == [last]
+    assert [note.split(", ")[0] for note in notes["before"]] == [
+        "note: a prompt has 35 tokens", "note: a prompt has 35 tokens", last,
+    ]  # fmt: skip
+    assert all("max_token_length 150 uses it all" in note for note in notes["before"][:2])

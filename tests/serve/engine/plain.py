@@ -112,6 +112,7 @@ def draw_with(pipe: StableDiffusionXLPipeline, request: PictureRequest) -> Image
         negative_prompt=request.negative_prompt,
         height=request.height,
         width=request.width,
+        max_token_length=request.max_token_length,
     )[0]
 
 

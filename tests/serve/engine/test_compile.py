@@ -15,7 +15,7 @@ from serve.engine.layers import LoraLayers
 from serve.engine.prepare import PARTS, compile_blocks
 
 
-def _predict(unet: torch.nn.Module, rows: int, edge: int) -> torch.Tensor:
+def _predict(unet: torch.nn.Module, rows: int, edge: int, tokens: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(rows + edge)
 
     def some(*shape: int) -> torch.Tensor:
@@ -23,13 +23,13 @@ def _predict(unet: torch.nn.Module, rows: int, edge: int) -> torch.Tensor:
 
     added = {"text_embeds": some(rows, 128), "time_ids": torch.full((rows, 6), 64.0)}
     inputs = (some(rows, 4, edge, edge), torch.arange(rows) * 9.0 + 1)
-    hidden_RLC = some(rows, 32, 192)
+    hidden_RLC = some(rows, tokens, 192)
     return unet(*inputs, encoder_hidden_states=hidden_RLC, added_cond_kwargs=added, return_dict=False)[0]
 
 
 @pytest.mark.exhaustive  # tracing takes most of a minute
 @torch.inference_mode()
-def test_no_batch_size_picture_size_or_adapter_is_compiled_anew(loras: dict[str, Artifact]) -> None:
+def test_no_batch_size_picture_size_prompt_length_or_adapter_is_compiled_anew(loras: dict[str, Artifact]) -> None:
     plain, compiled = (load_pipeline(Base(), None, dtype=torch.float32, device="cpu") for _ in range(2))
     places = Places.of({part: getattr(compiled, part) for part in PARTS})
 
@@ -46,11 +46,11 @@ def test_no_batch_size_picture_size_or_adapter_is_compiled_anew(loras: dict[str,
         for chosen in ([], adapters[:1], adapters[1:], adapters):
             reference.activate(chosen)
             mixed.activate(chosen)
-            for rows, edge in ((1, 16), (2, 16), (5, 16), (8, 16), (4, 8), (1, 24)):
+            for rows, edge, tokens in ((1, 16, 32), (2, 16, 64), (5, 16, 32), (8, 16, 192), (4, 8, 96), (1, 24, 32)):
                 strengths = [[Strength(one, 0.5) for one in chosen[: row % 3]] for row in range(rows, 0, -1)]
                 for lora in (reference, mixed):
                     lora.use(lora.masks(strengths, torch.device("cpu")))
-                ours, theirs = (_predict(pipe.unet, rows, edge) for pipe in (compiled, plain))
+                ours, theirs = (_predict(pipe.unet, rows, edge, tokens) for pipe in (compiled, plain))
                 torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     finally:
         torch.compiler.set_stance("default")

@@ -18,7 +18,7 @@ from serve.engine.adapter import Adapter, Pair, Strength
 from serve.engine.engine import Engine
 from serve.engine.layers import LoraLayers
 from serve.engine.line import probe
-from serve.engine.request import AdapterUse, EngineFault, NotDrawable, PictureRequest
+from serve.engine.request import AdapterUse, EngineFault, PictureRequest
 from tests.serve.engine.plain import Plain, levels, running, small
 from tests.serve.engine.test_batching import Progress
 
@@ -147,18 +147,3 @@ def test_a_device_that_does_not_compute_is_seen() -> None:
     probe(torch.device("cpu"))
     with pytest.raises(EngineFault, match="device cuda:77 failed: "):  # no machine has so many
         probe(torch.device("cuda:77"))
-
-
-def test_a_prompt_that_would_be_cut_is_refused() -> None:
-    async def main() -> None:
-        async with running(Engine(Base(), settings=small())) as engine:
-            await engine.draw(PictureRequest(" ".join(["dog"] * 30), seed=1, num_inference_steps=1))
-            for changes, param in (
-                ({}, "prompt"),
-                ({"prompt": "a", "negative_prompt": "dog " * 35}, "negative_prompt"),
-            ):
-                with pytest.raises(NotDrawable, match=f"^{param} has 35 tokens: .* take 30; leave out 5$") as refused:
-                    await engine.draw(PictureRequest(**{"prompt": "dog " * 35, "seed": 1, **changes}))
-                assert refused.value.param == param
-
-    asyncio.run(main())
