@@ -43,6 +43,7 @@ def run(
 ) -> None:
     """Serve base and tuned models: OpenAI's Images API, and a page."""
     from serve import rayfile
+    from serve.port import require_free_to_start
 
     words = [config, *(settings or [])]
     if "=" in config:  # no file: only settings
@@ -54,6 +55,8 @@ def run(
         typer.echo(f"{config}: {', '.join(found)}")
         return
     chosen = _configuration(config, settings or [], variant or [], host, port, allow_open)
+    if not check:
+        require_free_to_start(chosen.host, chosen.port)  # before Ray is imported, which takes seconds
 
     with libraries_on_stderr():
         from serve.app import require_guarded
