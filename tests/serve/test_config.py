@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -68,6 +69,14 @@ def test_a_wrong_setting_is_one_line(changes: dict[str, object], line: str) -> N
         override(ServeConfig(), changes)
     assert line in str(wrong.value)
     assert "\n" not in str(wrong.value)
+
+
+def test_every_setting_is_in_the_schema(here: Here) -> None:
+    code, out, _ = here("serve", "--schema")
+    known = json.loads(out)["properties"]
+    assert code == 0
+    assert known.keys() == ServeConfig.model_fields.keys()
+    assert "browser" in known["cors_origins"]["description"] and "links" in known["public_url"]["description"]
 
 
 def test_one_origin_needs_no_list() -> None:
