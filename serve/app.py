@@ -94,7 +94,11 @@ def _images(config: ServeConfig) -> serve.Application | None:
     if not keep_s:
         return None
     deployment = serve.deployment(Images).options(
-        name="images", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000
+        name="images",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=config.ingress.max_connections,
+        graceful_shutdown_wait_loop_s=0.5,
     )
     return deployment.bind(keep_s, config.images.memory_mib * 2**20)
 
