@@ -15,6 +15,7 @@ from ray import serve
 
 from sdxl_ray.errors import UserError
 from serve.config import LOOPBACK, ServeConfig, load, override, parse
+from serve.images import Images
 from serve.ingress import Ingress
 from serve.keys import read_keys
 from serve.layout import Layout, plan
@@ -61,6 +62,11 @@ def require_guarded(config: ServeConfig, bound: str | None = None) -> None:
             f"{where} is reachable from other machines and there are no API keys: set {config.api_keys.variable} or "
             f"api_keys.file, {other}, or say allow_open=true"
         )
+    if "*" in config.cors_origins and not config.allow_open and not len(keys):
+        raise UserError(
+            "cors_origins = ['*'] lets every web site that a browser here visits use this endpoint, and there are no "
+            f"API keys: name the origins, set {config.api_keys.variable} or api_keys.file, or say allow_open=true"
+        )
 
 
 def application(config: ServeConfig, layout: Layout | None = None) -> serve.Application:
@@ -78,7 +84,22 @@ def application(config: ServeConfig, layout: Layout | None = None) -> serve.Appl
     groups = {
         name: deployment.options(name=name).bind(name, plain, asdict(group)) for name, group in layout.groups.items()
     }
-    return _ingress(config).bind(plain, layout.plain(), groups, locked=len(keys) > 0)
+    return _ingress(config).bind(plain, layout.plain(), groups, _images(config), locked=len(keys) > 0)
+
+
+def _images(config: ServeConfig) -> serve.Application | None:
+    """The store of the images that responses link to. One replica, so that every ingress finds every image."""
+    keep_s = config.images.keep_seconds
+    if not keep_s:
+        return None
+    deployment = serve.deployment(Images).options(
+        name="images",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=config.ingress.max_connections,
+        graceful_shutdown_wait_loop_s=0.5,
+    )
+    return deployment.bind(keep_s, config.images.memory_mib * 2**20)
 
 
 def _weights(config: ServeConfig) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -12,8 +13,10 @@ from serve.config import Limits
 from serve.engine.request import AdapterUse, PictureRequest
 from serve.layout import Layout
 from serve.problem import Problem, of_validation
-from serve.protocol import MAX_SEED, Adapter, body_model
+from serve.protocol import MAX_SEED, REASONS, Adapter, Body, body_model
 
+#: Names that some clients send whatever the endpoint lists. A variant may have any of them.
+_OF_OPENAI = re.compile(r"(dall-e|gpt-image|chatgpt-image)[a-z0-9.-]*\Z")
 STEPS = 30
 GUIDANCE = 7.5
 
@@ -23,6 +26,8 @@ class Asked:
     """A request that is allowed.
 
     group: the deployment that draws it. work: pixels x steps x n, in steps of one picture of the base's own size.
+    compression: quality of a JPEG or WebP file. linked: the response has addresses of the images. background, quality:
+    as requested, for the events of a stream.
     """
 
     model: str
@@ -32,6 +37,10 @@ class Asked:
     stream: bool
     previews: int
     work: float
+    compression: int | None = None
+    linked: bool = False
+    background: str = "opaque"
+    quality: str = "auto"
 
     @property
     def size(self) -> str:
@@ -42,9 +51,11 @@ class Asked:
 class Desk:
     """Takes orders for one endpoint: its limits and what it serves."""
 
-    def __init__(self, limits: Limits, layout: Layout) -> None:
+    def __init__(self, limits: Limits, layout: Layout, *, links: bool = True) -> None:
+        """links: whether the endpoint keeps images, so that a response may have their addresses."""
         self.limits = limits
         self.layout = layout
+        self.links = links
         self.body = body_model(limits)
         # SDXL is at home at 1024 pixels and draws from a quarter to twice that; below 32 nothing is left to see.
         self.min_edge = limits.min_edge or min(max(32, layout.edge // 32 * 8), limits.max_edge or layout.edge)
@@ -55,7 +66,7 @@ class Desk:
         try:
             body = self.body.model_validate_json(raw)
         except ValidationError as error:
-            raise of_validation(error, self.body, Adapter) from None
+            raise of_validation(error, self.body, Adapter, REASONS) from None
         if not body.prompt.strip():
             raise _invalid("prompt", "prompt is blank: say what to draw")
         model = next(iter(self.layout.places)) if body.model is None else body.model
@@ -75,6 +86,7 @@ class Desk:
             raise _invalid("n", f"n = {n}: a stream is of one picture; set n to 1 or stream to false")
         if body.partial_images and not stream:
             raise _invalid("partial_images", f"partial_images = {body.partial_images}: only with stream = true")
+        self._check_format(body)
         seed = self._seed(body.seed, n)
         guidance = GUIDANCE if body.guidance_scale is None else body.guidance_scale
         adapters = self._adapters(model, body.adapters or ())
@@ -100,29 +112,62 @@ class Desk:
             stream=stream,
             previews=body.partial_images or 0,
             work=work,
+            compression=body.output_compression,
+            linked=body.response_format == "url",
+            background=body.background or "opaque",
+            quality="low" if body.quality == "low" else "auto",
         )
+
+    def _check_format(self, body: Body) -> None:
+        """Refuse what the file format or the form of the response cannot do."""
+        compression = body.output_compression
+        if compression not in (None, 100) and body.output_format in (None, "png"):
+            raise _invalid(
+                "output_compression",
+                f"output_compression = {compression}: a PNG file is lossless; set output_format to jpeg or webp, or "
+                "leave output_compression out",
+            )
+        if body.response_format != "url":
+            return
+        if body.stream:
+            raise _invalid(
+                "response_format",
+                "response_format = 'url': the events of a stream hold the image itself; leave response_format out, or "
+                "set stream to false",
+            )
+        if not self.links:
+            raise _invalid(
+                "response_format",
+                "response_format = 'url': this endpoint keeps no images (its setting images.keep_seconds is 0); use "
+                "b64_json",
+            )
 
     def _group(self, model: str) -> str:
         place = self.layout.places.get(model)
         if place is None:
-            raise Problem(404, f"no model {model!r}: {nearest(model, self.layout.places)}", "model_not_found", "model")
+            raise Problem(404, _no_model(model, self.layout), "model_not_found", "model")
         if place.group is None:
             raise Problem(404, f"model {model!r} is stopped: {place.reason}", "model_stopped", "model")
         return place.group
 
     def _size(self, text: str) -> tuple[int, int]:
+        own = self.layout.edge
         if text == "auto":
-            return self.layout.edge, self.layout.edge
+            return own, own
         width, height = (int(pixels) for pixels in text.split("x"))
-        for name, edge in (("width", width), ("height", height)):
-            near = min(max(round(edge / 8) * 8, self.min_edge), self.max_edge)
-            if edge != near:
-                raise _invalid(
-                    "size",
-                    f"size = {text!r}: {name} {edge} is no multiple of 8 from {self.min_edge} to {self.max_edge}; "
-                    f"the nearest is {near}",
-                )
-        return width, height
+        near = tuple(min(max(round(edge / 8) * 8, self.min_edge), self.max_edge) for edge in (width, height))
+        if near == (width, height):
+            return width, height
+        if max(width, height) > self.max_edge:
+            limit = f"the largest size here is {self.max_edge}x{self.max_edge}"
+        elif min(width, height) < self.min_edge:
+            limit = f"the smallest size here is {self.min_edge}x{self.min_edge}"
+        else:
+            name, edge = ("width", width) if width % 8 else ("height", height)
+            limit = f"{name} {edge} is no multiple of 8"
+        raise _invalid(
+            "size", f"size = {text!r}: {limit}; the nearest is {near[0]}x{near[1]}, and auto or no size is {own}x{own}"
+        )
 
     def _seed(self, seed: int | None, n: int) -> int:
         """Fixed here, before anything is dispatched: a retry draws the same picture."""
@@ -152,6 +197,15 @@ class Desk:
         if len(uses) > self.limits.adapters:
             raise _invalid("adapters", f"{len(uses)} adapters with the model's own: at most {self.limits.adapters}")
         return uses
+
+
+def _no_model(model: str, layout: Layout) -> str:
+    """What is served instead of an unknown model, and how to serve under a name that a client insists on."""
+    served = [name for name, place in layout.places.items() if place.group is not None]
+    message = f"no model {model!r}: {nearest(model, served)}"
+    if _OF_OPENAI.match(model):
+        message += f"; a variant can have that name: sdxl-ray serve --variant {model}=ARTIFACT"
+    return message
 
 
 def _invalid(param: str, message: str) -> Problem:

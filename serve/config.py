@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.scalars import meaning, text_of
@@ -29,6 +30,32 @@ def _artifact(value: Any) -> Any:
     if meaning(value) is None or value == "base":
         return {}
     return value if isinstance(value, dict | Variant) else {"artifact": text_of(value)}
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it: a scheme, a host in lower case, a port where it is not the scheme's own."""
+    if text == "*":
+        return text
+    url = urlsplit(text)
+    port, usual = url.port, {"http": 80, "https": 443}.get(url.scheme)
+    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+    origin = f"{url.scheme}://{host}" + (f":{port}" if port not in (None, usual) else "")
+    if "*" in text:
+        raise ValueError("write each origin in full; '*' alone is every origin")
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError(
+            "write an origin: scheme and host, for example https://app.example.org or http://localhost:3000"
+        )
+    if text != origin:
+        raise ValueError(f"browsers send this origin as {origin!r}: write that")
+    return text
+
+
+def _public_url(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or url.username:
+        raise ValueError("write a URL without a query, for example https://example.org or https://example.org/images")
+    return text
 
 
 class Variant(Section):
@@ -112,6 +139,15 @@ class ApiKeys(Section):
     file: LocalPath | None = Field(None, description="file with a key per line; # starts a comment")
 
 
+class Images(Section):
+    """Images that a response links to (`response_format=url`)."""
+
+    keep_seconds: Annotated[int, Field(ge=0, le=604_800)] = Field(
+        3600, description="how long an address works; 0: responses hold the images themselves, and no addresses"
+    )
+    memory_mib: PositiveInt = Field(256, description="memory for them; the oldest go first when it is full")
+
+
 class ServeConfig(Section):
     """An endpoint: its base, its variants, and how they are run and guarded."""
 
@@ -128,6 +164,21 @@ class ServeConfig(Section):
     limits: Limits = Limits()
     queue: Queue = Queue()
     api_keys: ApiKeys = ApiKeys()
+    images: Images = Images()
+    public_url: Annotated[str, AfterValidator(_public_url)] | None = Field(
+        None,
+        description="address of this endpoint as clients reach it, for links to images: https://example.org/images; "
+        "default: from the headers of each request",
+    )
+    cors_origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_origin)], ...],
+        BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+        Field(max_length=100),
+    ] = Field(
+        (),
+        description="web sites whose pages may use the API from a browser, for example [https://app.example.org]; "
+        "['*']: every site, which needs API keys or allow_open",
+    )
     log_prompts: bool = Field(False, description="prompts in the request log")
 
     @model_validator(mode="after")
@@ -141,6 +192,12 @@ class ServeConfig(Section):
             raise ValueError(
                 f"engine.max_resident = {self.engine.max_resident} is below limits.adapters = {self.limits.adapters}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _every_origin_or_some(self) -> ServeConfig:
+        if "*" in self.cors_origins and len(self.cors_origins) > 1:
+            raise ValueError("cors_origins has '*', which is every origin, beside others: leave either out")
         return self
 
     def _require_room(self, kind: str, queued: int, limit: str, asked: int) -> None:

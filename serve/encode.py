@@ -13,8 +13,13 @@ _PNG_LEVEL = 1
 _QUALITY = 92
 
 
-def encode(picture: Image.Image, output_format: str, facts: Mapping[str, object]) -> bytes:
-    """PNG with a text chunk per fact, JPEG or WebP (which carry none)."""
+def encode(
+    picture: Image.Image, output_format: str, facts: Mapping[str, object], compression: int | None = None
+) -> bytes:
+    """PNG with a text chunk per fact, JPEG or WebP (which carry none).
+
+    compression: OpenAI's name for the quality of JPEG and WebP, from 0 (smallest file) to 100 (best image).
+    """
     buffer = io.BytesIO()
     if output_format == "png":
         chunks = PngInfo()
@@ -22,5 +27,6 @@ def encode(picture: Image.Image, output_format: str, facts: Mapping[str, object]
             chunks.add_itxt(key, str(value))
         picture.save(buffer, "PNG", pnginfo=chunks, compress_level=_PNG_LEVEL)
     else:
-        picture.convert("RGB").save(buffer, output_format.upper(), quality=_QUALITY)
+        quality = _QUALITY if compression is None else compression
+        picture.convert("RGB").save(buffer, output_format.upper(), quality=quality)
     return buffer.getvalue()

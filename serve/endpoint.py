@@ -19,6 +19,7 @@ from serve.admission import Ledger, share
 from serve.asking import Asked, Desk
 from serve.config import ServeConfig
 from serve.engine.request import PictureRequest
+from serve.images import ImageLinks
 from serve.keys import Keys
 from serve.layout import Layout
 from serve.metrics import Meter
@@ -41,10 +42,14 @@ class Answer:
 class Endpoint:
     """What an ingress knows and does."""
 
-    def __init__(self, config: ServeConfig, layout: Layout, handles: dict[str, Any], keys: Keys) -> None:
+    def __init__(
+        self, config: ServeConfig, layout: Layout, handles: dict[str, Any], keys: Keys, images: Any = None
+    ) -> None:
+        """images: handle of the store of images; None where none are kept."""
         self.config = config
         self.keys = keys
-        self.desk = Desk(config.limits, layout)
+        self.desk = Desk(config.limits, layout, links=images is not None)
+        self.images = ImageLinks(images, config.images.keep_seconds)
         self.watch = Watch(layout, handles)
         self.meter = Meter()
         self._handles = handles
@@ -111,7 +116,8 @@ class Endpoint:
     async def _one(
         self, asked: Asked, request: PictureRequest, on_preview: Callable[[Preview], None] | None
     ) -> Picture:
-        order = Order(asked.model, request, asked.output_format, self.config.queue.timeout_s, asked.previews)
+        timeout_s = self.config.queue.timeout_s
+        order = Order(asked.model, request, asked.output_format, timeout_s, asked.previews, asked.compression)
         return await dispatch.draw(
             self._handles[asked.group],
             order,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from sdxl_ray.errors import UserError
 from serve import routes
@@ -18,16 +18,19 @@ class Ingress:
     """Made on its replica from plain data and the handles of the groups; Serve asks it for the application."""
 
     async def __init__(  # type: ignore[misc]
-        self, config: dict[str, Any], layout: dict[str, Any], handles: dict[str, Any], *, locked: bool
+        self, config: dict[str, Any], layout: dict[str, Any], handles: dict[str, Any], images: Any, *, locked: bool
     ) -> None:
-        """locked: there were keys where the endpoint was built. Where this process finds none, it opens nothing."""
+        """images: handle of the store of images, or None.
+
+        locked: there were keys where the endpoint was built. Where this process finds none, it opens nothing.
+        """
         settings = parse(config)
         keys = read_keys(settings.api_keys)
         if locked and not len(keys):
             raise UserError(f"no API keys on this node: set {settings.api_keys.variable} or api_keys.file here too")
-        self.endpoint = Endpoint(settings, Layout.of(layout), handles, keys)
+        self.endpoint = Endpoint(settings, Layout.of(layout), handles, keys, images)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         return routes.build(self.endpoint)
 
     async def __del__(self) -> None:

@@ -6,11 +6,9 @@ with running(config) as url:  # http://127.0.0.1:8000, or the address that the c
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -22,10 +20,11 @@ import ray
 from ray import serve
 
 from sdxl_ray.distributed.cluster import connected
-from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.errors import RunError
 from serve.app import application, listening, require_guarded
 from serve.config import ServeConfig
 from serve.layout import Layout, plan
+from serve.port import free_port, require_free, require_free_to_start
 
 APPLICATION = "sdxl-ray"
 _LOG = logging.getLogger("ray.serve")
@@ -51,6 +50,7 @@ def running(
     RunError: it did not start.
     """
     require_guarded(config)
+    require_free_to_start(config.host, config.port)
     layout = layout or plan(config)
     with _ray(config, layout) as ours, _serve(config, ours) as (host, port):
         require_guarded(config, host)
@@ -99,8 +99,8 @@ def _serve(config: ServeConfig, in_our_ray: bool) -> Iterator[tuple[str, int]]:
     if found is not None:
         yield found
         return
-    port = config.port or _free_port(config.host)
-    _require_free(config.host, port)
+    port = config.port or free_port(config.host)
+    require_free(config.host, port)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options={"host": config.host, "port": port}, proxy_location="HeadOnly")
     try:
@@ -165,30 +165,3 @@ def _reached(host: str) -> str:
     """A bound address as a URL names it, from this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
-
-
-def _free_port(host: str) -> int:
-    with _bound(host, 0) as probe:
-        return int(probe.getsockname()[1])
-
-
-def _require_free(host: str, port: int) -> None:
-    with _bound(host, port):
-        pass
-
-
-@contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket there, as Serve's proxy opens it. Raises UserError."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            hint = (
-                "choose another, or 0 for any"
-                if error.errno == errno.EADDRINUSE
-                else "host must be an address of this machine, such as 127.0.0.1 or 0.0.0.0"
-            )
-            raise UserError(f"port = {port} on {host}: {error.strerror}; {hint}") from None
-        yield probe

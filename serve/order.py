@@ -11,7 +11,7 @@ from serve.engine.request import PictureRequest, Times, Truncated
 class Order:
     """One picture. seconds: how long it may take from its arrival (clocks differ, durations do not).
 
-    variant: the model id. previews: pictures on the way.
+    variant: the model id. previews: pictures on the way. compression: quality of a JPEG or WebP file, None: default.
     """
 
     variant: str
@@ -19,6 +19,7 @@ class Order:
     output_format: str
     seconds: float
     previews: int = 0
+    compression: int | None = None
 
 
 @dataclass(frozen=True)

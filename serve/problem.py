@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,10 +66,13 @@ def busy(
     return Problem(429 if reason == "queue_full" else 503, message, reason, retry_after_s=after_s)
 
 
-def of_validation(error: ValidationError, body: type[BaseModel], inner: type[BaseModel]) -> Problem:
+def of_validation(
+    error: ValidationError, body: type[BaseModel], inner: type[BaseModel], reasons: Mapping[str, str]
+) -> Problem:
     """The first thing that is wrong with a request body: the field, the value and the limit.
 
-    body: what it is checked against; inner: the same for the objects in its lists.
+    body: what it is checked against; inner: the same for the objects in its lists. reasons: by field, why other values
+    are refused.
     """
     first = error.errors()[0]
     path = _dotted(first["loc"])
@@ -80,6 +84,10 @@ def of_validation(error: ValidationError, body: type[BaseModel], inner: type[Bas
         known = nearest(str(first["loc"][-1]), fields)
         return Problem(400, f"unknown field {_short(path)}: {known}", "unknown_parameter", path[:100])
     message = first["msg"].removeprefix("Value error, ")
+    if kind == "none_required":
+        message = "only null is accepted"
+    if kind in ("none_required", "literal_error") and path in reasons:
+        message += f"; {reasons[path]}"
     given = "" if kind in ("missing", "model_type") else f" = {_short(first['input'])}"
     text = f"{path}{given}: {message[0].lower()}{message[1:]}" if path else f"the body: {message}"
     return Problem(400, text, "missing_parameter" if kind == "missing" else "invalid_value", path or None)

@@ -3,6 +3,10 @@
 Beyond OpenAI's fields a request may have `negative_prompt, num_inference_steps, guidance_scale, seed, scheduler,
 adapters` and `max_token_length`. Every field is checked strictly (a string is no number) and unknown ones are refused.
 `body_model` sets the limits of one endpoint into the fields, so that the OpenAPI description states what is enforced.
+
+Clients send many of OpenAI's fields at their defaults. A field that this endpoint cannot honour accepts null, OpenAI's
+default and the values that describe what happens here anyway; a value that would change the image is refused, with
+the reason from `REASONS`.
 """
 
 from __future__ import annotations
@@ -20,6 +24,19 @@ MAX_SEED = 2**63 - 1
 SchedulerName = Literal["default", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "lcm"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 Strength = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
+
+#: Why a field of OpenAI's takes few values here or none: its description, and a part of the error message.
+REASONS = {
+    "background": "images have no transparency",
+    "complexity": "nothing plans the image before it is generated",
+    "frame_count": "images are not animated, so leave it out",
+    "frame_duration_ms": "images are not animated, so leave it out",
+    "moderation": "prompts and images are not moderated",
+    "output_format": "the file format of the images; default png",
+    "quality": "there is one quality: leave it out and set num_inference_steps",
+    "style": "there is no setting for style: leave it out and describe the style in the prompt",
+    "svg": "images are pixels, not vectors, so leave it out",
+}
 
 assert SchedulerName.__args__[1:] == SCHEDULERS  # type: ignore[attr-defined]
 
@@ -56,11 +73,25 @@ class Body(BaseModel):
     size: Annotated[str, AfterValidator(_written_as_size)] | None = Field(
         None, json_schema_extra={"pattern": _SIZE}, description="WIDTHxHEIGHT in pixels; auto: the base's own"
     )
-    response_format: Literal["b64_json"] | None = Field(None, description="pictures are in the response, never a URL")
-    output_format: OutputFormat | None = Field(None, description="default png")
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="b64_json (default): images are in the response; url: at addresses that expire"
+    )
+    output_format: OutputFormat | None = Field(None, description=REASONS["output_format"])
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="quality of a JPEG or WebP file, default 92; a PNG file is lossless: 100 only"
+    )
     stream: bool | None = Field(None, description="server-sent events; for one picture")
     partial_images: int | None = Field(None, ge=0, le=3, description="pictures on the way, when streaming")
-    user: str | None = Field(None, max_length=256, description="accepted, as OpenAI does; not used and not logged")
+    background: Literal["auto", "opaque"] | None = Field(None, description=REASONS["background"])
+    quality: Literal["auto", "standard", "low"] | None = Field(None, description=REASONS["quality"])
+    style: Literal["vivid"] | None = Field(None, description=REASONS["style"])
+    moderation: Literal["auto", "low"] | None = Field(None, description=REASONS["moderation"])
+    complexity: Literal["low"] | None = Field(None, description=REASONS["complexity"])
+    frame_count: None = Field(None, description=REASONS["frame_count"])
+    frame_duration_ms: None = Field(None, description=REASONS["frame_duration_ms"])
+    svg: None = Field(None, description=REASONS["svg"])
+    user: str | None = Field(None, max_length=256, description="not used and not logged")
+    safety_identifier: str | None = Field(None, max_length=256, description="not used and not logged")
     negative_prompt: str | None = Field(None, description="what not to draw; default: the unconditional prompt")
     num_inference_steps: int | None = Field(None, ge=1, description="denoising steps; default 30")
     guidance_scale: float | None = Field(
@@ -106,8 +137,8 @@ class PictureTimes(BaseModel):
     batch_mean: float
 
 
-class Datum(BaseModel):
-    """One picture, base64."""
+class InlineImage(BaseModel):
+    """An image in the response, base64."""
 
     b64_json: str
     seed: int
@@ -119,6 +150,30 @@ class TruncatedText(BaseModel):
     tokens: int
     used_tokens: int
     text: str
+
+
+class LinkedImage(BaseModel):
+    """An image at an address that expires; the address needs no API key."""
+
+    url: str
+    seed: int
+
+
+class TokenDetails(BaseModel):
+    """Tokens by kind."""
+
+    text_tokens: int = 0
+    image_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """OpenAI's count of billed tokens. Nothing is billed here, so every count is 0."""
+
+    input_tokens: int = 0
+    input_tokens_details: TokenDetails = TokenDetails()
+    output_tokens: int = 0
+    output_tokens_details: TokenDetails = TokenDetails()
+    total_tokens: int = 0
 
 
 class Extras(BaseModel):
@@ -135,9 +190,11 @@ class ImagesResponse(BaseModel):
 
     created: int
     model: str
+    background: Literal["opaque"] = "opaque"
     output_format: OutputFormat
     size: str
-    data: list[Datum]
+    data: list[InlineImage | LinkedImage]
+    usage: Usage = Usage()
     sdxl_ray: Extras
 
 

@@ -1,32 +1,35 @@
-"""The HTTP side: paths, headers, bodies and their limits, server-sent events, and the OpenAPI description."""
+"""The HTTP side: paths, headers, bodies and their limits, and the OpenAPI description."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
-import time
-from collections.abc import AsyncIterator
 from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
 
 from sdxl_ray import __version__
 from sdxl_ray.errors import nearest
+from serve import answers
+from serve.address import base_url
 from serve.asking import Asked
 from serve.endpoint import Answer, Endpoint
-from serve.order import Picture, Preview
+from serve.middleware import around
+from serve.order import Preview
 from serve.problem import ErrorEnvelope, Problem
 from serve.protocol import ImagesResponse, Model, Models
+from serve.unknown_paths import no_such_path
 
 #: A client that has not sent its body by then is not going to.
 _BODY_S = 30.0
 _GENERATIONS = "/v1/images/generations"
+_IMAGES = "/image-files"
 #: A server-sent event, as OpenAPI describes one.
 _EVENT = {
     "type": "object",
@@ -43,8 +46,12 @@ _POLICY = (
 _ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 
-def build(endpoint: Endpoint) -> FastAPI:
+def build(endpoint: Endpoint) -> ASGIApp:
     """The application of one endpoint."""
+    return around(_application(endpoint), endpoint.config.cors_origins)
+
+
+def _application(endpoint: Endpoint) -> FastAPI:
     # FastAPI's own pages of documentation load scripts from elsewhere.
     app = FastAPI(title="sdxl-ray", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     errors: dict[int | str, dict[str, Any]] = {
@@ -65,12 +72,30 @@ def build(endpoint: Endpoint) -> FastAPI:
         task = endpoint.start(asked, previews.put_nowait if asked.previews else None)
         if asked.stream:
             headers = {**_ALWAYS, "x-sdxl-ray-seed": str(asked.requests[0].seed)}
-            return StreamingResponse(_events(asked, task, previews), media_type="text/event-stream", headers=headers)
+            return StreamingResponse(
+                answers.events(asked, task, previews), media_type="text/event-stream", headers=headers
+            )
         try:
             answer = await task
         finally:
             task.cancel()
-        return JSONResponse(_response(asked, answer), headers={**_ALWAYS, **_times(asked, answer)})
+        links = await _links(request, endpoint, asked, answer) if asked.linked else None
+        return JSONResponse(answers.body(asked, answer, links), headers={**_ALWAYS, **answers.headers(asked, answer)})
+
+    @app.get(
+        f"{_IMAGES}/{{name}}",
+        response_class=Response,
+        responses={
+            200: {"content": {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}},
+            **{status: errors[status] for status in (404, 503)},
+        },
+        operation_id="getImage",
+    )
+    async def image(name: str) -> Response:
+        """An image that a response linked to. Whoever knows its name may have it, so it needs no key."""
+        kept = await endpoint.images.get(name)
+        caching = {"Cache-Control": f"private, max-age={kept.seconds}, immutable"}
+        return Response(kept.data, media_type=kept.media_type, headers={**_ALWAYS, **caching})
 
     @app.get("/v1/models", response_model=Models, responses={401: errors[401]}, operation_id="listModels")
     async def models(request: Request) -> Models:
@@ -113,6 +138,13 @@ def build(endpoint: Endpoint) -> FastAPI:
     return app
 
 
+async def _links(request: Request, endpoint: Endpoint, asked: Asked, answer: Answer) -> list[str]:
+    """Keep the images; their addresses."""
+    names = await endpoint.images.put([image.data for image in answer.pictures], asked.output_format)
+    base = base_url(request, endpoint.config.public_url)
+    return [f"{base}{_IMAGES}/{name}" for name in names]
+
+
 def _add_page(app: FastAPI) -> None:
     """Plain HTML, CSS and JavaScript from the package: no build step, no CDN, and it works without a network."""
     folder = resources.files("serve") / "ui"
@@ -149,86 +181,6 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-def _response(asked: Asked, answer: Answer) -> dict[str, Any]:
-    seeds = [request.seed for request in asked.requests]
-    pairs = zip(answer.pictures, seeds, strict=True)
-    return {
-        "created": int(time.time()),
-        "model": asked.model,
-        "output_format": asked.output_format,
-        "size": asked.size,
-        "data": [{"b64_json": _base64(picture), "seed": seed} for picture, seed in pairs],
-        "sdxl_ray": _extras(answer),
-    }
-
-
-def _extras(answer: Answer) -> dict[str, Any]:
-    first = answer.pictures[0]
-    return {
-        "artifact": first.artifact,
-        "adapters": first.adapters,
-        "truncated": {name: vars(text) for name, text in first.truncated.items()},
-        "times": [{name: round(ms, 3) for name, ms in vars(p.times).items()} for p in answer.pictures],
-    }
-
-
-def _times(asked: Asked, answer: Answer) -> dict[str, str]:
-    """Headers: hashes of the model and of the adapters beside it, the slowest picture's stages, the whole request."""
-    first = answer.pictures[0]
-    slowest = max((picture.times for picture in answer.pictures), key=lambda times: times.total_ms)
-    stages = {name: getattr(slowest, f"{name}_ms") for name in ("queue", "text", "denoise", "decode")}
-    return {
-        "x-sdxl-ray-artifact": first.artifact,
-        "x-sdxl-ray-adapters": " ".join(
-            f"{name}={hash_}" for name, hash_ in first.adapters.items() if name != asked.model
-        ),
-        "x-sdxl-ray-seed": str(asked.requests[0].seed),
-        **{f"x-sdxl-ray-{name}-ms": f"{ms:.3f}" for name, ms in stages.items()},
-        "x-sdxl-ray-total-ms": f"{answer.total_ms:.3f}",
-        "x-sdxl-ray-batch": f"{slowest.batch_mean:.2f}",
-    }
-
-
-async def _events(asked: Asked, task: asyncio.Task[Answer], previews: asyncio.Queue[Preview]) -> AsyncIterator[bytes]:
-    """OpenAI's events: pictures on the way, then the picture; or an error, since the status has been sent."""
-    common = {
-        "created_at": int(time.time()),
-        "output_format": asked.output_format,
-        "size": asked.size,
-        "background": "opaque",
-        "quality": "auto",
-    }
-    sent = 0
-    try:
-        while not task.done():
-            look = asyncio.create_task(previews.get())
-            await asyncio.wait({task, look}, return_when=asyncio.FIRST_COMPLETED)
-            if not look.done():
-                look.cancel()
-                break
-            preview = look.result()
-            extras = {"step": preview.step, "steps": preview.steps}
-            data = {"b64_json": _base64(preview), "partial_image_index": sent, **common, "sdxl_ray": extras}
-            yield _event("image_generation.partial_image", data)
-            sent += 1
-        answer = await task
-        data = {"b64_json": _base64(answer.pictures[0]), **common, "usage": None, "model": asked.model}
-        data |= {"seed": asked.requests[0].seed, "sdxl_ray": {**_extras(answer), "total_ms": answer.total_ms}}
-        yield _event("image_generation.completed", data)
-    except Problem as problem:
-        yield _event("error", problem.envelope)
-    finally:
-        task.cancel()
-
-
-def _event(kind: str, data: dict[str, Any]) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n".encode()
-
-
-def _base64(picture: Picture | Preview) -> str:
-    return base64.b64encode(picture.data).decode("ascii")
-
-
 def _describe(app: FastAPI, endpoint: Endpoint) -> dict[str, Any]:
     """The OpenAPI description, with the request body as this endpoint checks it and the models that it serves."""
     description: dict[str, Any] = get_openapi(title=app.title, version=app.version, routes=app.routes)
@@ -259,10 +211,16 @@ async def _on_problem(_: Request, problem: Exception) -> Response:
 async def _on_http(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path, or a path without this method."""
     assert isinstance(error, HTTPException)
-    codes = {404: "not_found", 405: "method_not_allowed"}
+    if error.status_code == 404:
+        return await _on_problem(request, no_such_path(request.method, request.url.path, _paths(request.app)))
+    codes = {405: "method_not_allowed"}
     message = f"{request.method} {request.url.path[:100]}: {error.detail}"
     problem = Problem(error.status_code, message, codes.get(error.status_code, "http_error"))
     return JSONResponse(problem.envelope, problem.status, headers={**_ALWAYS, **(error.headers or {})})
+
+
+def _paths(app: FastAPI) -> list[str]:
+    return [route.path for route in app.routes if isinstance(route, APIRoute)]
 
 
 async def _on_bug(_: Request, error: Exception) -> Response:

@@ -91,7 +91,7 @@ class Weights:
                     break
                 step, preview = look.result()
                 with contextlib.suppress(Exception):  # the picture itself will say what is wrong
-                    yield Preview(await asyncio.to_thread(_look, preview, order.output_format), step, steps)
+                    yield Preview(await asyncio.to_thread(_look, preview, order), step, steps)
             yield await drawing
         finally:
             drawing.cancel()
@@ -114,7 +114,7 @@ class Weights:
         artifact = self.hashes.get(order.variant, "")
         adapters = {name: self.hashes[name] for name in named}
         facts = self._facts(order, artifact)
-        data = await asyncio.to_thread(encode, drawn.picture, order.output_format, facts)
+        data = await asyncio.to_thread(encode, drawn.picture, order.output_format, facts, order.compression)
         return Picture(data, drawn.times, artifact, adapters, drawn.truncated)
 
     def _refusal(self, order: Order, error: UserError | RunError) -> Refusal:
@@ -184,5 +184,5 @@ class Weights:
             await self.engine.stop()
 
 
-def _look(preview: Callable[[], Image.Image], output_format: str) -> bytes:
-    return encode(preview(), output_format, {})
+def _look(preview: Callable[[], Image.Image], order: Order) -> bytes:
+    return encode(preview(), order.output_format, {}, order.compression)

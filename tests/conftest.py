@@ -36,6 +36,7 @@ DEAR = {
             "tests/serve/test_fuzz.py",
             "tests/serve/loadtest/test_load.py",
             "tests/serve/test_metrics.py",
+            "tests/serve/test_openai_client.py",
             "tests/serve/test_overload.py",
             "tests/serve/test_page.py",
         ),

@@ -23,6 +23,8 @@ EXAMPLES = (
     "sdxl-ray serve compare",
     "sdxl-ray serve serve/compare.yaml variants.dog=runs/dog/artifact port=8080",
     "sdxl-ray serve --variant dog=runs/dog/artifact --variant toy=runs/toy/artifact",
+    "sdxl-ray serve 'cors_origins=[http://localhost:3000]' images.keep_seconds=600",
+    "sdxl-ray serve --schema",
     "sdxl-ray serve rayservice.yaml --check",
 )
 
@@ -40,10 +42,17 @@ def run(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one")] = None,
     allow_open: Annotated[bool, typer.Option("--allow-open", help="beyond loopback without API keys")] = False,
     check: Annotated[bool, typer.Option("--check", help="check a file, Ray Serve's own kind too, and stop")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of all settings and exit")] = False,
     json: AsJson = False,
 ) -> None:
     """Serve base and tuned models: OpenAI's Images API, and a page."""
+    if schema:
+        from serve.config import ServeConfig
+
+        print_json(ServeConfig.model_json_schema())
+        return
     from serve import rayfile
+    from serve.port import require_free_to_start
 
     words = [config, *(settings or [])]
     if "=" in config:  # no file: only settings
@@ -57,6 +66,8 @@ def run(
         typer.echo(f"{config}: {', '.join(found)}")
         return
     chosen = _configuration(config, settings or [], variant or [], host, port, allow_open)
+    if not check:
+        require_free_to_start(chosen.host, chosen.port)  # before Ray is imported, which takes seconds
 
     with libraries_on_stderr():
         from serve.app import require_guarded

@@ -85,5 +85,10 @@ def _serve_config(settings: LoadTest, recipe: Recipe, artifacts: Mapping[str, Ar
         }
         for name, artifact in artifacts.items()
     }
-    plain = {"base": recipe.base.model_dump(mode="json"), "variants": {BASE: None, **tuned}, "port": 0}
+    plain = {
+        "base": recipe.base.model_dump(mode="json"),
+        "variants": {BASE: None, **tuned},
+        "port": 0,
+        "images": {"keep_seconds": 0},  # a load test asks for no addresses, so no process has to keep images
+    }
     return parse(plain, "the comparison's endpoint")

@@ -12,7 +12,7 @@ from serve.config import Limits
 from serve.engine.request import AdapterUse
 from serve.layout import Group, Layout, Place
 from serve.problem import Problem
-from serve.protocol import MAX_SEED
+from serve.protocol import MAX_SEED, Body
 
 LORAS = {"dog": "/dog", "toy": "/toy"}
 LAYOUT = Layout(
@@ -104,8 +104,11 @@ def test_a_lora_is_an_adapter_of_its_own() -> None:
         ({"n": 10, "num_inference_steps": 41}, 400, "num_inference_steps", "= 410 steps of the base's own size"),
         ({"size": "128x128", "num_inference_steps": 101}, 400, "num_inference_steps", "100"),
         ({"size": "63x64"}, 400, "size", "the nearest is 64"),
-        ({"size": "64x136"}, 400, "size", "height 136 is no multiple of 8 from 32 to 128; the nearest is 128"),
-        ({"size": "24x64"}, 400, "size", "the nearest is 32"),
+        ({"size": "64x60"}, 400, "size", "height 60 is no multiple of 8; the nearest is 64x64"),
+        ({"size": "64x136"}, 400, "size", "the largest size here is 128x128; the nearest is 64x128"),
+        ({"size": "1024x1024"}, 400, "size", "the largest size here is 128x128; the nearest is 128x128, and auto"),
+        ({"size": "1023x64"}, 400, "size", "the largest size here is 128x128"),
+        ({"size": "24x64"}, 400, "size", "the smallest size here is 32x32; the nearest is 32x64"),
         ({"size": "64"}, 400, "size", "WIDTHxHEIGHT"),
         ({"size": "99999999999x64"}, 400, "size", "WIDTHxHEIGHT"),
         ({"size": "64x64\n"}, 400, "size", "WIDTHxHEIGHT"),
@@ -116,8 +119,31 @@ def test_a_lora_is_an_adapter_of_its_own() -> None:
         ({"seed": -1}, 400, "seed", "greater than or equal to 0"),
         ({"seed": MAX_SEED, "n": 2}, 400, "seed", "the last seed would be above"),
         ({"scheduler": "eulr"}, 400, "scheduler", "'euler'"),
-        ({"response_format": "url"}, 400, "response_format", "'b64_json'"),
+        (
+            {"model": "dall-e-3"},
+            404,
+            "model",
+            "choose from base, dog, melted, toy, whole; a variant can",
+        ),
+        ({"response_format": "file"}, 400, "response_format", "'b64_json' or 'url'"),
+        ({"response_format": "url", "stream": True}, 400, "response_format", "set stream to false"),
         ({"output_format": "gif"}, 400, "output_format", "'png'"),
+        ({"output_compression": 80}, 400, "output_compression", "a PNG file is lossless; set output_format to jpeg"),
+        ({"output_compression": 101, "output_format": "jpeg"}, 400, "output_compression", "less than or equal to 100"),
+        (
+            {"background": "transparent"},
+            400,
+            "background",
+            "= 'transparent': input should be 'auto' or 'opaque'; im",
+        ),
+        ({"quality": "hd"}, 400, "quality", "'auto', 'standard' or 'low'; there is one quality: leave it out and set"),
+        ({"style": "natural"}, 400, "style", "= 'natural': input should be 'vivid'; there is no setting for style"),
+        (
+            {"frame_count": 4},
+            400,
+            "frame_count",
+            "= 4: only null is accepted; images are not animated, so",
+        ),
         ({"stream": True, "n": 2}, 400, "n", "a stream is of one picture"),
         ({"partial_images": 2}, 400, "partial_images", "only with stream = true"),
         ({"partial_images": 4, "stream": True}, 400, "partial_images", "less than or equal to 3"),
@@ -145,6 +171,38 @@ def test_what_is_refused(fields: dict[str, Any], status: int, param: str, messag
     assert (refused.value.status, refused.value.param) == (status, param)
     assert message in refused.value.message
     assert len(refused.value.message) < 400
+
+
+#: What clients send when their user gives a prompt alone, beside model and prompt.
+CLIENTS = {
+    "langchain": {"n": 1, "size": "1024x1024", "quality": "standard"},
+    "langchain.js": {"n": 1, "size": "1024x1024", "response_format": "url", "style": "vivid", "quality": "standard"},
+    "laravel/ai": {"response_format": "b64_json"},
+    "laravel/ai gpt-image": {"moderation": "low", "size": "1536x1024", "quality": "low"},
+    "genkit": {"response_format": "b64_json", "n": 1},
+    "vercel ai": {"n": 1, "size": "1024x1024", "response_format": "b64_json"},
+    "spring ai": {"n": 1, "size": "1024x1024", "quality": "standard", "response_format": "url", "user": "u"},
+    "open webui": {"n": 1, "size": "512x512", "response_format": "b64_json"},
+    "librechat": {"n": 1, "size": "1792x1024", "quality": "standard", "style": "vivid", "response_format": "url"},
+    "llamaindex": {"n": 1, "size": "1024x1024", "quality": "standard", "style": "vivid", "response_format": "b64_json"},
+    "gpt-image defaults": {
+        "background": "auto", "moderation": "auto", "n": 1, "output_compression": 100, "output_format": "png",
+        "partial_images": 0, "quality": "auto", "size": "auto", "stream": False, "safety_identifier": "u",
+    },
+    "everything null": dict.fromkeys(name for name in Body.model_fields if name != "prompt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_clients_send_by_default_is_accepted(client: str) -> None:
+    sdxl = Desk(Limits(), Layout(1024, LAYOUT.groups, LAYOUT.places))
+    asked = sdxl.take(json.dumps({"prompt": "a dog", **CLIENTS[client]}).encode())  # type: ignore[dict-item]
+    assert asked.linked == (CLIENTS[client].get("response_format") == "url")  # type: ignore[attr-defined]
+
+
+def test_links_need_an_endpoint_that_keeps_images() -> None:
+    with pytest.raises(Problem, match=r"images\.keep_seconds is 0"):
+        Desk(Limits(), LAYOUT, links=False).take(b'{"prompt": "a dog", "response_format": "url"}')
 
 
 def test_the_models_own_adapter_counts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -49,6 +50,18 @@ def test_every_configuration_in_the_tree_is_read() -> None:
         ({"engine.dtype": "int8"}, "engine.dtype = 'int8'"),
         ({"port": 70000}, "port = 70000"),
         ({"queue.timeout_s": float("inf")}, "queue.timeout_s"),
+        ({"cors_origins": ["app.example.org"]}, "cors_origins.0 = 'app.example.org': write an origin: scheme and host"),
+        ({"cors_origins": ["https://a.org/"]}, "browsers send this origin as 'https://a.org'"),
+        ({"cors_origins": ["https://A.org:443"]}, "browsers send this origin as 'https://a.org'"),
+        ({"cors_origins": ["null"]}, "write an origin"),
+        ({"cors_origins": ["file:///a"]}, "write an origin"),
+        ({"cors_origins": ["http://a:b"]}, "cors_origins.0 = 'http://a:b'"),
+        ({"cors_origins": ["https://*.a.org"]}, "write each origin in full"),
+        ({"cors_origins": ["*", "https://a.org"]}, "leave either out"),
+        ({"images.keep_seconds": -1}, "images.keep_seconds = -1"),
+        ({"images.memory_mb": 1}, "did you mean 'memory_mib'?"),
+        ({"public_url": "example.org"}, "public_url = 'example.org': write a URL"),
+        ({"public_url": "https://a.org/?b"}, "write a URL without a query"),
     ],
 )
 def test_a_wrong_setting_is_one_line(changes: dict[str, object], line: str) -> None:
@@ -56,6 +69,18 @@ def test_a_wrong_setting_is_one_line(changes: dict[str, object], line: str) -> N
         override(ServeConfig(), changes)
     assert line in str(wrong.value)
     assert "\n" not in str(wrong.value)
+
+
+def test_every_setting_is_in_the_schema(here: Here) -> None:
+    code, out, _ = here("serve", "--schema")
+    known = json.loads(out)["properties"]
+    assert code == 0
+    assert known.keys() == ServeConfig.model_fields.keys()
+    assert "browser" in known["cors_origins"]["description"] and "links" in known["public_url"]["description"]
+
+
+def test_one_origin_needs_no_list() -> None:
+    assert override(ServeConfig(), {"cors_origins": "https://a.org"}).cors_origins == ("https://a.org",)
 
 
 def test_the_room_that_is_asked_for_is_the_least_that_does() -> None:

@@ -15,7 +15,8 @@ from serve.admission import Ledger, share
 from serve.app import require_guarded
 from serve.config import ApiKeys, ServeConfig, override
 from serve.keys import Keys, read_keys
-from serve.local import _elsewhere, _free_port, _reached, _require_free
+from serve.local import _elsewhere, _reached
+from serve.port import free_port, require_free
 from serve.problem import Problem, busy
 
 KEY = "0123456789abcdef"
@@ -79,6 +80,30 @@ def test_nobody_is_let_in_from_outside_by_accident(monkeypatch: pytest.MonkeyPat
     require_guarded(outside)
 
 
+def test_every_web_site_is_let_in_only_on_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = override(ServeConfig(), {"cors_origins": ["*"]})
+    with pytest.raises(UserError, match=r"cors_origins = \['\*'\] lets every web site .* allow_open=true"):
+        require_guarded(every)
+    require_guarded(override(every, {"allow_open": True}))
+    require_guarded(override(ServeConfig(), {"cors_origins": ["https://app.example.org"]}))
+    monkeypatch.setenv("SDXL_RAY_API_KEYS", KEY)
+    require_guarded(every)
+
+
+def test_a_port_that_is_taken_ends_the_command_before_ray_is_loaded(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code = "import sys; sys.modules['ray'] = None; from sdxl_ray.__main__ import main; main()"  # no import of Ray
+        for words in (["--port", str(port)], [f"port={port}"]):
+            command = [sys.executable, "-c", code, "serve", *words]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr.startswith(f"error: port = {port} on 127.0.0.1: Address already in use; end the program")
+            assert "--port" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_ledger_admits_pictures_and_work_up_to_its_bounds() -> None:
     ledger = Ledger(4, 100)
     ledger.admit(3, 30)
@@ -135,9 +160,10 @@ import ray
 from ray import serve
 from sdxl_ray.errors import UserError
 from serve.config import ServeConfig
-from serve.local import _free_port, running
+from serve.local import running
+from serve.port import free_port
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-serve.start(http_options={"host": "0.0.0.0", "port": _free_port("0.0.0.0")}, proxy_location="HeadOnly")
+serve.start(http_options={"host": "0.0.0.0", "port": free_port("0.0.0.0")}, proxy_location="HeadOnly")
 try:
     with running(ServeConfig()):
         print("served")
@@ -163,9 +189,9 @@ def test_an_address_is_bound_in_its_own_family_and_reached_from_here() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port = {port} on 127.0.0.1: .*; choose another, or 0 for any"):
-            _require_free("127.0.0.1", port)
+        with pytest.raises(UserError, match=f"port = {port} on 127.0.0.1: .*; end the program that holds it, or"):
+            require_free("127.0.0.1", port)
     with pytest.raises(UserError, match="must be an address of this machine"):
-        _require_free("192.0.2.1", 0)  # of documentation (RFC 5737), so of nobody
+        require_free("192.0.2.1", 0)  # of documentation (RFC 5737), so of nobody
     if Path("/proc/net/if_inet6").is_file() and Path("/proc/net/if_inet6").read_text():
-        assert _free_port("::1") > 0
+        assert free_port("::1") > 0
