@@ -31,6 +31,7 @@ from sdxl_ray.distributed.doctor import (
     ray_authentication,
 )
 from sdxl_ray.errors import RunError
+from sdxl_ray.paths import local_path
 from sdxl_ray.records import read
 from sdxl_ray.tiny import shipped
 
@@ -151,8 +152,8 @@ def test_a_variants_name_may_have_dots() -> None:
     found = _configuration("compare", [], ["v1.5=runs/a", "v1=runs/b"], None, None, False).variants
     assert {name: variant.artifact for name, variant in found.items()} == {
         "base": None,
-        "v1": "runs/b",
-        "v1.5": "runs/a",
+        "v1": local_path("runs/b"),
+        "v1.5": local_path("runs/a"),
     }
 
 

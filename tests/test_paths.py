@@ -80,9 +80,9 @@ def test_every_path_setting_of_a_recipe_is_resolved(home: Path) -> None:
         return found
 
     assert {"base.id", *paths(Recipe, "")} == set(PATHS)
-    changes = dict.fromkeys((path for path in PATHS if path != "data.prior.images"), "./x")
-    recipe = override(Recipe(), {**changes, "data.prior.images": "./x"})
-    assert recipe.local_paths == dict.fromkeys(PATHS, str(home / "x"))
+    names = {path: f"{path}.safetensors" for path in PATHS}  # a single file as the base, or it has no config
+    recipe = override(Recipe(), {path: f"./{name}" for path, name in names.items()})
+    assert recipe.local_paths == {path: str(home / name) for path, name in names.items()}
 
 
 def test_the_other_files_have_absolute_paths_too(home: Path) -> None:

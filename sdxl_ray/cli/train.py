@@ -52,7 +52,7 @@ def run(
     plan_check: Annotated[bool, typer.Option(help="refuse what the plan says cannot fit")] = True,
     json: AsJson = False,
 ) -> None:
-    """Train a recipe on Ray; after a kill, the same command resumes the run."""
+    """Train a recipe; after a kill, the same command resumes it."""
     if name is not None:
         required_name(name)
     chosen = read_recipe(recipe, settings, base)

@@ -15,6 +15,7 @@ from sdxl_ray import yaml_core
 from sdxl_ray.config import Recipe, load, override, parse, parse_assignments
 from sdxl_ray.core.quality.prompts import load_prompts
 from sdxl_ray.experiment import load_experiment
+from sdxl_ray.paths import local_path
 from sdxl_ray.space import load_space
 from serve.app import read as read_arguments
 from serve.config import load as load_served
@@ -42,8 +43,9 @@ def setting(path: str, text: str) -> Any:
 
 @pytest.mark.parametrize("text", [*TEXTS, "[sks]", "{sks}", "a, b", "null and void"])
 def test_text_settings_keep_their_text_on_the_command_line(text: str) -> None:
-    for path in ("data.images", "data.subject", "data.class_name", "base.id"):
+    for path in ("data.subject", "data.class_name", "base.id"):
         assert setting(path, text) == text, path
+    assert setting("data.images", text) == local_path(text)
     if not text.startswith("{"):  # a section
         assert override(Recipe(), parse_assignments([f"base={text}"])).base.id == text
 
@@ -56,13 +58,13 @@ def test_text_settings_keep_their_text_in_every_kind_of_file(tmp_path: Path, tex
         return str(path)
 
     recipe = load(file("base: TEXT\ndata: {images: TEXT, subject: TEXT}\nevaluation: {prompts: [TEXT, a dog]}"))
-    assert (recipe.base.id, recipe.data.images, recipe.data.subject) == (text, text, text)
+    assert (recipe.base.id, recipe.data.images, recipe.data.subject) == (text, local_path(text), text)
     assert recipe.evaluation.prompts == (text, "a dog")
     arms = "arms: {lora: {recipe: tiny_lora, settings: {data.images: TEXT}}}"
     experiment = load_experiment(file(f"{arms}\ndescription: TEXT"))
     assert experiment.description == text
     assert experiment.arms["lora"].settings.keys() == {"data.images"}
-    assert override(Recipe(), experiment.arms["lora"].settings).data.images == text
+    assert override(Recipe(), experiment.arms["lora"].settings).data.images == local_path(text)
     space = load_space(
         file(
             "recipe: tiny_lora\nbudget: {trials: 2}\nsettings: {data.subject: TEXT}\n"
@@ -72,7 +74,8 @@ def test_text_settings_keep_their_text_in_every_kind_of_file(tmp_path: Path, tex
     assert space.start({}).data.subject == text
     assert [one.values for one in space.parameters.values()] == [(True, False), (None, 0.5)]  # type: ignore[union-attr]  # choices
     served = load_served(file("base: TEXT\nvariants: {a: TEXT, b: {artifact: TEXT}}"))
-    assert [served.base.id, *(one.artifact for one in served.variants.values())] == [text] * 3
+    artifacts = [one.artifact for one in served.variants.values()]
+    assert [served.base.id, *artifacts] == [text, local_path(text), local_path(text)]
     test = load_config(file("rates: 2\nsubject: TEXT\narms: {a: {model: TEXT}}"), {"prompts": text})
     assert (test.subject, test.prompts, test.arms["a"].model) == (text, text, (text,))
     assert load_prompts(file("final: ['a {subject}']\nclasses: [TEXT]\nsource: TEXT")).classes == (text,)
@@ -141,14 +144,14 @@ def test_what_is_not_meant_by_anybody_gets_one_line(word: str, line: str) -> Non
 def test_arguments_of_ray_serve_are_text_and_keep_it() -> None:
     """`serve run serve.app:build variants.x=007 limits.n=4` gives text, a file of Serve what YAML 1.1 has made."""
     config = read_arguments({"variants.dog": "007", "base.id": "1e5", "limits.n": "4", "limits.guidance_scale": "1e1"})
-    assert (config.variants["dog"].artifact, config.base.id) == ("007", "1e5")
+    assert (config.variants["dog"].artifact, config.base.id) == (local_path("007"), "1e5")
     assert (config.limits.n, config.limits.guidance_scale) == (4, 10.0)
 
 
 @settings(max_examples=cases(100), deadline=None)
 @given(st.sampled_from(TEXTS) | st.text(max_size=12))
 def test_a_recipe_survives_being_written_and_read(text: str) -> None:
-    recipe = override(Recipe(), {"data.subject": text, "data.images": text, "evaluation.prompts": [text]})
+    recipe = override(Recipe(), {"data.subject": text, "data.prompt": text, "evaluation.prompts": [text]})
     plain = recipe.model_dump(mode="json")
     for again in (
         yaml_core.load(yaml_core.dump(plain)),
@@ -166,4 +169,6 @@ def test_a_printed_recipe_is_a_recipe(here: Here, tmp_path: Path) -> None:
     assert code == 0
     (tmp_path / "mine.yaml").write_text(printed)
     mine = load(str(tmp_path / "mine.yaml"))
-    assert (mine.data.subject, mine.data.images, mine.data.class_name, mine.seed) == ("no", "2024_05", "1e5", 10)
+    assert (mine.data.subject, mine.data.images, mine.data.class_name, mine.seed) == (
+        *("no", str(tmp_path / "2024_05"), "1e5", 10),
+    )
