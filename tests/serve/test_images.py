@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+from ray import serve
 from starlette.requests import Request
 
 from serve.address import base_url
-from serve.images import ImageStore, Kept
+from serve.app import _images
+from serve.config import ServeConfig, override
+from serve.images import ImageLinks, ImageStore, Kept
+from serve.problem import Problem
 
 
 def test_an_image_is_kept_for_its_time() -> None:
@@ -75,3 +82,26 @@ def test_no_header_puts_anything_else_into_a_link() -> None:
     for wrong in ("//evil.org", "/a/../b?c", "a", "/a b"):
         assert _base({"Host": "box", "X-Forwarded-Prefix": wrong}).startswith("http://box")
     assert _base({"Host": "box", "X-Forwarded-Prefix": "//evil.org"}) == "http://box"
+
+
+def test_every_ingress_finds_the_images_of_the_others() -> None:
+    """The deployment itself, in this process; each `ImageLinks` is one ingress's."""
+    handle = serve.run(_images(ServeConfig()), name="images-alone", _local_testing_mode=True)  # type: ignore[arg-type]
+    one, other = ImageLinks(handle, 3600), ImageLinks(handle, 3600)
+
+    async def use() -> None:
+        names = await one.put([b"first", b"second"], "jpeg")
+        kept = [await other.get(name) for name in names]
+        assert [(image.data, image.media_type) for image in kept] == [
+            (b"first", "image/jpeg"),
+            (b"second", "image/jpeg"),
+        ]
+        with pytest.raises(Problem) as gone:
+            await other.get("A" * 32 + ".jpeg")
+        assert (gone.value.status, gone.value.code) == (404, "image_not_found")
+        with pytest.raises(Problem) as large:
+            await one.put([bytes(257 * 2**20)], "png")
+        assert (large.value.status, large.value.param) == (422, "response_format")
+
+    asyncio.run(use())
+    assert _images(override(ServeConfig(), {"images.keep_seconds": 0})) is None
