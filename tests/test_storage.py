@@ -119,9 +119,9 @@ def test_a_store_that_is_not_there_is_said_soon(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(RunError, match=r"a could not be sent to 's3://bucket/runs.*connect"):
         gone.put(gone.root / "a")
     assert time.monotonic() - started < 60
-    monkeypatch.setattr("sdxl_ray.storage._TRIES", 1)
+    monkeypatch.setattr("sdxl_ray.storage.deadline._TRIES", 1)
     with pytest.raises(UserError, match=r"storage 's3://bucket/runs.* cannot be read.*check the address"):
-        gone.require_readable()
+        gone.require_usable()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_what_may_be_secret_in_an_address_is_not_shown(tmp_path: Path, monkeypat
             Storage.of(url)
         assert "secret" not in str(refused.value)
     monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path))
-    monkeypatch.setattr("sdxl_ray.storage._TRIES", 1)
+    monkeypatch.setattr("sdxl_ray.storage.deadline._TRIES", 1)
     gone = Storage.of("s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http&region=secret")
     _write(gone.root, a="1")
     for work in (lambda: gone.put(gone.root / "a"), lambda: gone.get(gone.root / "b"), lambda: gone.names(gone.root)):

@@ -112,15 +112,4 @@ def _sees(marker: str) -> bool:
 
 def _reaches(url: str) -> bool:
     """Whether this node can write, read and remove a file in the store."""
-    storage = Storage.of(url)
-    probe = storage.root / f".seen-{uuid.uuid4().hex}"
-    storage.root.mkdir(parents=True, exist_ok=True)
-    try:
-        probe.write_text(probe.name)
-        storage.put(probe)
-        probe.unlink()
-        storage.get(probe)
-        return probe.read_text() == probe.name
-    finally:
-        probe.unlink(missing_ok=True)
-        storage.remove(probe)
+    return Storage.of(url).round_trip()

@@ -101,7 +101,7 @@ def search(
     if judged(space, recipe):
         final_prompts(space, recipe)
     place = Storage.of(storage)
-    place.require_readable()
+    place.require_usable()
     with locked(place.root / name):
         return _search(space, recipe, trials_recipe, place, name, address, resume, on_row)
 

@@ -72,8 +72,8 @@ def test_a_disk_that_fills_up(engine: str, ray_cluster: None, tmp_path: Path) ->
 def test_a_store_that_answers_no_more(engine: str, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = _recipe(engine)
     if engine == "local":  # that it ends: how soon, as shipped, is for the other one to say
-        monkeypatch.setattr("sdxl_ray.storage._PATIENCE_S", 3.0)
-        monkeypatch.setattr("sdxl_ray.storage._ANSWER_S", 2)
+        monkeypatch.setattr("sdxl_ray.storage.deadline._PATIENCE_S", 3.0)
+        monkeypatch.setattr("sdxl_ray.storage.filesystems._ANSWER_S", 2)
     with bucket(monkeypatch) as served, ExitStack() as stack:
         url = served.whole_url("lost")
         stack.callback(shutil.rmtree, Storage.of(url).root, ignore_errors=True)  # the scratch, the workers' too
