@@ -73,7 +73,7 @@ def compare(
     experiment: Experiment,
     runs: Sequence[Run],
     *,
-    storage: str | Path,
+    storage: str | Path | Storage,
     address: str | None,
     on_row: OnRow,
     then: Then = lambda home, artifacts: None,
@@ -83,8 +83,7 @@ def compare(
     then: what else is to be measured, once everything is judged.
     Raises UserError before the first arm starts when any arm's input is wrong that can be known by then.
     """
-    place = Storage.of(storage)
-    place.require_usable()
+    place = Storage.usable(storage)
     require_judgeable(experiment, runs, place, name)
     zero = [run.recipe for run in runs if run.recipe.parallel.engine == "zero"]
     workers = max((recipe.parallel.workers[1] for recipe in zero), default=0)
@@ -95,7 +94,7 @@ def compare(
         try:
             home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--storage {str(storage)!r}: {str(home)!r} cannot be made: {error.strerror}") from None
+            raise UserError(f"{str(home)!r} cannot be made: {error.strerror}; give another --storage") from None
         with connected(address, cpus) if zero else nullcontext():
             results = _train(name, runs, place, address, on_row)
             rows = [

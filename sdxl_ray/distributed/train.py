@@ -58,12 +58,10 @@ def launch(
     """Train, or go on with the run of this name; `on_row` gets progress rows (see `display/progress.py`).
 
     storage: a folder that every node sees, or a URL (`sdxl_ray.storage`), which is copied to a scratch folder here; or
-    a Storage that the caller has found usable.
+    a Storage that is known to be usable.
     Raises UserError before anything is started when the input is wrong, RunError when the run failed for good.
     """
-    place = storage if isinstance(storage, Storage) else Storage.of(storage)
-    if place is not storage:
-        place.require_usable()
+    place = Storage.usable(storage)
     name = name or default_name(recipe)
     if recipe.parallel.engine == "local":
         from sdxl_ray.core.local import default_device, run_local

@@ -79,7 +79,7 @@ def search(
     space: Space,
     recipe: Recipe,
     *,
-    storage: str | Path = "runs",
+    storage: str | Path | Storage = "runs",
     name: str,
     address: str | None = None,
     resume: bool = False,
@@ -100,8 +100,7 @@ def search(
             on_row({"kind": "note", "text": SAME_PHOTOS})
     if judged(space, recipe):
         final_prompts(space, recipe)
-    place = Storage.of(storage)
-    place.require_usable()
+    place = Storage.usable(storage)
     with locked(place.root / name):
         return _search(space, recipe, trials_recipe, place, name, address, resume, on_row)
 

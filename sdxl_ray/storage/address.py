@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 from sdxl_ray.errors import UserError
 
@@ -20,7 +20,8 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 #: Their host is a bucket, a container or an account, and there is no default one.
 BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci")
 #: Options that are no secrets, and the length of what may be one: without a "1", no message could be read.
-_OPEN, _SECRET_CHARS = ("endpoint_override", "scheme", "region"), 4
+_OPEN = ("endpoint_override", "scheme", "region", "blob_storage_authority", "dfs_storage_authority")
+_SECRET_CHARS = 4
 
 
 def is_url(where: str | Path) -> bool:
@@ -30,14 +31,18 @@ def is_url(where: str | Path) -> bool:
 
 def shown(url: str | None) -> str:
     """A URL as messages show it: without its options and its user, which may be secrets."""
+    if not url:
+        return ""
     try:
-        parts = urlsplit(url or "", allow_fragments=False)
+        parts = urlsplit(url, allow_fragments=False)
     except ValueError:  # no URL at all: what its secret part is, nobody can say
-        return f"{(url or '').partition('://')[0]}://…"
+        return f"{url.partition('://')[0]}://…"
     user, _, host = parts.netloc.rpartition("@")
     container = user and parts.scheme.startswith("abfs") and ":" not in user  # Azure's, which is a part of the address
     path = re.sub(r"//[^/]*@", "//", parts.path)  # a URL behind another one: simplecache::s3://…
-    return urlunsplit((parts.scheme, parts.netloc if container else host, path, "", ""))
+    scheme = f"{parts.scheme}:" if parts.scheme else ""
+    slashes = "//" if url[len(scheme) :].startswith("//") else ""
+    return f"{scheme}{slashes}{parts.netloc if container else host}{path}"
 
 
 def redacted(text: str, url: str) -> str:
@@ -49,7 +54,7 @@ def redacted(text: str, url: str) -> str:
         return text
     user = parts.netloc.rpartition("@")[0]
     secrets = [value for name, value in parse_qsl(parts.query) if name not in _OPEN]
-    secrets += user.split(":") if user not in shown(url) else []
+    secrets += user.split(":")[1:] if parts.scheme.startswith("abfs") else user.split(":")
     for secret in secrets:
         if len(secret) >= _SECRET_CHARS:
             text = text.replace(secret, "…")
@@ -76,6 +81,8 @@ def resolved(where: str | Path) -> Path | str:
 
 def expanded(text: str) -> Path:
     """A path in which `~` and `~user` at its start are home folders. Raises UserError for a user that is not there."""
+    if not text.startswith("~"):  # Path("./~") would be home too
+        return Path(text)
     try:
         return Path(text).expanduser()
     except RuntimeError:

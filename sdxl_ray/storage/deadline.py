@@ -183,7 +183,7 @@ class _Call(Generic[T]):
     def result(self, limit: float, url: str) -> T:
         """Raises _NoAnswerError `limit` seconds after the last progress, and whatever the work raises."""
         try:
-            while not self._ended.wait(min(1.0, max(0.05, limit - (time.monotonic() - self.moved_at)))):
+            while not self._ended.wait(min(1.0, _SILENT_S, max(0.05, limit - time.monotonic() + self.moved_at))):
                 quiet = time.monotonic() - self.moved_at
                 if quiet >= limit:
                     raise _NoAnswerError

@@ -8,10 +8,11 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
+import socket
 from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -20,7 +21,7 @@ from sdxl_ray.errors import RunError, UserError, nearest
 from sdxl_ray.storage.address import shown
 from sdxl_ray.storage.deadline import patiently
 
-#: S3: seconds for a connection, and without a byte of an answer.
+#: Seconds for a connection and, of S3, without a byte of an answer.
 _CONNECT_S, _ANSWER_S = 5, 8
 #: Google: seconds in which its library tries again by itself.
 _GOOGLE_RETRY_S = 8
@@ -112,15 +113,31 @@ def _arrow(url: str, parts: SplitResult) -> tuple[Any, str]:
     files, path = pafs.FileSystem.from_uri(url)
     if azure and not path.strip("/"):
         raise ValueError("no container: write abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/runs")
+    if azure and not any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
+        _reach_azure(parts)
     return files, str(path)
+
+
+def _reach_azure(parts: SplitResult) -> None:
+    """Raise OSError where nobody answers. Azure's library would try again by itself for longer than the time limit."""
+    options = dict(parse_qsl(parts.query))
+    address = options.get("blob_storage_authority") or parts.netloc.rpartition("@")[2]
+    host, _, port = address.partition(":")
+    if not host.strip(".") or "." not in host.strip("."):  # the name of an account or a container
+        return
+    try:
+        plain = options.get("enable_tls") == "false"
+        socket.create_connection((host, int(port or (80 if plain else 443))), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise OSError(f"{address}: {error.strerror or error}") from None
 
 
 def _fsspec(url: str) -> tuple[Any, str]:
     import fsspec
 
     scheme = url.partition("://")[0].rpartition("::")[2]
-    if scheme not in (known := fsspec.available_protocols()):
-        close = difflib.get_close_matches(scheme, known, n=1)
+    if scheme not in (known := {*fsspec.available_protocols(), *fsspec.registry}):
+        close = difflib.get_close_matches(scheme, known, n=1, cutoff=0.5)
         raise ValueError(f"no kind of store {scheme!r}{f': did you mean {close[0]!r}?' if close else ''}")
     handler, path = fsspec.core.url_to_fs(url)
     return pafs.PyFileSystem(_Files(handler)), str(path)

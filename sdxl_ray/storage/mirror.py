@@ -53,6 +53,15 @@ class Storage:
         scratch = hashlib.sha256(place.partition("?")[0].rstrip("/").encode()).hexdigest()[:16]
         return cls(scratch_root() / scratch, place, files, base.rstrip("/"))
 
+    @classmethod
+    def usable(cls, where: str | Path | Storage) -> Storage:
+        """A storage that is asked now whether it can be used; a Storage was asked before. Raises UserError."""
+        if isinstance(where, Storage):
+            return where
+        storage = cls.of(where)
+        storage.require_usable()
+        return storage
+
     def kept_at(self, path: Path) -> str:
         """Where something under `root` is kept, for a person."""
         if self.url is None:
