@@ -28,7 +28,7 @@ StorageAt = Annotated[
         "--storage",
         metavar="DIR|URL",
         envvar="SDXL_RAY_STORAGE",
-        help="where run folders and caches are; every node must reach it (s3://, gs://, abfss://)",
+        help="where runs and caches are: a folder (~ is home) or s3://, gs://, abfss://; every node must reach it",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]

@@ -31,6 +31,7 @@ from sdxl_ray.distributed.room import Room
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.sections import Base
 from sdxl_ray.storage import Storage
+from sdxl_ray.storage.deadline import waits_reported
 
 OnRow = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -75,7 +76,7 @@ def draw_on_workers(
         "home": _within(home, place),
     }
     on_row({"kind": "phase", "name": f"starting {workers} worker{'s' if workers > 1 else ''}", "done": 0, "total": 0})
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_share)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_reporting_share)
     with delivered(mailbox, on_row):
         waiting = [task.remote(rank, workers, work, meeting, mailbox) for rank in range(workers)]
         try:
@@ -144,6 +145,12 @@ class MetGroup:
         """The values of all ranks in rank order, on every rank."""
         values: list[T] = ray.get(self._meeting.gather.remote(self.rank, value))
         return values
+
+
+def _reporting_share(rank: int, world: int, work: dict[str, Any], meeting: Any, mailbox: Any) -> None:
+    """`_share`, whose waits for a store are notes of the run."""
+    with waits_reported(lambda text: mailbox.put.remote({"kind": "note", "text": text})):
+        _share(rank, world, work, meeting, mailbox)
 
 
 def _share(rank: int, world: int, work: dict[str, Any], meeting: Any, mailbox: Any) -> None:
