@@ -76,7 +76,7 @@ def draw_on_workers(
         "home": _within(home, place),
     }
     on_row({"kind": "phase", "name": f"starting {workers} worker{'s' if workers > 1 else ''}", "done": 0, "total": 0})
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_reporting_share)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_share)
     with delivered(mailbox, on_row):
         waiting = [task.remote(rank, workers, work, meeting, mailbox) for rank in range(workers)]
         try:
@@ -147,13 +147,13 @@ class MetGroup:
         return values
 
 
-def _reporting_share(rank: int, world: int, work: dict[str, Any], meeting: Any, mailbox: Any) -> None:
-    """`_share`, whose waits for a store are notes of the run."""
-    with waits_reported(lambda text: mailbox.put.remote({"kind": "note", "text": text})):
-        _share(rank, world, work, meeting, mailbox)
-
-
 def _share(rank: int, world: int, work: dict[str, Any], meeting: Any, mailbox: Any) -> None:
+    """One rank's part of the pictures; its waits for a store are notes of the run."""
+    with waits_reported(lambda text: mailbox.put.remote({"kind": "note", "text": text})):
+        _render_share(rank, world, work, meeting, mailbox)
+
+
+def _render_share(rank: int, world: int, work: dict[str, Any], meeting: Any, mailbox: Any) -> None:
     """One rank's part of the pictures."""
     plain = dict(work["settings"])
     drawing, dtype = Drawing(**plain.pop("drawing")), getattr(torch, plain.pop("dtype"))

@@ -33,13 +33,10 @@ _BLOCK_S = 40.0
 _SILENT_S, _EVERY_S = 2.5, 5.0
 _AT_ONCE = 4
 
+#: What no second try mends: a wrong call, unless a library says with it that the network failed ...
+_WRONG = (ImportError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
+#: ... and what the store says of its files.
 _NEVER = (
-    ImportError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    NotImplementedError,
     FileNotFoundError,
     FileExistsError,
     NotADirectoryError,
@@ -52,7 +49,7 @@ _REFUSED = re.compile(
     r"ACCESS_?DENIED|NO_?SUCH_?BUCKET|INVALID_?ACCESS_?KEY|SIGNATURE_?DOES_?NOT_?MATCH|(EXPIRED|INVALID)_?TOKEN"
     r"|UNRECOGNIZED_?CLIENT|PERMISSION_DENIED|UNAUTHENTICATED|[^_]NOT_FOUND|INVALID_ARGUMENT|AuthenticationException"
     r"|AuthenticationFailed|AuthorizationFailure|AuthorizationPermissionMismatch|ContainerNotFound|InvalidAuthentication"
-    r"|OAuth2 access token|Unable to load lib|Forbidden|Unauthorized|HTTP status (code )?:?\s*40[0134]",
+    r"|OAuth2 access token|Unable to load lib|Forbidden|Unauthorized|HTTP status (code )?:?\s*40[134]",
     re.IGNORECASE,
 )
 #: What Arrow wraps around the sentence that helps.
@@ -212,7 +209,9 @@ class _Call(Generic[T]):
 
 def _may_heal(error: Exception) -> bool:
     """Whether another try may have another outcome: not after a refusal, nor where something does not exist."""
-    if isinstance(error, _NEVER) or getattr(error, "errno", None) in _FULL:
+    if isinstance(error, _NEVER) or (isinstance(error, _WRONG) and not isinstance(error, OSError)):
+        return False
+    if getattr(error, "errno", None) in _FULL:
         return False
     response = getattr(error, "response", None)
     codes = [getattr(error, name, None) for name in ("status", "status_code", "code")]
