@@ -153,6 +153,8 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
         except TrainingFailedError as error:
             ended_of = buried(mailbox)
             raise ended_of or RunError(f"training failed: {_cause(error)}; the same command goes on") from error
+        except OSError as error:  # Ray Train itself writes to the storage too
+            raise RunError(f"training failed: {_cause(error)}; the same command goes on") from error
     if (ended_of := buried(mailbox)) is not None:
         raise ended_of
     storage.get_folder(run.folder, APART)
