@@ -380,3 +380,45 @@ def test_shared_arguments() -> None:
     assert read_base("some/deep/folder@home").id == "some/deep/folder@home"
     recipe = read_recipe("lora", ["base.vae=folder/vae"], "tiny")
     assert (recipe.base.id, recipe.base.revision, recipe.base.vae) == ("tiny", None, "folder/vae")
+
+
+def test_home_is_home_in_the_storage_and_in_its_variable(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SDXL_RAY_STORAGE", "~/runs")
+    for words, folder in ((), "home/runs"), (("--storage", "~/mine"), "home/mine"), (("--storage", "a b"), "a b"):
+        found = json.loads(here("doctor", "--json", *words)[1])["findings"]
+        assert f"free for {tmp_path / folder}" in next(one["value"] for one in found if one["name"] == "disk")
+
+
+@pytest.mark.parametrize(
+    ("storage", "says"),
+    [
+        ("C:\\runs", "is a path of Windows"),
+        ("s3:/bucket", "write s3://bucket"),
+        ("file:runs", "needs a whole path"),
+        ("gs://", "has no bucket"),
+        ("sftp://host/runs", "paramiko"),
+        ("file", "is a file, not a folder"),
+        ("s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http&region=x", "onnect"),
+    ],
+)
+def test_a_storage_that_cannot_be_is_one_line_and_exit_code_2(
+    storage: str, says: str, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setattr("sdxl_ray.storage.deadline._TRIES", 1)
+    (tmp_path / "file").touch()
+    words = (
+        "train",
+        "tiny_lora",
+        "data.images=subject:robot",
+        "data.subject=sks",
+        "parallel.engine=local",
+        "parallel.workers=1",
+    )
+    code, out, err = here(*words, "--storage", storage)
+    last = err.splitlines()[-1]
+    assert (code, out) == (2, "") and last.startswith("error: storage ") and says in last
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("file", "scratch")]

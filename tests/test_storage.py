@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,89 @@ def test_a_name_that_leaves_its_folder_is_not_fetched(store: Storage, served: Bu
     assert list(store.names(store.root / "dog")) == ["good"]
 
 
+#: Names that differ by what a library might strip, decode or normalize.
+NAMES = (
+    "v1",
+    "v1.",
+    "v1..",
+    "v1 ",
+    " v1",
+    "a b",
+    "a%20b",
+    "a+b",
+    "a#b",
+    "a?b=1",
+    "a&b",
+    "caf\u00e9",
+    "cafe\u0301",
+    "~",
+    "A",
+    "a",
+)
+
+
+@pytest.mark.parametrize("kind", ["s3", "memory", "local"])
+def test_every_name_of_a_run_has_its_own_place(
+    kind: str, store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind != "s3":
+        store = Storage.of(f"{kind}://{tmp_path}/names")
+    for name in NAMES:
+        _write(store.root / name, **{f"{name}.txt": name})
+        store.put_folder(store.root / name)
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "two"))
+    other = Storage.of(str(store.url))
+    assert set(other.names(other.root)) == {f"{name}/{name}.txt" for name in NAMES}
+    for name in NAMES:
+        other.get_folder(other.root / name)
+        assert _texts(other.root / name) == {f"{name}.txt": name}
+    other.remove(other.root / "v1.")
+    assert {"v1/v1.txt", "v1../v1...txt"} <= set(store.names(store.root))
+    assert store.names(store.root / "v1.") == {}
+
+
+@pytest.mark.parametrize("folder", ["v1.", "a b", "a%20b", "a#b", "caf\u00e9"])
+def test_the_folder_of_a_url_is_taken_literally(folder: str, served: Bucket, store: Storage, tmp_path: Path) -> None:
+    where = Storage.of(f"{served.url(tmp_path.name)}/{folder}")
+    _write(where.root / "run", a="1")
+    where.put_folder(where.root / "run")
+    assert f"{folder}/run/a" in store.names(store.root)
+    assert where.kept_at(where.root / "run").endswith(f"/{folder}/run")
+
+
+def test_a_store_is_found_usable_and_left_as_it_was(store: Storage, served: Bucket, tmp_path: Path) -> None:
+    assert Storage.usable(str(store.url)) == store
+    assert Storage.usable(store) is store
+    assert not [name for name in served.names(tmp_path.name) if not name.endswith("/")]  # S3's mark of a folder
+    assert list(store.root.iterdir()) == []
+
+
+def test_a_bucket_that_is_not_there_is_said_at_once(served: Bucket, store: Storage) -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"(?i)no.?such.?bucket|does not exist|not found"):
+        Storage.usable("s3://no-such-bucket/runs")
+    assert time.monotonic() - started < 3
+
+
+def test_a_scratch_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"scratch folder '.*file/.*' cannot be written: .*SDXL_RAY_SCRATCH"):
+        Storage.usable("memory://runs")
+
+
+def test_ray_train_gets_the_same_files(store: Storage) -> None:
+    files, base = pickle.loads(pickle.dumps(store.filesystem()))
+    files.create_dir(f"{base}/ray/one", recursive=True)
+    with files.open_output_stream(f"{base}/ray/one/state.json") as stream:
+        stream.write(b"{}")
+    assert files.get_file_info(f"{base}/ray/one/state.json").size == 2
+    assert files.get_file_info(f"{base}/ray/none").type.name == "NotFound"
+    with files.open_input_stream(f"{base}/ray/one/state.json") as stream:
+        assert stream.read() == b"{}"
+    assert store.names(store.root) == {"ray/one/state.json": 2}
+
+
 def test_a_store_that_is_not_there_is_said_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path))
     gone = Storage.of("s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1")
@@ -119,9 +203,9 @@ def test_a_store_that_is_not_there_is_said_soon(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(RunError, match=r"a could not be sent to 's3://bucket/runs.*connect"):
         gone.put(gone.root / "a")
     assert time.monotonic() - started < 60
-    monkeypatch.setattr("sdxl_ray.storage._TRIES", 1)
+    monkeypatch.setattr("sdxl_ray.storage.deadline._TRIES", 1)
     with pytest.raises(UserError, match=r"storage 's3://bucket/runs.* cannot be read.*check the address"):
-        gone.require_readable()
+        gone.require_usable()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +231,7 @@ def test_what_may_be_secret_in_an_address_is_not_shown(tmp_path: Path, monkeypat
             Storage.of(url)
         assert "secret" not in str(refused.value)
     monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path))
-    monkeypatch.setattr("sdxl_ray.storage._TRIES", 1)
+    monkeypatch.setattr("sdxl_ray.storage.deadline._TRIES", 1)
     gone = Storage.of("s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http&region=secret")
     _write(gone.root, a="1")
     for work in (lambda: gone.put(gone.root / "a"), lambda: gone.get(gone.root / "b"), lambda: gone.names(gone.root)):

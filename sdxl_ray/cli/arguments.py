@@ -47,7 +47,7 @@ StorageAt = Annotated[
         metavar="DIR|URL",
         envvar="SDXL_RAY_STORAGE",
         callback=_noted,
-        help="where run folders and caches are; every node must reach it (s3://, gs://, abfss://)",
+        help="where runs and caches are: a folder (~ is home) or s3://, gs://, abfss://; every node must reach it",
     ),
 ]
 TokenLength = Annotated[

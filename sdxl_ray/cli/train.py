@@ -63,13 +63,15 @@ def run(
         require_fit(chosen, gpu, gpu_memory, remote=remote)
 
     from sdxl_ray.display.progress import Progress
+    from sdxl_ray.storage import Storage
 
     with libraries_on_stderr(), Progress(sys.stderr) as progress:
+        place = Storage.usable(storage)  # before a minute of imports
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
         from sdxl_ray.distributed.train import launch
 
-        result = launch(chosen, storage=storage, name=name, address=address, extend=extend, on_row=progress.row)
+        result = launch(chosen, storage=place, name=name, address=address, extend=extend, on_row=progress.row)
     if json:
         print_json({"folder": str(result.folder), "artifact": str(result.artifact), **result.summary})
         return

@@ -72,15 +72,15 @@ def run(
             _say_what_is_too_large(wanted, recipe, device)
 
     from sdxl_ray.display.trials import TrialsProgress, trials_table
+    from sdxl_ray.storage import Storage
 
     with libraries_on_stderr(), TrialsProgress(sys.stderr, wanted.modes) as progress:
+        place = Storage.usable(storage)  # before a minute of imports
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
         from sdxl_ray.distributed.tune import search
 
-        result = search(
-            wanted, recipe, storage=storage, name=called, address=address, resume=resume, on_row=progress.row
-        )
+        result = search(wanted, recipe, storage=place, name=called, address=address, resume=resume, on_row=progress.row)
     rows = [{**trial.row(), "metrics": trial.metrics, "parameters": trial.parameters} for trial in result.trials]
     if json:
         told = {"folder": result.kept_at, "best": str(result.best), "report": str(result.report.html)}

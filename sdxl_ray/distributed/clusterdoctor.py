@@ -181,13 +181,16 @@ def _node(node: Any, answer: Answer | Exception) -> Finding:
     return Finding(name, f"{cpus} CPUs, {bytes_text(answer.memory_bytes)}, {', '.join(cards) or 'no GPU'}")
 
 
-def _storage(storage: Storage, nodes: list[Any], blind: list[Any]) -> Finding:
+def _storage(storage: Storage, nodes: list[Node], blind: dict[Node, str]) -> Finding:
+    from sdxl_ray.distributed.nodes import named
+
     where = shown(storage.url) if storage.url else str(storage.root)
     if not blind:
         return Finding("storage", f"{where}: seen by every node")
-    names = ", ".join(node.label for node in blind)
     fix = "a folder that every node mounts, or a URL that every node reaches: --storage s3://bucket/runs"
-    return Finding("storage", f"{where}: not seen by {len(blind)} of {len(nodes)} nodes ({names})", "broken", fix)
+    return Finding(
+        "storage", f"{where}: not seen by {len(blind)} of {len(nodes)} nodes ({named(blind)})", "broken", fix
+    )
 
 
 def _kind(kind: Kind) -> str:

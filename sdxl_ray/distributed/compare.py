@@ -75,7 +75,7 @@ def compare(
     experiment: Experiment,
     runs: Sequence[Run],
     *,
-    storage: str | Path,
+    storage: str | Path | Storage,
     address: str | None,
     on_row: OnRow,
     then: Then = lambda home, artifacts: None,
@@ -85,8 +85,7 @@ def compare(
     then: what else is to be measured, once everything is judged.
     Raises UserError before the first arm starts when any arm's input is wrong that can be known by then.
     """
-    place = Storage.of(storage)
-    place.require_readable()
+    place = Storage.usable(storage)
     require_judgeable(experiment, runs, place, name)
     zero = [run.recipe for run in runs if run.recipe.parallel.engine == "zero"]
     workers = max((recipe.parallel.workers[1] for recipe in zero), default=0)
@@ -98,9 +97,9 @@ def compare(
         try:
             home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--storage {str(storage)!r}: {str(home)!r} cannot be made: {error.strerror}") from None
+            raise UserError(f"{str(home)!r} cannot be made: {error.strerror}; give another --storage") from None
         with connected(address, cpus) if zero else nullcontext():
-            results = _train(name, runs, storage, address, on_row)
+            results = _train(name, runs, place, address, on_row)
             rows = [
                 _row(arm, [r for run, r in zip(runs, results, strict=True) if run.arm == arm])
                 for arm in experiment.arms
@@ -121,15 +120,15 @@ def compare(
         return Comparison(rows, home / "grid.png", judged.evaluation if judged else None, report)
 
 
-def _train(name: str, runs: Sequence[Run], storage: str | Path, address: str | None, on_row: OnRow) -> list[RunResult]:
-    results, root, row = [], Storage.of(storage).root, _notes_once(on_row)
+def _train(name: str, runs: Sequence[Run], place: Storage, address: str | None, on_row: OnRow) -> list[RunResult]:
+    results, row = [], _notes_once(on_row)
     for number, run in enumerate(runs, start=1):
         folder = run.named(name)
         what = f"arm {run.arm}{f' ({run.label})' if run.label else ''}"
-        same = None if (root / folder).exists() else finished_run(run.recipe, root)
+        same = None if (place.root / folder).exists() else finished_run(run.recipe, place.root)
         known = f", trained already as {same}" if same else ""
         on_row({"kind": "note", "text": f"{what}: {number} of {len(runs)}{known}"})
-        results.append(launch(run.recipe, storage=storage, name=same or folder, address=address, on_row=row))
+        results.append(launch(run.recipe, storage=place, name=same or folder, address=address, on_row=row))
     return results
 
 

@@ -75,7 +75,7 @@ def examine(storage: str | Path, environment: Mapping[str, str] = os.environ) ->
         *packages(),
         *_torch(),
         *_machine(place.root),
-        *([store(place)] if place.url is not None else []),
+        *store(place),
         *_compiler(),
         *embedded_base(),
         ray_authentication(environment),
@@ -116,14 +116,16 @@ def ray_authentication(environment: Mapping[str, str]) -> Finding:
     )
 
 
-def store(storage: Storage) -> Finding:
-    """Whether a storage that is a URL answers; nothing is written."""
+def store(storage: Storage) -> Iterator[Finding]:
+    """Whether a store can be read and written, which leaves nothing there; of a folder, what is wrong with it."""
     try:
-        storage.require_readable()
+        storage.require_usable()
     except UserError as error:
         what, _, fix = str(error).rpartition("; ")
-        return Finding("storage", what, "broken", fix)
-    return Finding("storage", f"{shown(storage.url)} answers")
+        yield Finding("storage", what, "broken", fix)
+    else:
+        if storage.url is not None:
+            yield Finding("storage", f"{shown(storage.url)} answers")
 
 
 def container_memory_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -188,7 +190,7 @@ def _machine(storage: Path) -> Iterator[Finding]:
     inside = f", of which this container may use {bytes_text(limit)}" if limit and limit < memory.total else ""
     yield Finding("memory", f"{bytes_text(memory.total)}, {bytes_text(memory.available)} free{inside}")
     where = storage.absolute()
-    while not where.exists():
+    while not os.path.exists(where):  # noqa: PTH110  # Path.exists raises for a name too long
         where = where.parent
     free = shutil.disk_usage(where).free
     text = f"{bytes_text(free)} free for {storage}"

@@ -32,6 +32,7 @@ from sdxl_ray.distributed.worker_paths import base_here, path_here, require_visi
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.sections import Base
 from sdxl_ray.storage import Storage
+from sdxl_ray.storage.deadline import waits_reported
 
 OnRow = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -150,6 +151,12 @@ class MetGroup:
 
 
 def _share(rank: int, world: int, work: dict[str, Any], meeting: Any, mailbox: Any) -> None:
+    """One rank's part of the pictures; its waits for a store are notes of the run."""
+    with waits_reported(lambda text: mailbox.put.remote({"kind": "note", "text": text})):
+        _render_share(rank, world, work, meeting, mailbox)
+
+
+def _render_share(rank: int, world: int, work: dict[str, Any], meeting: Any, mailbox: Any) -> None:
     """One rank's part of the pictures."""
     plain = dict(work["settings"])
     drawing, dtype = Drawing(**plain.pop("drawing")), getattr(torch, plain.pop("dtype"))

@@ -13,6 +13,7 @@ import ray
 
 from sdxl_ray.errors import UserError
 from sdxl_ray.storage import Storage, shown
+from sdxl_ray.storage.deadline import cause
 
 #: A node that has not answered by then is reported, not waited for.
 ANSWER_WITHIN_S = 60.0
@@ -63,10 +64,13 @@ def ask(nodes: list[Node], question: Callable[..., Any], *words: Any) -> dict[No
     return answers
 
 
-def unseen(storage: Storage, nodes: list[Node]) -> list[Node]:
-    """Nodes that cannot read and write the storage. Raises UserError where this one cannot."""
+def unseen(storage: Storage, nodes: list[Node]) -> dict[Node, str]:
+    """Nodes that cannot read and write the storage, and why, where they say so. Raises UserError where this one cannot.
+
+    The folder of a path is made for as long as the nodes look for it.
+    """
     if storage.url is not None:
-        return [node for node, seen in ask(nodes, _reaches, storage.url).items() if seen is not True]
+        return _blind(ask(nodes, _reaches, storage.url))
     new = not storage.root.exists()
     marker = storage.root / f".seen-{uuid.uuid4().hex}"
     try:
@@ -77,7 +81,7 @@ def unseen(storage: Storage, nodes: list[Node]) -> list[Node]:
             f"storage {str(storage.root)!r} cannot be written: {error.strerror}; give another --storage"
         ) from None
     try:
-        return [node for node, seen in ask(nodes, _sees, str(marker)).items() if seen is not True]
+        return _blind(ask(nodes, _sees, str(marker)))
     finally:
         marker.unlink(missing_ok=True)
         if new:
@@ -85,17 +89,34 @@ def unseen(storage: Storage, nodes: list[Node]) -> list[Node]:
                 storage.root.rmdir()
 
 
+def named(blind: dict[Node, str]) -> str:
+    """The nodes of `unseen`, and what the first of them said that said something."""
+    names = ", ".join(node.label for node in blind)
+    why = next(filter(None, blind.values()), "")
+    return f"{names}; {why}" if why else names
+
+
 def require_shared(storage: Storage) -> None:
     """Raise UserError, before anything starts, when a node of the cluster does not see the storage."""
     nodes = alive()
-    blind = unseen(storage, nodes) if len(nodes) > 1 else []
+    blind = unseen(storage, nodes) if len(nodes) > 1 else {}
     if blind:
         where = shown(storage.url) if storage.url else str(storage.root)
-        names = ", ".join(node.label for node in blind)
         raise UserError(
-            f"storage {where!r} is not seen by {len(blind)} of {len(nodes)} nodes ({names}): give a folder that every "
-            "node mounts, or a URL that every node reaches (s3://…, gs://…)"
+            f"storage {where!r} is not seen by {len(blind)} of {len(nodes)} nodes ({named(blind)}): give a folder that "
+            "every node mounts, or a URL that every node reaches (s3://…, gs://…)"
         )
+
+
+def _blind(answers: dict[Node, Any]) -> dict[Node, str]:
+    return {node: _why(answer) for node, answer in answers.items() if answer is not True}
+
+
+def _why(answer: Any) -> str:
+    """What a node said that did not answer True: a line of its own error, not of Ray's."""
+    if isinstance(answer, ray.exceptions.GetTimeoutError):
+        return f"no answer in {ANSWER_WITHIN_S:g} s"
+    return cause(getattr(answer, "cause", answer)) if isinstance(answer, Exception) else ""
 
 
 def _sees(marker: str) -> bool:
@@ -112,15 +133,4 @@ def _sees(marker: str) -> bool:
 
 def _reaches(url: str) -> bool:
     """Whether this node can write, read and remove a file in the store."""
-    storage = Storage.of(url)
-    probe = storage.root / f".seen-{uuid.uuid4().hex}"
-    storage.root.mkdir(parents=True, exist_ok=True)
-    try:
-        probe.write_text(probe.name)
-        storage.put(probe)
-        probe.unlink()
-        storage.get(probe)
-        return probe.read_text() == probe.name
-    finally:
-        probe.unlink(missing_ok=True)
-        storage.remove(probe)
+    return Storage.of(url).round_trip()

@@ -19,7 +19,7 @@ from sdxl_ray.core.runfolder import RunFolder, divided
 from sdxl_ray.core.sampler import Sampler, View, validation_examples
 from sdxl_ray.core.sources import Entry, Reader
 from sdxl_ray.distributed.worker_paths import image_here, path_here, recipe_here
-from sdxl_ray.errors import UserError
+from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
@@ -92,12 +92,14 @@ def encode_stream(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, o
     )
     done = 0
     for row in encoded.iter_rows():
+        if row["problem"]:
+            raise RunError(row["problem"])
         done += int(row["encoded"])
         on_row({"kind": "phase", "name": "caching pictures", "done": done, "total": len(views)})
 
 
 class EncodeViews:
-    """A Ray Data actor: encodes batches of views into the cache; gives how many it saw."""
+    """A Ray Data actor: encodes batches of views into the cache; gives how many it saw, and what a store said."""
 
     def __init__(self, recipe: dict[str, Any], storage: str, driver: str) -> None:
         from sdxl_ray.core.bases import load_vae, locate
@@ -114,14 +116,17 @@ class EncodeViews:
             self._recipe, vae, files.content, lambda view: self._pictures.read(image_here(view.picture, driver)), cache
         )
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         views = [_view(plain) for plain in batch["view"]]
         missing = self._source.missing(views)
         if missing:
             self._source.fill(missing)
             if self._storage.url is not None and self._source.folder is not None:
-                self._storage.put_missing(self._source.folder)
-        return {"encoded": [len(views)]}
+                try:
+                    self._storage.put_missing(self._source.folder)
+                except RunError as error:  # raised, it would be tried again, and come back with Ray Data's tracebacks
+                    return {"encoded": [len(views)], "problem": [str(error)]}
+        return {"encoded": [len(views)], "problem": [""]}
 
 
 def _entries(recipe: Recipe) -> list[Entry]:

@@ -59,7 +59,7 @@ class RunResult:
 def launch(
     recipe: Recipe,
     *,
-    storage: str | Path = "runs",
+    storage: str | Path | Storage = "runs",
     name: str | None = None,
     address: str | None = None,
     extend: bool = False,
@@ -69,11 +69,11 @@ def launch(
 
     extend: a run that was made with fewer steps is trained up to `optim.steps`; without a name, the one in the storage
     that differs by nothing else.
-    storage: a folder that every node sees, or a URL (`sdxl_ray.storage`), which is copied to a scratch folder here.
+    storage: a folder that every node sees, or a URL (`sdxl_ray.storage`), which is copied to a scratch folder here; or
+    a Storage that is known to be usable.
     Raises UserError before anything is started when the input is wrong, RunError when the run failed for good.
     """
-    place = Storage.of(storage)
-    place.require_readable()
+    place = Storage.usable(storage)
     if extend and name is None:
         if place.url is not None:  # this machine may have no copy of the run
             raise UserError("--extend: give the run's --name: under a URL it is not looked for")
@@ -194,7 +194,9 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
             trainer.fit()
         except TrainingFailedError as error:
             ended_of = buried(mailbox)
-            raise ended_of or RunError(f"training failed: {cause(error)}; the same command goes on") from error
+            raise ended_of or RunError(f"training failed: {cause(error)}; the same command resumes it") from error
+        except OSError as error:  # Ray Train itself writes to the storage too
+            raise RunError(f"training failed: {cause(error)}; the same command resumes it") from error
     if (ended_of := buried(mailbox)) is not None:
         raise ended_of
     storage.get_folder(run.folder, APART)

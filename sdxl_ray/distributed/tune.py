@@ -85,7 +85,7 @@ def search(
     space: Space,
     recipe: Recipe,
     *,
-    storage: str | Path = "runs",
+    storage: str | Path | Storage = "runs",
     name: str,
     address: str | None = None,
     resume: bool = False,
@@ -110,8 +110,7 @@ def search(
             on_row({"kind": "note", "text": SAME_PHOTOS})
     if judged(space, recipe):
         final_prompts(space, recipe)
-    place = Storage.of(storage)
-    place.require_readable()
+    place = Storage.usable(storage)
     kept = f"{place.kept_at(place.root / name)} keeps every finished trial; the same command resumes the search"
     with locked(place.root / required_name(name)), keeping(lambda: kept):
         return _search(space, recipe, trials_recipe, place, name, address, resume, on_row)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sdxl_ray.config import parse
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.storage import Storage
+from sdxl_ray.storage.deadline import waits_reported
 
 if TYPE_CHECKING:
     from sdxl_ray.core.group import Group
@@ -44,7 +45,8 @@ def train_worker(config: dict[str, Any]) -> None:
     if group.gather(buried(config["mailbox"]) is not None)[0]:
         return  # a restart after an error that would come again: the driver has been told
     try:
-        _train(config, group)
+        with waits_reported(lambda text: config["mailbox"].put.remote({"kind": "note", "text": text})):
+            _train(config, group)
     except (RunError, UserError) as error:
         bury(config["mailbox"], error)
         # When every rank has found the same, all end in peace; one that is alone must fall, or the others wait.

@@ -109,9 +109,10 @@ def test_the_secrets_of_a_storage_are_not_shown() -> None:
 
     storage = Storage.of("memory://user:secret@x/y")
     node = Node("1", "10.0.0.1", True, {})
-    for blind in ([], [node]):
+    for blind in ({}, {node: "storage 'memory://x/y' cannot be written: connection refused"}):
         found = clusterdoctor._storage(storage, [node], blind)
         assert found.value.startswith("memory://x/y: ") and "secret" not in found.value + found.fix
+        assert ("connection refused" in found.value) == bool(blind)
 
 
 def test_a_node_without_a_token_is_unsafe() -> None:

@@ -76,7 +76,7 @@ def test_a_store_that_hangs_ends_the_save_within_a_minute_and_keeps_the_checkpoi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path))
-    monkeypatch.setattr("sdxl_ray.storage._PATIENCE_S", 5.0)
+    monkeypatch.setattr("sdxl_ray.storage.deadline._PATIENCE_S", 5.0)
     with bucket(monkeypatch) as served:
         storage = Storage.of(served.url("runs"))
         store = CheckpointStore(storage.root / "run", Alone(), keep=2, keep_best=False, storage=storage)
