@@ -17,7 +17,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sdxl_ray import plain_data, settings_check
 from sdxl_ray.errors import UserError
@@ -48,6 +48,10 @@ PATHS = (
     *("base.id", "base.vae", "base.config", "data.images", "data.validation", "data.prior.images"),
     *("tuning.init", "evaluation.identity", "evaluation.clip"),
 )
+
+
+#: Key of the context of validation: the recipe is one of the past.
+_MADE = "made"
 
 
 class Recipe(Section):
@@ -82,8 +86,9 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _has_effect(self) -> Recipe:
-        settings_check.refuse(self)
+    def _has_effect(self, info: ValidationInfo) -> Recipe:
+        if not (info.context or {}).get(_MADE):
+            settings_check.refuse(self)
         return self
 
     def require_complete(self) -> None:
@@ -135,6 +140,11 @@ def load(name_or_path: str) -> Recipe:
     Raises UserError: no such recipe (nearest name), broken YAML (line), an unknown or invalid key (nearest spelling).
     """
     return parse(plain_data.read(name_or_path, _folder(), "recipe"), name_or_path)
+
+
+def parse_made(plain: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that something was made by: what would be refused today is read as it is."""
+    return validated(Recipe, plain, where, answer, context={_MADE: True})
 
 
 def parse(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:

@@ -12,6 +12,7 @@ import yaml
 
 from sdxl_ray import yaml_core
 from sdxl_ray.errors import UserError, closest, nearest
+from sdxl_ray.paths import local_folder
 from sdxl_ray.scalars import meaning, text_of
 from sdxl_ray.text_files import read_text
 
@@ -41,7 +42,7 @@ def read(name_or_path: str, folder: Traversable, kind: str, seen: tuple[str, ...
     named = plain.pop("extends", None)
     parent = "" if named is None else str(text_of(named))
     if parent and _is_file(name_or_path, folder) and _is_file(parent, folder):
-        parent = os.path.normpath(Path(name_or_path).parent / parent)
+        parent = os.path.normpath(local_folder(name_or_path).parent / local_folder(parent))
     below = read(parent, folder, kind, (*seen, name_or_path)) if parent else {}
     return {key: merge(below.get(key), plain.get(key, below.get(key))) for key in {**below, **plain}}
 
@@ -55,7 +56,7 @@ def _text(name_or_path: str, folder: Traversable, kind: str) -> str:
         return (folder / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     if not name_or_path.endswith((".yaml", ".yml")):
         raise UserError(f"no {kind} named {name_or_path!r}: {_instead(name_or_path, folder, kind)}")
-    return read_text(Path(name_or_path), f"{kind} {name_or_path!r}")
+    return read_text(local_folder(name_or_path), f"{kind} {name_or_path!r}")
 
 
 def _instead(word: str, folder: Traversable, kind: str) -> str:

@@ -17,10 +17,16 @@ M = TypeVar("M", bound=BaseModel)
 Answer = Callable[[str], str | None]
 
 
-def validated(model: type[M], plain: Any, where: str, answer: Answer = lambda path: None) -> M:
+def validated(
+    model: type[M],
+    plain: Any,
+    where: str,
+    answer: Answer = lambda path: None,
+    context: dict[str, Any] | None = None,
+) -> M:
     """Plain data as a model. Raises UserError, one line that begins with `where`: its first problem."""
     try:
-        return model.model_validate(plain)
+        return model.model_validate(plain, context=context)
     except ValidationError as error:
         raise UserError(f"{where}: {first_problem(error, model, plain, answer)}") from None
 

@@ -14,12 +14,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
 
 from sdxl_ray.distributed.cluster import connected
+from sdxl_ray.distributed.worker_paths import require_visible
 from sdxl_ray.errors import RunError
 from serve.app import application, listening, require_guarded
 from serve.config import ServeConfig
@@ -53,6 +55,7 @@ def running(
     require_free_to_start(config.host, config.port)
     layout = layout or plan(config)
     with _ray(config, layout) as ours, _serve(config, ours) as (host, port):
+        require_visible(_paths(config))
         require_guarded(config, host)
         if note := _elsewhere(config, host, port):
             (on_note or _LOG.warning)(note)
@@ -64,6 +67,13 @@ def running(
         finally:
             if not ours:  # else all of it ends at once, and nobody waits for what is being drawn
                 serve.delete(APPLICATION)
+
+
+def _paths(config: ServeConfig) -> dict[str, str]:
+    """What replicas read: setting -> path, of the base and the artifacts that are here."""
+    found = {f"base.{name}": path for name, path in config.base.local_paths.items()}
+    artifacts = {f"variants.{name}": v.artifact for name, v in config.variants.items() if v.artifact is not None}
+    return found | {name: path for name, path in artifacts.items() if Path(path).exists()}
 
 
 def deploy(config: ServeConfig, layout: Layout | None = None) -> None:

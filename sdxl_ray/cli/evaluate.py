@@ -108,7 +108,7 @@ def run(
     what = class_name or recipe.data.known_class
     if what is None:
         raise UserError("what the subject is cannot be told: give --class-name, for example --class-name dog")
-    if prompts is not None and prompts.endswith((".txt", ".yaml", ".yml")) and not Path(prompts).is_file():
+    if prompts is not None and prompts.endswith((".txt", ".yaml", ".yml")) and not local_folder(prompts).is_file():
         raise UserError(f"--prompts {prompts!r}: no such file")
     make_folder(out, "--out")
 
@@ -211,7 +211,7 @@ def _recipe(artifacts: dict[str, Artifact], base: str | None) -> Recipe:
 
     of = read_base(base) if base is not None else None
     for artifact in artifacts.values():
-        recipe = config.parse(artifact.manifest.recipe, f"{artifact.folder}: recipe")
+        recipe = config.parse_made(artifact.manifest.recipe, f"{artifact.folder}: recipe")
         return recipe if of is None else recipe.model_copy(update={"base": of})
     of = of or Base()
     return config.load("tiny_lora" if of.id == "tiny" else "lora").model_copy(update={"base": of})
@@ -228,7 +228,7 @@ def _models(
         if name not in artifacts:
             models.append(Model(name, recipe.base))
             continue
-        own = config.parse(artifacts[name].manifest.recipe, f"{path}: recipe")
+        own = config.parse_made(artifacts[name].manifest.recipe, f"{path}: recipe")
         words = called or own.data.subject
         if not words:
             raise UserError(f"artifact {path!r} names no subject: say what prompts call it, --called 'sks dog'")
@@ -272,7 +272,7 @@ def _require_same_class(artifacts: dict[str, Artifact]) -> None:
     from sdxl_ray import config
 
     classes = {
-        config.parse(artifact.manifest.recipe, f"{artifact.folder}: recipe").data.known_class: name
+        config.parse_made(artifact.manifest.recipe, f"{artifact.folder}: recipe").data.known_class: name
         for name, artifact in artifacts.items()
     }
     if len(classes) > 1:

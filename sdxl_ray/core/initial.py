@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Recipe, parse
+from sdxl_ray.config import Recipe, parse_made
 from sdxl_ray.core.basefiles import BaseFiles
 from sdxl_ray.core.denoiser import Denoiser
 from sdxl_ray.errors import UserError
@@ -41,7 +41,7 @@ def require_initial(recipe: Recipe, files: BaseFiles) -> None:
             f"{where} was made on base {made_on.id!r} at {made_on.revision[:12]}, not on {files.id!r} at "
             f"{files.revision[:12]}: give that base"
         )
-    its = parse(artifact.manifest.recipe, where).tuning
+    its = parse_made(artifact.manifest.recipe, where).tuning
     if left_out := set(its.text_encoders) - set(recipe.tuning.text_encoders):
         both = sorted({*its.text_encoders, *recipe.tuning.text_encoders})
         raise UserError(f"{where} has trained text encoder {min(left_out)} too: set tuning.text_encoders={both}")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdxl_ray.artifact import MANIFEST, Artifact, Manifest
-from sdxl_ray.config import Recipe, deciding, parse
+from sdxl_ray.config import Recipe, deciding, parse_made
 from sdxl_ray.core.basefiles import locate
 from sdxl_ray.core.dataset import PictureSet, scan, scan_class, split
 from sdxl_ray.core.initial import initial_artifact
@@ -230,7 +230,7 @@ def _artifacts_base(folder: Path) -> str | None:
 def _identity(plain: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes, with those that came after the recipe was written."""
     with contextlib.suppress(UserError):  # a setting of a later version: compared as it is
-        plain = parse(plain).model_dump(mode="json")
+        plain = parse_made(plain, "recipe").model_dump(mode="json")
     return deciding(plain)
 
 

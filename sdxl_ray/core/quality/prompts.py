@@ -11,13 +11,13 @@ import re
 from importlib import resources
 from importlib.resources.abc import Traversable
 from itertools import combinations
-from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator
 
 from sdxl_ray import plain_data
 from sdxl_ray.errors import UserError
+from sdxl_ray.paths import local_folder
 from sdxl_ray.schema_errors import validated
 from sdxl_ray.sections import Section
 from sdxl_ray.text_files import read_text
@@ -93,7 +93,7 @@ def fill(prompt: str, words: str, *, article: bool = False) -> str:
 
 
 def _from_text(path: str) -> Prompts:
-    lines = [line.strip() for line in read_text(Path(path), f"prompt list {path!r}").splitlines()]
+    lines = [line.strip() for line in read_text(local_folder(path), f"prompt list {path!r}").splitlines()]
     prompts = tuple(line for line in lines if line and not line.startswith("#"))
     if not prompts:
         raise UserError(f"prompt list {path!r} is empty: write one prompt a line, with {{subject}} in it")

@@ -79,7 +79,7 @@ def held_out_photos(artifact: Artifact) -> tuple[Photo, ...]:
 
 def kept_photos(artifact: Artifact) -> tuple[Photo, ...]:
     """The same, none where the run held out none."""
-    recipe = config.parse(artifact.manifest.recipe, f"{artifact.folder}: recipe")
+    recipe = config.parse_made(artifact.manifest.recipe, f"{artifact.folder}: recipe")
     if recipe.data.validation is not None:
         return load_photos(recipe.data.validation, "data.validation", recursive=recipe.data.recursive)
     rows = _run_pictures(artifact, "held_out") or ()
@@ -156,7 +156,7 @@ def training_pictures(artifact: Artifact) -> tuple[Picture, ...] | None:
     if rows is not None:
         return (*rows, *(_run_pictures(artifact, "given_class") or ()))
     try:
-        recipe = config.parse(artifact.manifest.recipe, "recipe")
+        recipe = config.parse_made(artifact.manifest.recipe, "recipe")
         if recipe.data.images is None:
             return None
         return (*split(scan(recipe.data), recipe.data)[0], *scan_class(recipe.data))
