@@ -30,6 +30,7 @@ class Engine(Protocol):
     group: Group
     device: torch.device
     accumulation: int
+    precision: torch.dtype
 
     def __call__(self, *inputs: Any) -> Tensor:
         """The denoiser's forward in the run's precision."""
@@ -93,14 +94,14 @@ class LocalEngine:
         hold_masters(denoiser)
         self.denoiser, self.trainable = denoiser.to(device), trainable
         self.group: Group = Alone()
-        self.device, self.accumulation, self._precision = device, accumulation, precision
+        self.device, self.accumulation, self.precision = device, accumulation, precision
         self._optimizer = build_optimizer(optim, trainable)
         self._base_lr = [group["lr"] for group in self._optimizer.param_groups]
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self._clip, self._norm, self._micro = optim.clip, 0.0, 0
 
     def __call__(self, *inputs: Any) -> Tensor:
-        with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             prediction: Tensor = self.denoiser(*inputs)
         return prediction
 

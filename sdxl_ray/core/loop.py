@@ -157,15 +157,18 @@ def _step(run: Training, step: int, global_batch: int, micro_batches: list[Input
             )
 
 
+def _remedy(run: Training) -> str:
+    """What may help against numbers that are not finite; fp32 is no advice for a run that computes in it."""
+    return "lower optim.lr" + ("" if run.engine.precision == torch.float32 else ", or use parallel.precision=fp32")
+
+
 def _validate(run: Training, step: int, checkpointed: bool) -> None:
     if not run.held_out:
         return
     with _averaged(run, step):
         loss = validation_loss(run.engine, run.parts, run.held_out)
     if not math.isfinite(loss):
-        raise RunError(
-            f"the validation loss is {loss} after step {step}: lower optim.lr or use parallel.precision=fp32"
-        )
+        raise RunError(f"the validation loss is {loss} after step {step}: {_remedy(run)}")
     # Only a step that has a checkpoint can be gone back to; where there are scores, they choose it.
     run.best.validated(loss, step if checkpointed and run.score is None else None)
     run.report({"kind": "validation", "step": step, "loss": loss, "n": len(run.held_out) * run.recipe.evaluation.draws})
@@ -247,7 +250,7 @@ class Ledger:
             sources = ", ".join(sorted({e.view.picture.source for e in bad or examples}))
             raise RunError(
                 f"the {what} is not finite at step {step} for {sources}: nothing of this step is kept; "
-                "lower optim.lr, or use parallel.precision=fp32"
+                + _remedy(self._run)
             )
 
 

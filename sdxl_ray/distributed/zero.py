@@ -95,7 +95,7 @@ class ZeroEngine:
         group: Group,
     ) -> None:
         self.denoiser, self.trainable, self.group = denoiser, trainable, group
-        self.device, self.accumulation = device, accumulation
+        self.device, self.accumulation, self.precision = device, accumulation, precision
         self._stage, self._micro, self._norm, self._linked = parallel.zero_stage, 0, 0.0, False
         if self._stage == 0:
             hold_masters(denoiser)
