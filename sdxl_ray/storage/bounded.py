@@ -21,7 +21,7 @@ def bounded(files: Any, url: str) -> Any:
 
 
 class _Bounded(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
-    """Every call goes through `patiently`."""
+    """Every call goes through `patiently`, and none is tried again."""
 
     def __init__(self, files: Any, url: str) -> None:
         self._files, self._url = files, url
@@ -78,17 +78,18 @@ class _Bounded(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
         return self._stream(lambda: self._files.open_append_stream(path), "w")
 
     def _stream(self, opened: Callable[[], Any], mode: str) -> Any:
-        return pa.PythonFile(_BoundedStream(self._call(opened), lambda work: self._call(work, once=True)), mode=mode)
+        return pa.PythonFile(_BoundedStream(self._call(opened), self._call), mode=mode)
 
-    def _call(self, work: Callable[[], T], *, once: bool = False) -> T:
+    def _call(self, work: Callable[[], T]) -> T:
+        """Once: a run that has found its store gone waits for Ray Train's controller too, call after call."""
         try:
-            return patiently(lambda _: work(), f"storage {shown(self._url)!r} failed", self._url, once=once)
+            return patiently(lambda _: work(), f"storage {shown(self._url)!r} failed", self._url, once=True)
         except RunError as error:
             raise OSError(str(error)) from None
 
 
 class _BoundedStream:
-    """What `pa.PythonFile` asks of a stream. A write or close is not tried again: some of it may have been taken."""
+    """What `pa.PythonFile` asks of a stream."""
 
     def __init__(self, stream: Any, call: Callable[[Callable[[], Any]], Any]) -> None:
         self._stream, self._call = stream, call

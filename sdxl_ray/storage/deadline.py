@@ -26,9 +26,9 @@ Moved = Callable[[], None]
 logger = logging.getLogger(__name__)
 
 #: Tries of one call, and the seconds without progress after which there is no other one.
-_TRIES, _PATIENCE_S = 4, 25.0
+_TRIES, _PATIENCE_S = 4, 20.0
 #: The seconds that one block of a transfer may take: some stores take 10 MiB before they return.
-_BLOCK_S = 40.0
+_BLOCK_S = 30.0
 #: Seconds until the first line about the wait, and between lines.
 _SILENT_S, _EVERY_S = 2.5, 5.0
 _AT_ONCE = 4
