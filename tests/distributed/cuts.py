@@ -61,7 +61,14 @@ STILL: dict[str, Any] = {
 SCORED = quick("tiny_lora", parallel__workers=2, parallel__zero_stage=2, **STILL)
 
 #: Every step makes what is no number.
-DIVERGING = quick("tiny_lora", parallel__workers=2, optim__lr=1e30, optim__clip=None, optim__schedule="constant")
+DIVERGING = quick(
+    "tiny_lora",
+    parallel__workers=2,
+    optim__lr=1e30,
+    optim__clip=None,
+    optim__schedule="constant",
+    optim__warmup_steps=0,
+)
 
 
 @dataclass(frozen=True)
