@@ -48,6 +48,17 @@ def _expanded(text: str) -> str:
     return expanded
 
 
+def working_directory() -> str:
+    """The working directory, also where it was deleted and made again.
+
+    Ray does that to the package of a job when two of its nodes share a disk and the second one unpacks it.
+    """
+    try:
+        return os.getcwd()  # noqa: PTH109 - text, as the paths are
+    except FileNotFoundError:
+        return os.environ.get("PWD", os.sep)
+
+
 def path_or_name(text: str) -> str:
     """The absolute path where `text` is written as one (`./x`, `/x`, `~/x`, `file://`) or exists, else `text` itself.
 

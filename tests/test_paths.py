@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 from sdxl_ray.config import PATHS, Recipe, load, override, parse
 from sdxl_ray.errors import UserError
 from sdxl_ray.experiment import Experiment
-from sdxl_ray.paths import local_path, path_or_name, required_name
+from sdxl_ray.paths import local_path, path_or_name, required_name, working_directory
 from sdxl_ray.sections import Base, ImagesPath, LocalPath, PathOrName
 from serve.config import ServeConfig
 
@@ -143,3 +144,12 @@ def test_commands_refuse_such_a_name_at_once(here: object) -> None:
     for words in (("train", "tiny_lora", "data.images=subject:robot"), ("tune", "tiny_lora")):
         code, _, err = here(*words, "--name", "../../x")  # type: ignore[operator]
         assert code == 2 and "'../../x'" in err and "try 'x'" in err
+
+
+def test_a_working_directory_that_was_made_again_is_still_known(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", str(home))
+    home.rename(home.with_name("old"))
+    assert working_directory() == str(home.with_name("old"))  # moved, and still there
+    shutil.rmtree(home.with_name("old"))
+    home.mkdir()
+    assert working_directory() == str(home)

@@ -30,6 +30,7 @@ from sdxl_ray.distributed.mailbox import delivered, open_mailbox
 from sdxl_ray.distributed.room import Room
 from sdxl_ray.distributed.worker_paths import base_here, path_here, require_visible
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.paths import working_directory
 from sdxl_ray.sections import Base
 from sdxl_ray.storage import Storage
 from sdxl_ray.storage.deadline import waits_reported
@@ -76,7 +77,7 @@ def draw_on_workers(
         "settings": _settings(settings),
         "storage": place.url or str(place.root),
         "home": _within(home, place),
-        "driver": str(Path.cwd()),
+        "driver": working_directory(),
     }
     on_row({"kind": "phase", "name": f"starting {workers} worker{'s' if workers > 1 else ''}", "done": 0, "total": 0})
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_share)

@@ -20,6 +20,7 @@ from sdxl_ray.core.sampler import Sampler, View, validation_examples
 from sdxl_ray.core.sources import Entry, Reader
 from sdxl_ray.distributed.worker_paths import image_here, path_here, recipe_here
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.paths import working_directory
 from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
@@ -51,7 +52,7 @@ def scan_stream(recipe: Recipe, on_row: OnRow) -> Pictures:
     pictures: list[Picture] = []
     problems: list[str] = []
     rows = ray.data.from_items([asdict(entry) for entry in found], override_num_blocks=_blocks(len(found)))
-    probed = rows.map_batches(_probe, fn_args=(str(Path.cwd()),), batch_size=_AT_ONCE)
+    probed = rows.map_batches(_probe, fn_args=(working_directory(),), batch_size=_AT_ONCE)
     for n, row in enumerate(probed.iter_rows(), start=1):
         problem = row.pop("problem")
         if problem:
@@ -77,7 +78,7 @@ def encode_stream(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, o
     encoder_of = {
         "recipe": recipe.model_dump(mode="json"),
         "storage": storage.url or str(storage.root),
-        "driver": str(Path.cwd()),
+        "driver": working_directory(),
     }
     views = list(_views(recipe, run))
     workers = recipe.parallel.workers[1]

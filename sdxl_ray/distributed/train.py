@@ -29,7 +29,7 @@ from sdxl_ray.distributed.worker import train_worker
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.interrupts import keeping
 from sdxl_ray.notes import report_notes
-from sdxl_ray.paths import required_name
+from sdxl_ray.paths import required_name, working_directory
 from sdxl_ray.storage import Storage
 
 OnRow = Callable[[dict[str, Any]], None]
@@ -231,5 +231,5 @@ def worker_config(recipe: Recipe, run: RunFolder, storage: Storage, mailbox: Any
         "cache": str(run.cache),
         "mailbox": mailbox,
         "storage": storage.url,
-        "driver": str(Path.cwd()),
+        "driver": working_directory(),
     }

@@ -40,7 +40,7 @@ from sdxl_ray.distributed.worker_paths import require_visible
 from sdxl_ray.errors import UserError
 from sdxl_ray.interrupts import keeping
 from sdxl_ray.notes import recipe_notes, report_notes
-from sdxl_ray.paths import required_name
+from sdxl_ray.paths import required_name, working_directory
 from sdxl_ray.records import Recorder
 from sdxl_ray.report.build import Written, write_report
 from sdxl_ray.search import BEST, CARD, ENDED, SearchCard, Trial, Verdict, read_trials, steps_taken
@@ -260,7 +260,7 @@ def _run(
         "storage": place.url or str(place.root),
         "metrics": list(space.metric),
         "scored": space.scored,
-        "driver": str(Path.cwd()),
+        "driver": working_directory(),
     }
     proposer = Proposer(space, recipe, trials, lambda number: f"{card.name}/trial-{number:03d}")
     with Recorder(home / "records") as recorder:

@@ -17,13 +17,14 @@ from sdxl_ray.core.dataset import Picture, PictureSet
 from sdxl_ray.core.run import Pictures
 from sdxl_ray.distributed.nodes import alive, ask
 from sdxl_ray.errors import UserError
+from sdxl_ray.paths import working_directory
 from sdxl_ray.sections import Base
 
 
 def path_here(path: str, driver: str) -> str:
     """This node's path of a driver's path. driver: its working directory."""
     inside = path == driver or path.startswith(driver + os.sep)
-    return path if not inside or Path(driver).is_dir() else str(Path.cwd()) + path[len(driver) :]
+    return path if not inside or Path(driver).is_dir() else working_directory() + path[len(driver) :]
 
 
 def base_here(base: Base, driver: str) -> Base:
@@ -60,7 +61,7 @@ def require_visible(paths: Mapping[str, str]) -> None:
     nodes = [node for node in alive() if node.resources.get("CPU") or node.resources.get("GPU")]
     if not paths or len(alive()) < 2:
         return
-    answers = ask(nodes, _lacking, list(paths.values()), str(Path.cwd()))
+    answers = ask(nodes, _lacking, list(paths.values()), working_directory())
     for setting, path in paths.items():
         blind = [node.label for node, lacking in answers.items() if isinstance(lacking, list) and path in lacking]
         if blind:
