@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 from sdxl_ray.config import Recipe
 from sdxl_ray.core.basefiles import BaseFiles
 from sdxl_ray.core.buckets import Buckets, cover
-from sdxl_ray.core.preflight import base_resolution
 from sdxl_ray.core.sources import is_subject, source_path
-from sdxl_ray.core.truncation import training_notes
 from sdxl_ray.core.unused import Use, unused
 from sdxl_ray.errors import UserError
 from sdxl_ray.notes import recipe_notes
@@ -57,6 +55,9 @@ def run_notes(recipe: Recipe, pictures: Pictures, files: BaseFiles) -> list[str]
 
 def scanned_notes(recipe: Recipe, pictures: Pictures, files: BaseFiles) -> list[str]:
     """What the images and captions themselves say, held against the base and its tokenizers."""
+    from sdxl_ray.core.preflight import base_resolution  # a plan needs `unread_notes` without any framework
+    from sdxl_ray.core.truncation import training_notes
+
     captions = [image.caption for images in (pictures.train, pictures.held_out) for image in images]
     return [
         *input_notes(recipe, pictures, base_resolution(recipe, files)),

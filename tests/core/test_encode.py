@@ -48,7 +48,7 @@ def test_a_vae_that_overflows_names_the_picture(components: Components) -> None:
     components.vae.encoder.register_forward_pre_hook(
         lambda _, inputs: (torch.where(inputs[0].mean((1, 2, 3), keepdim=True) > 0, torch.nan, inputs[0]),)
     )
-    with pytest.raises(RunError, match=r"the VAE gives NaN for white.png in torch.float32: set base.vae_precision"):
+    with pytest.raises(RunError, match=r"NaN for white.png in torch.float32: it computes in fp32 already"):
         encode_pictures(components.vae, pictures, ["black.png", "white.png"])
 
 

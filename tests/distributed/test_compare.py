@@ -111,7 +111,7 @@ def _ordinary(**changes: Any) -> dict[str, Any]:
         (_ordinary(prompts="empty.txt"), "'empty.txt' is empty"),
         (_ordinary(prompts="nowhere.txt"), "nowhere.txt"),
         (_ordinary(prompts="tinny"), "did you mean 'tiny'"),
-        (_ordinary(other="nowhere"), "other 'nowhere' does not exist"),
+        (_ordinary(other="nowhere"), "nowhere' does not exist"),
         (_ordinary(other="subject:robot"), "is a photo of the subject too"),
         (_ordinary(settings={"data.validation": "subject:robot"}), "is also trained on"),
         (
@@ -208,7 +208,7 @@ def test_a_storage_that_cannot_be_made_is_one_line(here: Here, tmp_path: Path) -
     (tmp_path / "mine.yaml").write_text(json.dumps(_ordinary()))
     code, _, err = here("compare", "mine.yaml", "--storage", "/dev/null/x")
     assert code == 2
-    assert "--storage '/dev/null/x'" in err
+    assert "storage '/dev/null/x'" in err
 
 
 def test_the_curves_are_those_of_the_studys_arms() -> None:

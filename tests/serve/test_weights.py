@@ -45,7 +45,7 @@ def test_a_replica_says_whose_fault_it_is(artifacts: dict[str, Path], tmp_path: 
                 assert str(tmp_path) not in refusal.message
                 return refusal.status, refusal.code, refusal.param
 
-            assert await told(_order(prompt="dog " * 80)) == (400, "invalid_value", "prompt")
+            assert await told(_order(scheduler="none")) == (400, "invalid_value", "scheduler")
             assert await told(_order(guidance_scale=1e38)) == (422, "not_drawn", None)
             assert await told(_order("lost")) == (404, "model_stopped", "model")
             manifest = folder / "manifest.json"

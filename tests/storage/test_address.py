@@ -73,7 +73,7 @@ def test_a_path_is_the_folder_that_its_user_means(
         ("C:\\runs", "like ~/runs"),
         ("c:/runs", "like ~/runs"),
         ("s4://bucket", "did you mean 's3'"),
-        ("gs://bucket/x?endpoint=1", "did you mean 'endpoint_override'"),
+        ("gs://bucket/x?endpoint=1", "choose from endpoint_override"),
         ("gs://key@bucket/x", "GOOGLE_APPLICATION_CREDENTIALS"),
         ("abfss://c@account.dfs.core.windows.net/x?nothing=1", "'nothing'"),
         ("gdrive://x", "(?i)install|no module"),

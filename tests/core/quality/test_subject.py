@@ -31,7 +31,7 @@ def test_each_photo_counts_once(held_out: Path, tmp_path: Path) -> None:
     with Image.open(copy / "0.png") as picture:
         picture.save(copy / "again.bmp")  # other bytes, the same pixels
     assert len(load_photos(str(copy))) == len(load_photos(str(held_out))) == 3
-    with pytest.raises(UserError, match="--subject 'nowhere' does not exist"):
+    with pytest.raises(UserError, match=r"--subject '.*/nowhere' does not exist"):
         load_photos("nowhere")
     assert len(load_photos("subject:robot/held_out")) == 5
 

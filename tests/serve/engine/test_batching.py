@@ -115,7 +115,7 @@ def test_sizes_take_turns() -> None:
                 for size in (32, 32, 40, 48)
             ]
             await asyncio.gather(*many)
-            assert engine.status()["steps"] == 36
+            assert engine.status()["steps"] in (36, 37)  # the two of one size may begin a step apart
             begin = max(turns.index(40), turns.index(48))
             both = [size for size in turns[begin:] if size != 32]
             end = min(len(both) - both[::-1].index(size) for size in (40, 48))  # one of them is done
