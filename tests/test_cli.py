@@ -303,7 +303,7 @@ def test_train_then_generate(cli: Cli, tmp_path: Path) -> None:
     assert run["steps"] == 2
     assert "training 2/2" in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("note: ")] == [
-        "note: data.images 'photos': 1 caption file without an image (9.caption)",
+        f"note: data.images '{tmp_path}/photos': 1 caption file without an image (9.caption)",
         "note: optim.batch_size=4 is more than the 3 training images: a step sees some of them twice",
     ]
     assert read(tmp_path / run["folder"] / "records", "steps")["step"].to_pylist() == [1, 2]
