@@ -41,7 +41,7 @@ def loading(where: str, fix: str = "copy or download it again") -> Iterator[None
 def require_finite(named: Iterable[tuple[str, torch.Tensor]], where: str, files: list[Path]) -> None:
     """Raise UserError that names the file and the tensor when a weight is NaN or infinite.
 
-    One sum a tensor, which reads every number once: about a second for SDXL.
+    One sum a tensor, which reads every number once.
     """
     import torch
 

@@ -12,6 +12,7 @@ from sdxl_ray import config, experiment
 from sdxl_ray.config import Recipe, load, override
 from sdxl_ray.errors import UserError
 from sdxl_ray.notes import recipe_notes
+from sdxl_ray.plain_data import value_at
 from sdxl_ray.sections import Prior
 from sdxl_ray.space import load_space
 from sdxl_ray.space import names as spaces
@@ -98,7 +99,10 @@ def test_what_cannot_work_is_refused(changes: dict[str, Any], line: str) -> None
     ],
 )
 def test_what_may_be_meant_is_taken(changes: dict[str, Any]) -> None:
-    override(Recipe(), changes)
+    plain = override(Recipe(), changes).model_dump(mode="json")
+    for path, value in changes.items():
+        found = value_at(plain, path)
+        assert (found.items() >= value.items()) if isinstance(value, dict) else (found == value)
 
 
 @pytest.mark.parametrize(

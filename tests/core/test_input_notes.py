@@ -76,7 +76,10 @@ def test_placeholders_of_other_trainers_are_refused(caption: str) -> None:
 
 
 def test_brackets_of_ones_own_are_no_placeholders() -> None:
-    require_sound(override(Recipe(), {"data.subject": "[V] dog"}), pictures(image(0, "[V] dog, [red] {a|b} 1 < 2 > 0")))
+    found = pictures(image(0, "[V] dog, [red] {a|b} 1 < 2 > 0"))
+    require_sound(override(Recipe(), {"data.subject": "[V] dog"}), found)
+    with pytest.raises(UserError, match="placeholder"):  # one of another trainer's beside them is still found
+        require_sound(override(Recipe(), {"data.subject": "[V] dog"}), pictures(image(0, "[V] dog, [trigger]")))
 
 
 def test_class_images_are_not_the_subjects(tmp_path: Path) -> None:
