@@ -49,10 +49,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-CHAOS = tests/config tests/core/test_bases.py tests/core/test_checkpoints.py tests/core/test_dataset.py tests/core/test_killed_saves.py \
-	tests/core/test_pictures.py tests/core/test_weightfiles.py tests/test_artifact.py tests/distributed/test_cut.py tests/distributed/test_drawing.py \
+CHAOS = tests/config tests/models/test_base_model.py tests/training/test_checkpoint.py tests/data/test_dataset.py tests/training/test_killed_saves.py \
+	tests/data/test_image_io.py tests/models/test_safetensors_files.py tests/io/test_artifact.py tests/distributed/test_cut.py tests/distributed/test_generation.py \
 	tests/distributed/test_failures.py tests/distributed/test_kill.py tests/distributed/test_lost_storage.py tests/distributed/test_preemption.py \
-	tests/distributed/test_quality.py tests/distributed/test_store.py tests/distributed/test_stream.py tests/distributed/test_tune.py \
+	tests/distributed/test_quality.py tests/distributed/test_store.py tests/distributed/test_ray_data.py tests/tune/test_search.py \
 	tests/distributed/test_two_hosts.py tests/cluster
 
 # Two processes, in turn given a file, or those that share a fixture (tests/conftest.py): while one waits for Ray to start,

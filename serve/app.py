@@ -15,13 +15,13 @@ from ray import serve
 
 from sdxl_ray.errors import UserError
 from serve.config import LOOPBACK, ServeConfig, load, override, parse
-from serve.images import Images
-from serve.ingress import Ingress
-from serve.keys import read_keys
-from serve.layout import Layout, plan
-from serve.weights import Weights
+from serve.http.auth import read_keys
+from serve.http.image_links import ImageLinkReplica
+from serve.http.ingress import Ingress
+from serve.replica.placement import Placement, plan
+from serve.replica.replica import ModelReplica
 
-#: Calls besides pictures that a replica answers at once: questions for its state.
+#: Calls besides images that a replica answers at once: questions for its state.
 _QUESTIONS = 8
 #: What Serve's proxy sends where an ingress has `max_connections` open, in seconds.
 _BACK_S = 2
@@ -69,7 +69,7 @@ def require_guarded(config: ServeConfig, bound: str | None = None) -> None:
         )
 
 
-def application(config: ServeConfig, layout: Layout | None = None) -> serve.Application:
+def application(config: ServeConfig, layout: Placement | None = None) -> serve.Application:
     """An ingress in front of one deployment for each set of weights.
 
     layout: default, `plan(config)`. Raises UserError: the base is not there, no variant can be served, or bad keys.
@@ -92,7 +92,7 @@ def _images(config: ServeConfig) -> serve.Application | None:
     keep_s = config.images.keep_seconds
     if not keep_s:
         return None
-    deployment = serve.deployment(Images).options(
+    deployment = serve.deployment(ImageLinkReplica).options(
         name="images",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
@@ -105,11 +105,11 @@ def _images(config: ServeConfig) -> serve.Application | None:
 def _weights(config: ServeConfig) -> Any:
     replicas, queue = config.replicas, config.queue
     # An ingress admits no more than this for all replicas together; when one is gone, the others' callers wait here.
-    most = queue.pictures * replicas.count + config.ingress.replicas + _QUESTIONS
-    return serve.deployment(Weights).options(
+    most = queue.images * replicas.count + config.ingress.replicas + _QUESTIONS
+    return serve.deployment(ModelReplica).options(
         num_replicas=replicas.count,
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": _gpus(replicas.gpus)},
-        max_ongoing_requests=queue.pictures + _QUESTIONS,
+        max_ongoing_requests=queue.images + _QUESTIONS,
         max_queued_requests=most,
         max_constructor_retry_count=replicas.start_attempts,
         max_surge_percent=replicas.surge_percent,

@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from sdxl_ray import plain_data
-from sdxl_ray.scalars import meaning, text_of
-from sdxl_ray.schema_errors import validated
-from sdxl_ray.sections import Base, BaseSetting, LocalPath, NonNegativeFloat, PositiveFloat, PositiveInt, Section
-from serve.admission import share
+from sdxl_ray.config import plain_data
+from sdxl_ray.config.scalars import meaning, text_of
+from sdxl_ray.config.schema import Base, BaseSetting, LocalPath, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from sdxl_ray.config.schema_errors import validated
+from serve.http.admission import share
 
 #: A variant's name is a model id in URLs, a deployment's name and a metric's tag.
 VariantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -72,12 +72,12 @@ class Variant(Section):
         return self
 
 
-class Engine(Section):
+class EngineSection(Section):
     """How one replica draws: `serve.engine.settings.EngineSettings` says what each is; null: what suits the device."""
 
     device: str | None = Field(None, description="cpu, cuda, cuda:1")
     dtype: Literal["fp32", "bf16"] | None = Field(None, description="of UNet and text encoders")
-    max_batch: PositiveInt = Field(8, description="pictures of one size denoised together in one step")
+    max_batch: PositiveInt = Field(8, description="images of one size denoised together in one step")
     max_resident: PositiveInt = Field(8, description="adapters kept in memory; the least recently used goes")
     channels_last: bool | None = Field(None, description="memory layout of UNet and VAE")
     compile: bool | None = Field(None, description="torch.compile of the UNet's blocks before the replica is ready")
@@ -97,8 +97,8 @@ class Replicas(Section):
     start_attempts: PositiveInt = Field(3, description="how often a replica that cannot start is tried again")
 
 
-class Ingress(Section):
-    """The HTTP side: processes that check requests, admit or shed them, and wait for pictures."""
+class IngressSection(Section):
+    """The HTTP side: processes that check requests, admit or shed them, and wait for images."""
 
     replicas: PositiveInt = 1
     cpus: NonNegativeFloat = Field(0.0, description="CPUs that Ray reserves for one ingress; it computes little")
@@ -115,10 +115,10 @@ class Limits(Section):
     min_edge: Annotated[int, Field(ge=8, multiple_of=8)] | None = Field(None, description="default: see `Range`")
     max_edge: Annotated[int, Field(ge=8, multiple_of=8, le=8192)] | None = Field(None, description="see `Range`")
     work: PositiveInt = Field(
-        400, description="pixels x steps x n of a request, in denoising steps of one picture of the base's own size"
+        400, description="pixels x steps x n of a request, in denoising steps of one image of the base's own size"
     )
     adapters: Annotated[int, Field(ge=0, le=16)] = Field(
-        4, description="adapters of one picture, a LoRA model among them"
+        4, description="adapters of one image, a LoRA model among them"
     )
     body_bytes: Annotated[int, Field(ge=1024, le=2**24)] = 65_536
 
@@ -126,10 +126,10 @@ class Limits(Section):
 class Queue(Section):
     """What may be under way at once, for each replica of a set of weights; more is shed with 429."""
 
-    pictures: PositiveInt = Field(32, description="pictures in the batch or waiting")
-    work: PositiveInt = Field(1600, description="their work, in denoising steps of one picture of the base's own size")
-    timeout_s: PositiveFloat = Field(60.0, description="a picture that takes longer is given up with 503")
-    retries: Annotated[int, Field(ge=0, le=5)] = Field(1, description="tries again when the replica of a picture dies")
+    images: PositiveInt = Field(32, description="images in the batch or waiting")
+    work: PositiveInt = Field(1600, description="their work, in denoising steps of one image of the base's own size")
+    timeout_s: PositiveFloat = Field(60.0, description="an image that takes longer is given up with 503")
+    retries: Annotated[int, Field(ge=0, le=5)] = Field(1, description="tries again when the replica of an image dies")
 
 
 class ApiKeys(Section):
@@ -139,7 +139,7 @@ class ApiKeys(Section):
     file: LocalPath | None = Field(None, description="file with a key per line; # starts a comment")
 
 
-class Images(Section):
+class ImageLinkSettings(Section):
     """Images that a response links to (`response_format=url`)."""
 
     keep_seconds: Annotated[int, Field(ge=0, le=604_800)] = Field(
@@ -158,13 +158,13 @@ class ServeConfig(Section):
     host: str = Field("127.0.0.1", min_length=1, description="beyond loopback needs API keys or allow_open")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="0: any free one")
     allow_open: bool = Field(False, description="serve beyond loopback without API keys")
-    engine: Engine = Engine()
+    engine: EngineSection = EngineSection()
     replicas: Replicas = Replicas()
-    ingress: Ingress = Ingress()
+    ingress: IngressSection = IngressSection()
     limits: Limits = Limits()
     queue: Queue = Queue()
     api_keys: ApiKeys = ApiKeys()
-    images: Images = Images()
+    images: ImageLinkSettings = ImageLinkSettings()
     public_url: Annotated[str, AfterValidator(_public_url)] | None = Field(
         None,
         description="address of this endpoint as clients reach it, for links to images: https://example.org/images; "

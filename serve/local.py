@@ -25,8 +25,8 @@ from sdxl_ray.distributed.worker_paths import require_visible
 from sdxl_ray.errors import RunError
 from serve.app import application, listening, require_guarded
 from serve.config import ServeConfig
-from serve.layout import Layout, plan
-from serve.port import free_port, require_free, require_free_to_start
+from serve.http.port import free_port, require_free, require_free_to_start
+from serve.replica.placement import Placement, plan
 
 APPLICATION = "sdxl-ray"
 _LOG = logging.getLogger("ray.serve")
@@ -38,7 +38,7 @@ START_S = 1200.0
 def running(
     config: ServeConfig,
     *,
-    layout: Layout | None = None,
+    layout: Placement | None = None,
     timeout_s: float = START_S,
     on_state: Callable[[dict[str, str]], None] | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -76,7 +76,7 @@ def _paths(config: ServeConfig) -> dict[str, str]:
     return found | {name: path for name, path in artifacts.items() if Path(path).exists()}
 
 
-def deploy(config: ServeConfig, layout: Layout | None = None) -> None:
+def deploy(config: ServeConfig, layout: Placement | None = None) -> None:
     """Put an endpoint, or another version of it, where Serve is running; it returns before it is there.
 
     Replicas of an earlier version are replaced one by one, and stay when the new ones do not start.
@@ -91,7 +91,7 @@ def deployed() -> str:
 
 
 @contextmanager
-def _ray(config: ServeConfig, layout: Layout) -> Iterator[bool]:
+def _ray(config: ServeConfig, layout: Placement) -> Iterator[bool]:
     """A local Ray where there is none; whether it is ours alone."""
     ours = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
     needed = config.replicas.count * len(layout.groups) * config.replicas.cpus

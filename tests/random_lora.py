@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from sdxl_ray.artifact import Artifact, write_manifest
-from sdxl_ray.config import Recipe
-from sdxl_ray.core.dataset import scan
+from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.data.dataset import scan
+from sdxl_ray.io.artifact import Artifact, write_manifest
 from sdxl_ray.tiny import shipped
 
 _LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -20,7 +20,7 @@ _INDEX = {"key": str, "source": str, "caption": str, "width": int, "height": int
 
 
 def random_run(run: Path, recipe: Recipe, *, strength: float = 1.0) -> Artifact:
-    """`run/artifact`, and `run/pictures` that say the recipe's pictures were all trained on."""
+    """`run/artifact`, and `run/images` that say the recipe's images were all trained on."""
     with safe_open(shipped.BASE / "unet" / "diffusion_pytorch_model.safetensors", "np") as weights:
         wide, high = weights.get_tensor(f"{_LAYER}.weight").shape
     rng = np.random.default_rng(0)

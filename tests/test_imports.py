@@ -42,7 +42,7 @@ def test_help_loads_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -> Non
     "code",
     [
         "import sdxl_ray",
-        "import sdxl_ray.config, sdxl_ray.artifact, sdxl_ray.records",
+        "import sdxl_ray.config.recipe, sdxl_ray.io.artifact, sdxl_ray.io.records",
         "import sdxl_ray.display.progress, sdxl_ray.display.table",
         command("recipes", "lora"),
         command("config", "lora", "optim.lr=1e-5"),
@@ -57,7 +57,7 @@ def test_words_load_no_framework(code: str, tmp_path: Path) -> None:
 
 
 def test_an_ingress_and_what_deploys_it_load_no_framework_but_ray(tmp_path: Path) -> None:
-    assert loaded_by("import serve.app, serve.ingress", tmp_path) & FRAMEWORKS == {"ray"}
+    assert loaded_by("import serve.app, serve.http.ingress", tmp_path) & FRAMEWORKS == {"ray"}
 
 
 def test_the_probe_sees_a_framework(tmp_path: Path) -> None:

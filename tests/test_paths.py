@@ -10,11 +10,11 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from sdxl_ray.config import PATHS, Recipe, load, override, parse
+from sdxl_ray.config.experiment import Experiment
+from sdxl_ray.config.recipe import PATHS, Recipe, load, override, parse
+from sdxl_ray.config.schema import Base, ImagesPath, LocalPath, PathOrName
 from sdxl_ray.errors import UserError
-from sdxl_ray.experiment import Experiment
 from sdxl_ray.paths import local_path, path_or_name, required_name, working_directory
-from sdxl_ray.sections import Base, ImagesPath, LocalPath, PathOrName
 from serve.config import ServeConfig
 
 

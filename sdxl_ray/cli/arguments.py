@@ -15,8 +15,8 @@ import typer
 from sdxl_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from sdxl_ray.config import Recipe
-    from sdxl_ray.sections import Base, MaxTokenLength
+    from sdxl_ray.config.recipe import Recipe
+    from sdxl_ray.config.schema import Base, MaxTokenLength
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or a .yaml file")]
 Settings = Annotated[
@@ -66,26 +66,26 @@ def read_recipe(name: str, settings: list[str] | None, base: str | None = None) 
 
     Raises UserError for an unknown recipe, setting or value.
     """
-    from sdxl_ray import config
+    from sdxl_ray.config import recipe as recipe_files
 
-    recipe = config.load(name)
+    recipe = recipe_files.load(name)
     if base is not None:
         recipe = recipe.model_copy(update={"base": read_base(base)})
-    return config.override(recipe, config.parse_assignments(settings or []))
+    return recipe_files.override(recipe, recipe_files.parse_assignments(settings or []))
 
 
 def read_base(text: str) -> Base:
     """`"tiny"`, `"folder"`, `"model.safetensors"` or `"org/name@<40-hex commit>"` as a Base."""
-    from sdxl_ray import config
+    from sdxl_ray.config import recipe as recipe_files
 
     name, at, revision = text.rpartition("@")
     plain: dict[str, Any] = {"id": name, "revision": revision} if at and name.count("/") == 1 else {"id": text}
-    return config.parse({"base": plain}, "--base").base
+    return recipe_files.parse({"base": plain}, "--base").base
 
 
 def read_token_length(number: int | None) -> MaxTokenLength | None:
     """The value of `--max-token-length`. Raises UserError for a number that it cannot have."""
-    from sdxl_ray.sections import TOKEN_LENGTHS
+    from sdxl_ray.config.schema import TOKEN_LENGTHS
 
     chosen = next((length for length in TOKEN_LENGTHS if length == number), None)
     if number is not None and chosen is None:

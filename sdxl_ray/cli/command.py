@@ -27,7 +27,7 @@ class Command(TyperCommand):
 
 
 def _fix(name: str) -> str | None:
-    from sdxl_ray.config import meaning_of, settings
+    from sdxl_ray.config.recipe import meaning_of, settings
 
     if name in settings():
         return f"settings are written without dashes, {name}=VALUE"

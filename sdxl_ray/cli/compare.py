@@ -1,4 +1,4 @@
-"""`sdxl-ray compare`: the arms of an experiment under equal conditions, in one table and one picture."""
+"""`sdxl-ray compare`: the arms of an experiment under equal conditions, in one table and one image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdxl_ray.cli.arguments import AsJson, Settings, StorageAt, libraries_on_std
 from sdxl_ray.paths import required_name
 
 if TYPE_CHECKING:
-    from sdxl_ray.artifact import Artifact
+    from sdxl_ray.io.artifact import Artifact
 
 EXAMPLES = (
     "sdxl-ray compare demo",
@@ -33,8 +33,8 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Train an experiment's arms, judge, load-test and report them."""
-    from sdxl_ray.config import parse_assignments
-    from sdxl_ray.experiment import load_experiment
+    from sdxl_ray.config.experiment import load_experiment
+    from sdxl_ray.config.recipe import parse_assignments
 
     name = required_name(Path(experiment).stem, "the experiment's file name")
     plan = load_experiment(experiment)
@@ -47,13 +47,13 @@ def run(
         require_loadgen()  # before an hour of training, not after it
 
     from sdxl_ray.display.progress import Progress
-    from sdxl_ray.storage import Storage
+    from sdxl_ray.io.storage import Storage
 
     with libraries_on_stderr(), Progress(sys.stderr) as progress:
         place = Storage.usable(storage)  # before a minute of imports
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
-        from sdxl_ray.distributed.compare import compare
+        from sdxl_ray.compare.compare import compare
 
         requests: list[dict[str, Any]] = []
 
@@ -86,4 +86,4 @@ def run(
         typer.echo(f"\n{describe_load(requests)}\n")
     for row in result.rows:
         typer.echo(f"artifact  {row['artifact']}")
-    typer.echo(f"pictures  {result.grid}\nreport    {result.report.html}")
+    typer.echo(f"images  {result.grid}\nreport    {result.report.html}")

@@ -25,7 +25,7 @@ _WORDS = {
 _SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
-class Setting(NamedTuple):
+class SettingLine(NamedTuple):
     """One line of the reference. `default` and `values` are text as YAML would have it."""
 
     path: str
@@ -48,9 +48,9 @@ def run(
         if json:
             print_json(recipe)
         else:
-            from sdxl_ray import yaml_core
+            from sdxl_ray.config import yaml_loader
 
-            typer.echo(yaml_core.dump(recipe), nl=False)
+            typer.echo(yaml_loader.dump(recipe), nl=False)
         return
     lines = list(reference())
     if json:
@@ -60,26 +60,26 @@ def run(
         typer.echo(f"{line.path}: {line.values} = {line.default}" + (f"\n    {line.help}" if line.help else ""))
 
 
-def reference() -> Iterator[Setting]:
+def reference() -> Iterator[SettingLine]:
     """Every setting of a Recipe, read from its JSON schema; the settings of a kind say so in brackets."""
-    from sdxl_ray.config import Recipe
+    from sdxl_ray.config.recipe import Recipe
 
     schema = Recipe.model_json_schema()
     yield from _settings(schema, "", schema["$defs"])
 
 
-def _settings(section: dict[str, Any], prefix: str, known: dict[str, Any]) -> Iterator[Setting]:
+def _settings(section: dict[str, Any], prefix: str, known: dict[str, Any]) -> Iterator[SettingLine]:
     for name, field in section["properties"].items():
         choices = [_resolve(choice, known) for choice in field.get("anyOf") or field.get("oneOf") or [field]]
         sections = [choice for choice in choices if "properties" in choice]
         path = f"{prefix}{name}"
         if sections and len(choices) > len(sections):
             values = " | ".join("section" if choice in sections else _values(choice, known) for choice in choices)
-            yield Setting(path, values, _text(field.get("default")), field.get("description", ""))
+            yield SettingLine(path, values, _text(field.get("default")), field.get("description", ""))
         elif not sections:
             values = " | ".join(_values(choice, known) for choice in choices)
             default = _text(field["default"]) if "default" in field else "(required)"
-            yield Setting(path, values, default, field.get("description", ""))
+            yield SettingLine(path, values, default, field.get("description", ""))
         for choice in sections:
             kind = choice["properties"].get("kind", {}).get("const")
             mark = f" [kind {kind}]" if len(sections) > 1 else ""

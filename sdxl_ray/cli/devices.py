@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from sdxl_ray.config import Recipe
+    from sdxl_ray.config.recipe import Recipe
     from sdxl_ray.plan import Device
 
-Gpu = Annotated[
+GpuOption = Annotated[
     str | None, typer.Option("--gpu", metavar="NAME", help="plan for this device: h200, h100, 4090, cpu, ...")
 ]
-GpuMemory = Annotated[
+GpuMemoryOption = Annotated[
     str | None, typer.Option("--gpu-memory", metavar="SIZE", help="plan for a GPU of this memory: 24GiB")
 ]
 
@@ -35,7 +35,7 @@ def named(gpu: str | None, memory: str | None) -> Device | None:
 def gpu_here() -> Device | None:
     """This machine's GPU (the smallest, when there are several), as its driver tells; None when there is none."""
     from sdxl_ray.plan.devices import card
-    from sdxl_ray.plan.driver import gpus_here
+    from sdxl_ray.plan.gpu_driver import gpus_here
 
     gpus = gpus_here()
     return card(min(gpus, key=lambda gpu: gpu.memory_mib)) if gpus else None
@@ -45,16 +45,16 @@ def cpu_here(recipe: Recipe) -> Device:
     """This machine's CPU with the memory that each of the recipe's workers may have."""
     import psutil
 
-    from sdxl_ray.distributed.doctor import container_memory_bytes
+    from sdxl_ray.doctor.machine import container_memory_bytes
     from sdxl_ray.plan import CPU
 
     whole = psutil.virtual_memory().total
     return replace(CPU, memory_bytes=min(whole, container_memory_bytes() or whole) // recipe.parallel.workers[0])
 
 
-def count_pictures(recipe: Recipe) -> int | None:
-    """Pictures that the recipe trains on, by name alone; None when `data.images` is not here or leaves none."""
-    from sdxl_ray.core.sources import entries
+def count_images(recipe: Recipe) -> int | None:
+    """Images that the recipe trains on, by name alone; None when `data.images` is not here or leaves none."""
+    from sdxl_ray.data.image_sources import entries
     from sdxl_ray.errors import UserError
 
     data = recipe.data

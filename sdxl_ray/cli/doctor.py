@@ -11,7 +11,7 @@ from sdxl_ray.cli.arguments import AsJson, StorageAt, libraries_on_stderr, print
 from sdxl_ray.cli.devices import cpu_here, gpu_here
 
 if TYPE_CHECKING:
-    from sdxl_ray.distributed.doctor import Finding
+    from sdxl_ray.doctor.machine import Finding
     from sdxl_ray.plan import Device
 
 EXAMPLES = (
@@ -38,7 +38,7 @@ def run(
     if file:
         _files(file, json)
         return
-    from sdxl_ray.distributed.doctor import examine, summary
+    from sdxl_ray.doctor.machine import examine, summary
 
     if address is None:
         findings = examine(storage)
@@ -61,30 +61,30 @@ def run(
 
 def _files(paths: list[str], json: bool) -> None:
     """Check each file, and say what it holds and what could not be checked."""
-    from sdxl_ray.distributed.clusterfiles import checked
-    from serve import rayfile
+    from sdxl_ray.doctor.cluster_files import checked
+    from serve import ray_config
 
-    told = {}
+    reported = {}
     with libraries_on_stderr():
         for path in paths:
-            serves = rayfile.check(path) if rayfile.is_one(path) else []
+            serves = ray_config.check(path) if ray_config.is_one(path) else []
             held = checked(path)
             parts = [*(f"application {name}" for name in serves), *held.parts]
-            told[path] = {"holds": parts, "not_checked": held.unchecked}
+            reported[path] = {"holds": parts, "not_checked": held.unchecked}
     if json:
-        print_json(told)
+        print_json(reported)
         return
-    for path, said in told.items():
+    for path, said in reported.items():
         unchecked = f" (not checked: {'; '.join(said['not_checked'])})" if said["not_checked"] else ""
         typer.echo(f"{path}: {', '.join(said['holds'])}{unchecked}")
 
 
 def _cluster(address: str, storage: str) -> tuple[list[Finding], list[str]]:
     """What there is to say about a cluster, and what it can train with a worker on each of its GPUs (or nodes)."""
-    from sdxl_ray.distributed.clusterdoctor import examine_cluster
+    from sdxl_ray.doctor.cluster import examine_cluster
+    from sdxl_ray.io.storage import Storage
     from sdxl_ray.plan import CPU
     from sdxl_ray.plan.devices import card
-    from sdxl_ray.storage import Storage
 
     with libraries_on_stderr():
         found = examine_cluster(address, Storage.of(storage))
@@ -106,13 +106,13 @@ def _what_fits(device: Device | None, workers: int) -> list[str]:
 
     device: None for this machine's CPU.
     """
-    from sdxl_ray import config
+    from sdxl_ray.config import recipe as recipe_files
     from sdxl_ray.plan import DoesNotFit, Plan
 
     lines = []
     how_many = "one worker" if workers == 1 else f"{workers} workers"
-    for name in config.names():
-        recipe = config.override(config.load(name), {"parallel.workers": workers})
+    for name in recipe_files.names():
+        recipe = recipe_files.override(recipe_files.load(name), {"parallel.workers": workers})
         on = device or cpu_here(recipe)
         try:
             Plan.of(recipe, on).check()

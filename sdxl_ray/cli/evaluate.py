@@ -26,12 +26,12 @@ from sdxl_ray.interrupts import keeping
 from sdxl_ray.paths import local_folder
 
 if TYPE_CHECKING:
-    from sdxl_ray.artifact import Artifact
-    from sdxl_ray.config import Recipe
-    from sdxl_ray.core.quality.evaluate import Evaluation, Settings
-    from sdxl_ray.core.quality.models import Model
-    from sdxl_ray.core.quality.prompts import Prompts, Split
-    from sdxl_ray.core.quality.subject import Subject
+    from sdxl_ray.config.recipe import Recipe
+    from sdxl_ray.evaluation.evaluated_models import EvaluatedModel
+    from sdxl_ray.evaluation.prompts import Prompts, Split
+    from sdxl_ray.evaluation.runner import EvaluationResult, EvaluationSettings
+    from sdxl_ray.evaluation.subject import Subject
+    from sdxl_ray.io.artifact import Artifact
 
 EXAMPLES = (
     "sdxl-ray evaluate base runs/dog/artifact --subject photos/dog/held_out --class-name dog",
@@ -65,14 +65,14 @@ def run(
     ] = None,
     split: Annotated[str, typer.Option(help="list and seeds: final, tune or validation")] = "final",
     out: Annotated[
-        Path, typer.Option(parser=local_folder, metavar="DIR", help="folder of records, pictures and grid")
+        Path, typer.Option(parser=local_folder, metavar="DIR", help="folder of records, images and grid")
     ] = Path("evaluation"),
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="denoising steps; default: the recipe's")] = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, max=100, help="classifier-free guidance; default: the recipe's")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="pictures per prompt")] = 4,
-    class_pictures: Annotated[int, typer.Option(min=2, max=10_000, help="pictures of the plain class")] = 16,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="images per prompt")] = 4,
+    class_images: Annotated[int, typer.Option(min=2, max=10_000, help="images of the plain class")] = 16,
     size: Annotated[int | None, typer.Option(min=8, max=4096, help="pixels; default: the base's own")] = None,
     identity: Annotated[
         str | None, typer.Option(metavar="ENCODER", help="for dino_i, pres, div: name, folder or hub id@commit")
@@ -82,7 +82,7 @@ def run(
     ] = None,
     max_token_length: TokenLength = None,
     base: BaseId = None,
-    batch: Annotated[int, typer.Option(min=1, max=256, help="pictures drawn at once")] = 8,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="images drawn at once")] = 8,
     workers: Annotated[
         int | None,
         typer.Option(min=1, max=10_000, help="Ray workers that draw; default: this process, or all of --address"),
@@ -98,7 +98,7 @@ def run(
     if use is None:
         raise UserError(f"--split {split!r}: choose from {', '.join(_SPLITS)}")
     if size is not None and size % 8:
-        raise UserError(f"--size {size}: pictures have multiples of 8 pixels, try {round(size / 8) * 8}")
+        raise UserError(f"--size {size}: images have multiples of 8 pixels, try {round(size / 8) * 8}")
     length = read_token_length(max_token_length)
     named = _named(sources)  # what is quickly found wrong comes before the libraries are loaded
     artifacts = _open(named)
@@ -117,12 +117,12 @@ def run(
     with libraries_on_stderr(), Progress(sys.stderr) as progress, _keeping(out):
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
-        from sdxl_ray.core.quality.defaults import settings_of
-        from sdxl_ray.core.quality.evaluate import evaluate
-        from sdxl_ray.core.quality.prompts import default_prompts, load_prompts
-        from sdxl_ray.core.unused import unused
-        from sdxl_ray.notes import report_notes
-        from sdxl_ray.records import Recorder
+        from sdxl_ray.config.notes import report_notes
+        from sdxl_ray.data.unused_files import unused
+        from sdxl_ray.evaluation.defaults import settings_of
+        from sdxl_ray.evaluation.prompts import default_prompts, load_prompts
+        from sdxl_ray.evaluation.runner import evaluate
+        from sdxl_ray.io.records import Recorder
 
         lists = load_prompts(prompts or default_prompts(recipe.base.id, what))
         models = _models(named, artifacts, recipe, base, called)
@@ -137,7 +137,7 @@ def run(
             clip=clip,
             max_token_length=length,
         )
-        settings = replace(settings, split=use, seeds=seeds, class_pictures=class_pictures)
+        settings = replace(settings, split=use, seeds=seeds, class_images=class_images)
         for setting, where in (("--subject", subject), ("--other", other)):
             report_notes(unused(where, setting, "photos") if where is not None else [], progress.row)
         judged = _subject(subject, other, what, artifacts)
@@ -151,7 +151,7 @@ def run(
         sheet = _grid(found, out)
     if json:
         print_json({"subject": judged.name, "class": what, "split": split, "scores": found.scores,
-                    "differences": found.differences, "absent": found.absent, "pictures": len(found.pictures),
+                    "differences": found.differences, "absent": found.absent, "pictures": len(found.images),
                     "records": str(out / "records"), "grid": str(sheet)})  # fmt: skip
         return
     from sdxl_ray.cli.evaluation_text import describe
@@ -165,10 +165,10 @@ def _keeping(out: Path) -> AbstractContextManager[None]:
 
 
 def _draw(
-    models: list[Model],
+    models: list[EvaluatedModel],
     judged: Subject,
     lists: Prompts,
-    settings: Settings,
+    settings: EvaluationSettings,
     out: Path,
     workers: int | None,
     address: str | None,
@@ -176,7 +176,7 @@ def _draw(
 ) -> None:
     """Draw on a cluster what `out` lacks."""
     from sdxl_ray.distributed.cluster import connected
-    from sdxl_ray.distributed.drawing import capacity, draw_on_workers
+    from sdxl_ray.distributed.generation import capacity, draw_on_workers
 
     with connected(address, workers or 1):
         draw_on_workers(models, judged, lists, settings, home=out, workers=workers or capacity(), on_row=on_row)
@@ -199,45 +199,45 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
 
 def _open(named: dict[str, str]) -> dict[str, Artifact]:
     """Every artifact, verified. Raises UserError for one that was changed since it was written."""
-    from sdxl_ray.artifact import Artifact
+    from sdxl_ray.io.artifact import Artifact
 
     return {name: Artifact.open(path) for name, path in named.items() if path != "base"}
 
 
 def _recipe(artifacts: dict[str, Artifact], base: str | None) -> Recipe:
     """The first artifact's recipe, whose settings hold for all; else the shipped LoRA recipe of the base."""
-    from sdxl_ray import config
-    from sdxl_ray.sections import Base
+    from sdxl_ray.config import recipe as recipe_files
+    from sdxl_ray.config.schema import Base
 
     of = read_base(base) if base is not None else None
     for artifact in artifacts.values():
-        recipe = config.parse_made(artifact.manifest.recipe, f"{artifact.folder}: recipe")
+        recipe = recipe_files.parse_made(artifact.manifest.recipe, f"{artifact.folder}: recipe")
         return recipe if of is None else recipe.model_copy(update={"base": of})
     of = of or Base()
-    return config.load("tiny_lora" if of.id == "tiny" else "lora").model_copy(update={"base": of})
+    return recipe_files.load("tiny_lora" if of.id == "tiny" else "lora").model_copy(update={"base": of})
 
 
 def _models(
     named: dict[str, str], artifacts: dict[str, Artifact], recipe: Recipe, base: str | None, called: str | None
-) -> list[Model]:
-    from sdxl_ray import config
-    from sdxl_ray.core.quality.models import Model
+) -> list[EvaluatedModel]:
+    from sdxl_ray.config import recipe as recipe_files
+    from sdxl_ray.evaluation.evaluated_models import EvaluatedModel
 
     models = []
     for name, path in named.items():
         if name not in artifacts:
-            models.append(Model(name, recipe.base))
+            models.append(EvaluatedModel(name, recipe.base))
             continue
-        own = config.parse_made(artifacts[name].manifest.recipe, f"{path}: recipe")
+        own = recipe_files.parse_made(artifacts[name].manifest.recipe, f"{path}: recipe")
         words = called or own.data.subject
         if not words:
             raise UserError(f"artifact {path!r} names no subject: say what prompts call it, --called 'sks dog'")
-        models.append(Model(name, recipe.base if base is not None else own.base, artifacts[name], words))
+        models.append(EvaluatedModel(name, recipe.base if base is not None else own.base, artifacts[name], words))
     return models
 
 
 def _subject(where: str | None, other: str | None, class_name: str, artifacts: dict[str, Artifact]) -> Subject:
-    from sdxl_ray.core.quality.subject import Subject, held_out_photos, load_photos, require_another, subject_name
+    from sdxl_ray.evaluation.subject import Subject, held_out_photos, load_photos, require_another, subject_name
 
     if where is not None:
         photos, name = load_photos(where), subject_name(where)
@@ -254,7 +254,7 @@ def _subject(where: str | None, other: str | None, class_name: str, artifacts: d
 
 def _require_same_photos(artifacts: dict[str, Artifact], pixels: set[str]) -> None:
     """Raise UserError when an artifact of another folder of photos held out others than the first did."""
-    from sdxl_ray.core.quality.subject import held_out_photos
+    from sdxl_ray.evaluation.subject import held_out_photos
 
     (first, judge), *others = artifacts.items()
     images = judge.manifest.recipe["data"]["images"]
@@ -268,22 +268,24 @@ def _require_same_photos(artifacts: dict[str, Artifact], pixels: set[str]) -> No
 
 
 def _require_same_class(artifacts: dict[str, Artifact]) -> None:
-    """Raise UserError when artifacts are of different classes, whose pictures no one prompt asks for."""
-    from sdxl_ray import config
+    """Raise UserError when artifacts are of different classes, whose images no one prompt asks for."""
+    from sdxl_ray.config import recipe as recipe_files
 
     classes = {
-        config.parse_made(artifact.manifest.recipe, f"{artifact.folder}: recipe").data.known_class: name
+        recipe_files.parse_made(artifact.manifest.recipe, f"{artifact.folder}: recipe").data.known_class: name
         for name, artifact in artifacts.items()
     }
     if len(classes) > 1:
-        told = ", ".join(f"{name!r} of class {what!r}" for what, name in classes.items())
-        raise UserError(f"the artifacts are of different classes ({told}): evaluate them apart, or give --class-name")
+        reported = ", ".join(f"{name!r} of class {what!r}" for what, name in classes.items())
+        raise UserError(
+            f"the artifacts are of different classes ({reported}): evaluate them apart, or give --class-name"
+        )
 
 
 def _advise(recipe: Recipe, lists: Prompts, split: Split, class_name: str, on_row: Any) -> None:
     """On the embedded base, name the words of the prompts that it was never taught."""
-    from sdxl_ray.core.quality.prompts import fill
-    from sdxl_ray.tiny.knowledge import unknown_words
+    from sdxl_ray.evaluation.prompts import fill
+    from sdxl_ray.tiny.unknown_words import unknown_words
 
     texts = [fill(prompt, class_name, article=True) for prompt in lists.of(split)]
     unknown = unknown_words(texts) if recipe.base.id == "tiny" else []
@@ -291,19 +293,19 @@ def _advise(recipe: Recipe, lists: Prompts, split: Split, class_name: str, on_ro
         on_row({"kind": "note", "text": f"note: the embedded base does not know {', '.join(map(repr, unknown))}"})
 
 
-def _grid(found: Evaluation, out: Path) -> Path:
+def _grid(found: EvaluationResult, out: Path) -> Path:
     """Rows are prompts at the first seed, columns models, and one of the photos beside them."""
     from PIL import Image
 
-    from sdxl_ray.core.grid import grid
+    from sdxl_ray.data.image_grid import grid
 
-    drawn = [row for row in found.pictures if row["purpose"] == "subject"]
+    drawn = [row for row in found.images if row["purpose"] == "subject"]
     models = list(dict.fromkeys(row["model"] for row in drawn))
     seed = drawn[0]["seed"]
     at = {(row["prompt"], row["model"]): out / row["path"] for row in drawn if row["seed"] == seed}
     prompts = list(dict.fromkeys(row["prompt"] for row in drawn))
     rows = [[Image.open(at[prompt, model]) for model in models] for prompt in prompts]
-    photos = [Image.open(out / row["path"]) for row in found.pictures if row["purpose"] == "real"]
+    photos = [Image.open(out / row["path"]) for row in found.images if row["purpose"] == "real"]
     sheet = out / "grid.png"
     beside = [[*row, photos[number % len(photos)]] for number, row in enumerate(rows)]
     grid(beside, prompts, [*models, "a real photo"]).save(sheet)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from sdxl_ray.display.table import Column, Table
 
 if TYPE_CHECKING:
-    from sdxl_ray.core.quality.evaluate import Evaluation
+    from sdxl_ray.evaluation.runner import EvaluationResult
 
 
-def describe(found: Evaluation) -> str:
+def describe(found: EvaluationResult) -> str:
     """The table of models x metrics with intervals, the encoders, and the paired differences that are certain.
 
     One table a subject where there are several, the last over all of them.
@@ -28,10 +28,10 @@ def describe(found: Evaluation) -> str:
             how = f"{row['encoder']} ({row['preprocessing']})" if row["encoder"] else "fixed noise and timesteps"
             lines.append(f"{name}: n {row['n']}, {how}")
     certain = [row for row in found.differences if row["low"] is not None and row["low"] * row["high"] > 0]
-    told = [row for row in certain if row["subject"] == subjects[-1]]
-    if told:
+    reported = [row for row in certain if row["subject"] == subjects[-1]]
+    if reported:
         lines += ["", "differences whose 95 % interval leaves out 0 (same prompts, seeds and photos):"]
-        lines += [f"  {row['model']} - {row['against']}: {row['metric']} {_score(row, sign='+')}" for row in told]
+        lines += [f"  {row['model']} - {row['against']}: {row['metric']} {_score(row, sign='+')}" for row in reported]
     return "\n".join([*lines, *found.absent])
 
 

@@ -1,4 +1,4 @@
-"""`sdxl-ray generate`: pictures from an artifact or from the base, as PNG files that say how they were made."""
+"""`sdxl-ray generate`: images from an artifact or from the base, as PNG files that say how they were made."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from sdxl_ray.artifact import Artifact
-    from sdxl_ray.sections import Base
+    from sdxl_ray.config.schema import Base
+    from sdxl_ray.io.artifact import Artifact
 
 EXAMPLES = (
-    'sdxl-ray generate runs/dog/artifact "a photo of sks dog on the beach" --seed 1 --n 4 --out pictures',
+    'sdxl-ray generate runs/dog/artifact "a photo of sks dog on the beach" --seed 1 --n 4 --out images',
     'sdxl-ray generate base "a photo of a dog" --base tiny',
 )
 
@@ -41,26 +41,26 @@ def run(
     source: Annotated[str, typer.Argument(metavar="ARTIFACT|base", help="artifact folder of a run, or the word base")],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="one prompt a word: quote them")],
     *,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of the first picture of each prompt")] = 0,
-    n: Annotated[int, typer.Option("--n", min=1, max=1000, help="pictures per prompt, seeds counting up")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of the first image of each prompt")] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, max=1000, help="images per prompt, seeds counting up")] = 1,
     out: Annotated[
-        Path, typer.Option(parser=local_folder, metavar="DIR", help="folder of the pictures, made when missing")
+        Path, typer.Option(parser=local_folder, metavar="DIR", help="folder of the images, made when missing")
     ] = Path("pictures"),
     steps: Annotated[int, typer.Option(min=1, max=1000, help="denoising steps")] = 30,
     guidance: Annotated[float, typer.Option(min=0, max=100, help="classifier-free guidance; 1 is none")] = 7.5,
-    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="what the pictures should not show")] = None,
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="what the images should not show")] = None,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="pixels: 1024 or 1216x832; default: the base's own")
     ] = None,
     max_token_length: TokenLength = None,
     base: BaseId = None,
-    batch: Annotated[int, typer.Option(min=1, max=256, help="pictures drawn at once")] = 4,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="images drawn at once")] = 4,
     precision: Annotated[
         str, typer.Option(help="auto, fp32, bf16 or fp16; auto: bf16 on a GPU (fp16 on one without it), else fp32")
     ] = "auto",
     json: AsJson = False,
 ) -> None:
-    """Draw pictures with an artifact or the base, and a grid of them."""
+    """Draw images with an artifact or the base, and a grid of them."""
     if precision not in ("auto", "fp32", "bf16", "fp16"):
         raise UserError(f"--precision {precision!r}: choose from auto, fp32, bf16, fp16")
     if any(not prompt.strip() for prompt in prompts):
@@ -88,9 +88,9 @@ def run(
     with libraries_on_stderr(), Progress(sys.stderr) as progress, keeping(lambda: kept):
         progress.row({"kind": "phase", "name": "loading the model"})
 
-        from sdxl_ray.core.grid import grid
-        from sdxl_ray.core.pipeline import generate, load_pipeline
-        from sdxl_ray.core.truncation import prompt_notes
+        from sdxl_ray.data.image_grid import grid
+        from sdxl_ray.models.pipeline import generate, load_pipeline
+        from sdxl_ray.models.truncation import prompt_notes
 
         device, dtype = _device(precision)
         settings["precision"] = str(dtype).removeprefix("torch.")
@@ -102,12 +102,12 @@ def run(
             progress.row({"kind": "note", "text": f"note: {note}"})
         progress.row({"kind": "phase", "name": "drawing", "done": 0, "total": len(asked)})
 
-        def keep(index: int, picture: Image.Image) -> None:
+        def keep(index: int, image: Image.Image) -> None:
             prompt, number = asked[index]
-            _save(picture, paths[index], {"prompt": prompt, "seed": number, **settings})
+            _save(image, paths[index], {"prompt": prompt, "seed": number, **settings})
             progress.row({"kind": "phase", "name": "drawing", "done": index + 1, "total": len(asked)})
 
-        pictures = generate(
+        images = generate(
             pipe,
             [prompt for prompt, _ in asked],
             seeds=[number for _, number in asked],
@@ -118,9 +118,9 @@ def run(
             height=width_height[1],
             batch_size=batch,
             max_token_length=length,
-            on_picture=keep,
+            on_image=keep,
         )
-        rows = [pictures[start : start + n] for start in range(0, len(pictures), n)]
+        rows = [images[start : start + n] for start in range(0, len(images), n)]
         _save(grid(rows, prompts, [f"seed {seed + count}" for count in range(n)]), sheet, settings)
     if json:
         made = [{"path": str(path), "prompt": p, "seed": s} for path, (p, s) in zip(paths, asked, strict=True)]
@@ -132,19 +132,19 @@ def run(
 
 def _source(source: str, base: str | None) -> tuple[Artifact | None, Base]:
     """The verified artifact, or None for the base; and the base, as the artifact's recipe or `--base` names it."""
-    from sdxl_ray import config
-    from sdxl_ray.artifact import Artifact
+    from sdxl_ray.config import recipe as recipe_files
+    from sdxl_ray.io.artifact import Artifact
 
     if source == "base":
         return None, read_base(base or "tiny")
     artifact = Artifact.open(source)
-    recipe = config.parse_made(artifact.manifest.recipe, f"{source}: recipe")
+    recipe = recipe_files.parse_made(artifact.manifest.recipe, f"{source}: recipe")
     return artifact, read_base(base) if base else recipe.base
 
 
 def _advise(base: Base, texts: list[str]) -> None:
     """On the embedded base, name the words it was never taught: they are spelled in pieces and hardly steer it."""
-    from sdxl_ray.tiny.knowledge import unknown_words
+    from sdxl_ray.tiny.unknown_words import unknown_words
 
     unknown = unknown_words(texts) if base.id == "tiny" else []
     if unknown:
@@ -158,7 +158,7 @@ def _advise(base: Base, texts: list[str]) -> None:
 def _device(precision: str) -> tuple[Literal["cuda", "cpu"], torch.dtype]:
     import torch
 
-    from sdxl_ray.core.device import has_bf16
+    from sdxl_ray.models.device import has_bf16
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if not torch.cuda.is_available():
@@ -179,7 +179,7 @@ def _read_size(text: str | None) -> tuple[int | None, int | None]:
         raise UserError(f"--size {text!r}: at most 4096 pixels a side")
     for edge in (width, height):
         if edge % 8 or edge == 0:
-            raise UserError(f"--size {text!r}: pictures have multiples of 8 pixels, try {max(8, round(edge / 8) * 8)}")
+            raise UserError(f"--size {text!r}: images have multiples of 8 pixels, try {max(8, round(edge / 8) * 8)}")
     return width, height
 
 
@@ -189,7 +189,7 @@ def _file_name(index: int, prompt: str) -> str:
     return f"{index + 1}-{words}" if words else str(index + 1)
 
 
-def _save(picture: Image.Image, path: Path, facts: dict[str, Any]) -> None:
+def _save(image: Image.Image, path: Path, facts: dict[str, Any]) -> None:
     """A PNG with a text chunk per fact, under its name only when it is whole."""
     from PIL.PngImagePlugin import PngInfo
 
@@ -200,7 +200,7 @@ def _save(picture: Image.Image, path: Path, facts: dict[str, Any]) -> None:
         chunks.add_itxt(key, str(value))
     draft = path.with_name(f".{path.name}.draft")
     try:
-        picture.save(draft, format="PNG", pnginfo=chunks)
+        image.save(draft, format="PNG", pnginfo=chunks)
         draft.replace(path)
     except OSError as error:
         raise RunError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error

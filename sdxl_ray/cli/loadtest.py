@@ -33,7 +33,7 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Put load on a running endpoint and record every request."""
-    from sdxl_ray.config import parse_assignments
+    from sdxl_ray.config.recipe import parse_assignments
     from sdxl_ray.display.progress import Progress
     from serve.loadtest.config import load_config
     from serve.loadtest.run import run_load_test

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, BaseId, RecipeName, Settings, print_json, read_recipe
-from sdxl_ray.cli.devices import Gpu, GpuMemory, count_pictures, gpu_here, named
+from sdxl_ray.cli.devices import GpuMemoryOption, GpuOption, count_images, gpu_here, named
 
 if TYPE_CHECKING:
-    from sdxl_ray.config import Recipe
+    from sdxl_ray.config.recipe import Recipe
 
 EXAMPLES = (
     "sdxl-ray plan lora --gpu 4090",
@@ -25,13 +25,11 @@ def run(
     recipe: RecipeName,
     settings: Settings = None,
     *,
-    gpu: Gpu = None,
-    gpu_memory: GpuMemory = None,
+    gpu: GpuOption = None,
+    gpu_memory: GpuMemoryOption = None,
     workers: Annotated[int | None, typer.Option(min=1, max=65536, help="devices; default: the recipe's least")] = None,
     price: Annotated[float | None, typer.Option("--price-per-hour", help="of one device, in any currency")] = None,
-    pictures: Annotated[
-        int | None, typer.Option(min=1, help="training pictures; default: those in data.images")
-    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="training images; default: those in data.images")] = None,
     base: BaseId = None,
     json: AsJson = False,
 ) -> None:
@@ -43,7 +41,7 @@ def run(
     if device is None:
         device = CPU if chosen.base.id == "tiny" else DEVICES[DEFAULT_GPU]
         typer.echo(f"no GPU named and none here: planned for {device.name} (--gpu NAME, --gpu-memory 24GiB)", err=True)
-    plan = Plan.of(chosen, device, workers, price, pictures or count_pictures(chosen))
+    plan = Plan.of(chosen, device, workers, price, images or count_images(chosen))
     notes = _notes(chosen)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
@@ -56,9 +54,9 @@ def run(
 
 def _notes(recipe: Recipe) -> list[str]:
     """What the recipe and the names of its files say; what is wrong with the files is said by the run."""
-    from sdxl_ray.core.input_notes import unread_notes
+    from sdxl_ray.config.notes import recipe_notes
+    from sdxl_ray.data.input_notes import unread_notes
     from sdxl_ray.errors import UserError
-    from sdxl_ray.notes import recipe_notes
 
     try:
         return [*recipe_notes(recipe), *unread_notes(recipe)]

@@ -17,16 +17,16 @@ def run(
     json: AsJson = False,
 ) -> None:
     """List the shipped recipes, or print one as a start for your own."""
-    from sdxl_ray import config
+    from sdxl_ray.config import recipe as recipe_files
     from sdxl_ray.errors import UserError, nearest
 
     folder = resources.files("sdxl_ray") / "recipes"
-    texts = {known: (folder / f"{known}.yaml").read_text() for known in config.names()}
+    texts = {known: (folder / f"{known}.yaml").read_text() for known in recipe_files.names()}
     if name is not None:
         if name not in texts:
             raise UserError(f"no recipe named {name!r}: {nearest(name, texts)}")
         if json:
-            print_json(config.load(name).model_dump(mode="json"))
+            print_json(recipe_files.load(name).model_dump(mode="json"))
         else:
             typer.echo(texts[name], nl=False)
         return

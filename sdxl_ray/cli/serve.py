@@ -17,7 +17,7 @@ from sdxl_ray.interrupts import keeping
 
 if TYPE_CHECKING:
     from serve.config import ServeConfig
-    from serve.layout import Layout
+    from serve.replica.placement import Placement
 
 EXAMPLES = (
     "sdxl-ray serve compare",
@@ -51,14 +51,14 @@ def run(
 
         print_json(ServeConfig.model_json_schema())
         return
-    from serve import rayfile
-    from serve.port import require_free_to_start
+    from serve import ray_config
+    from serve.http.port import require_free_to_start
 
     words = [config, *(settings or [])]
     if "=" in config:  # no file: only settings
         config, settings = "compare", words
-    if rayfile.is_one(config):
-        found = rayfile.check(config)
+    if ray_config.is_one(config):
+        found = ray_config.check(config)
         if not check:
             raise UserError(
                 f"{config!r} is a file for Ray Serve itself: serve deploy {shlex.quote(config)}; it was checked"
@@ -71,8 +71,8 @@ def run(
 
     with libraries_on_stderr():
         from serve.app import require_guarded
-        from serve.layout import plan
         from serve.local import running
+        from serve.replica.placement import plan
 
         require_guarded(chosen)
         layout = plan(chosen)
@@ -112,7 +112,7 @@ def _configuration(
     name: str, settings: list[str], variants: list[str], host: str | None, port: int | None, allow_open: bool
 ) -> ServeConfig:
     """The file with the command line's changes."""
-    from sdxl_ray.config import parse_assignments
+    from sdxl_ray.config.recipe import parse_assignments
     from serve.config import load, override
 
     changed = override(load(name), parse_assignments(settings))
@@ -127,7 +127,7 @@ def _configuration(
     return override(changed, {key: value for key, value in given.items() if value is not None})
 
 
-def _show(layout: Layout, states: dict[str, str]) -> None:
+def _show(layout: Placement, states: dict[str, str]) -> None:
     """Each variant, its state, and what it is or why it is stopped."""
     for name, place in layout.places.items():
         what = place.reason or (f"artifact {place.artifact[:12]}" if place.artifact else "")

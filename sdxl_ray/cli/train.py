@@ -19,13 +19,13 @@ from sdxl_ray.cli.arguments import (
     print_json,
     read_recipe,
 )
-from sdxl_ray.cli.devices import Gpu, GpuMemory, cpu_here, elsewhere, gpu_here, named
+from sdxl_ray.cli.devices import GpuMemoryOption, GpuOption, cpu_here, elsewhere, gpu_here, named
 from sdxl_ray.paths import required_name
 
 if TYPE_CHECKING:
-    from sdxl_ray.config import Recipe
+    from sdxl_ray.config.recipe import Recipe
+    from sdxl_ray.config.schema import Base
     from sdxl_ray.plan import Device
-    from sdxl_ray.sections import Base
 
 EXAMPLES = (
     'sdxl-ray train tiny_lora data.images=photos/dog data.subject="sks dog"',
@@ -47,8 +47,8 @@ def run(
     extend: Annotated[
         bool, typer.Option("--extend", help="train a run that has ended further, up to optim.steps")
     ] = False,
-    gpu: Gpu = None,
-    gpu_memory: GpuMemory = None,
+    gpu: GpuOption = None,
+    gpu_memory: GpuMemoryOption = None,
     plan_check: Annotated[bool, typer.Option(help="refuse what the plan says cannot fit")] = True,
     json: AsJson = False,
 ) -> None:
@@ -63,7 +63,7 @@ def run(
         require_fit(chosen, gpu, gpu_memory, remote=remote)
 
     from sdxl_ray.display.progress import Progress
-    from sdxl_ray.storage import Storage
+    from sdxl_ray.io.storage import Storage
 
     with libraries_on_stderr(), Progress(sys.stderr) as progress:
         place = Storage.usable(storage)  # before a minute of imports
@@ -82,7 +82,7 @@ def run(
 
 def require_local_base(base: Base) -> None:
     """Refuse a file or folder that is no SDXL before its memory is planned; a hub id is looked up later."""
-    from sdxl_ray.core.basefiles import locate
+    from sdxl_ray.models.base_model_files import locate
 
     path = Path(base.id)
     if path.exists() or path.is_absolute() or path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors"):

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, StorageAt, command, libraries_on_stderr, print_json
-from sdxl_ray.cli.devices import Gpu, GpuMemory, elsewhere
+from sdxl_ray.cli.devices import GpuMemoryOption, GpuOption, elsewhere
 from sdxl_ray.cli.train import planned_for, require_local_base
 from sdxl_ray.paths import required_name
 
 if TYPE_CHECKING:
-    from sdxl_ray.config import Recipe
+    from sdxl_ray.config.recipe import Recipe
+    from sdxl_ray.config.search_space import Space
     from sdxl_ray.plan import Device
-    from sdxl_ray.space import Space
 
 EXAMPLES = (
     "sdxl-ray tune tiny_lora",
@@ -40,18 +40,18 @@ def run(
     storage: StorageAt = "runs",
     name: Annotated[str | None, typer.Option(metavar="NAME", help="search folder; default: the space's name")] = None,
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster: auto or host:port")] = None,
-    gpu: Gpu = None,
-    gpu_memory: GpuMemory = None,
+    gpu: GpuOption = None,
+    gpu_memory: GpuMemoryOption = None,
     plan_check: Annotated[bool, typer.Option(help="refuse what the plan says cannot fit")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="only go on with a search that is there")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of a space and exit")] = False,
     json: AsJson = False,
 ) -> None:
     """Search a recipe's settings by held-out quality."""
-    from sdxl_ray.config import parse_assignments
+    from sdxl_ray.config.recipe import parse_assignments
+    from sdxl_ray.config.search_space import Space, divide, load_space, names
     from sdxl_ray.errors import UserError
     from sdxl_ray.plan import Plan
-    from sdxl_ray.space import Space, divide, load_space, names
 
     if schema:
         print_json(Space.model_json_schema())
@@ -72,19 +72,19 @@ def run(
             _say_what_is_too_large(wanted, recipe, device)
 
     from sdxl_ray.display.trials import TrialsProgress, trials_table
-    from sdxl_ray.storage import Storage
+    from sdxl_ray.io.storage import Storage
 
     with libraries_on_stderr(), TrialsProgress(sys.stderr, wanted.modes) as progress:
         place = Storage.usable(storage)  # before a minute of imports
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
-        from sdxl_ray.distributed.tune import search
+        from sdxl_ray.tune.search import search
 
         result = search(wanted, recipe, storage=place, name=called, address=address, resume=resume, on_row=progress.row)
     rows = [{**trial.row(), "metrics": trial.metrics, "parameters": trial.parameters} for trial in result.trials]
     if json:
-        told = {"folder": result.kept_at, "best": str(result.best), "report": str(result.report.html)}
-        print_json({**told, "verdict": result.verdict.model_dump(mode="json"), "trials": rows})
+        reported = {"folder": result.kept_at, "best": str(result.best), "report": str(result.report.html)}
+        print_json({**reported, "verdict": result.verdict.model_dump(mode="json"), "trials": rows})
         return
     typer.echo(trials_table(rows, wanted.modes).text())
     typer.echo(f"\n{result.verdict.sentence}\n")
@@ -96,7 +96,7 @@ def _say_what_is_too_large(space: Space, recipe: Recipe, device: Device) -> None
     """A trial without room fails and is recorded, but costs its time: better not to propose it."""
     from sdxl_ray.display.trials import parameters_text
     from sdxl_ray.display.units import bytes_text
-    from sdxl_ray.plan.searching import largest
+    from sdxl_ray.plan.search_cost import largest
 
     changes, plan = largest(space, recipe, device)
     if not plan.fits:

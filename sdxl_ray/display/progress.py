@@ -1,7 +1,7 @@
 """Live progress of a run, fed plain rows: one display on a terminal, one line every few seconds in a log.
 
     with Progress() as progress:
-        progress.row({"kind": "phase", "name": "caching pictures", "done": 3, "total": 40})
+        progress.row({"kind": "phase", "name": "caching images", "done": 3, "total": 40})
         progress.row({"kind": "step", "step": 7, "steps": 800, "loss": 0.12, "samples_per_s": 3.1, "peak_bytes": [9e9]})
         progress.row({"kind": "validation", "step": 100, "loss": 0.11})
         progress.row({"kind": "scores", "step": 100, "metrics": {"quality": 0.6, "dino_i": 0.7}, "seconds": 4.0})
@@ -84,7 +84,7 @@ class Progress:
         self._every_s, self._clock = every_s, clock
         self._begun, self._spoken = clock(), float("-inf")
         self._state = _State()
-        self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True)
+        self._live = Live(get_renderable=self._image, console=self._console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -111,9 +111,9 @@ class Progress:
                 self._say(f"step {step}: validation loss {loss:.4f}")
             case {"kind": "scores", "step": step, "metrics": metrics, "seconds": seconds}:
                 self._state.scores = row
-                told = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if name != "quality")
+                reported = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if name != "quality")
                 quality = f"{metrics['quality']:.3f}"
-                self._say(f"step {step}: quality {quality} ({told}), scored in {seconds_text(seconds)}")
+                self._say(f"step {step}: quality {quality} ({reported}), scored in {seconds_text(seconds)}")
             case {"kind": "overfitting", "step": step, "text": text}:
                 self._say(f"step {step}: overfitting: {text}")
             case {"kind": "sample", "step": step, "path": path}:
@@ -166,7 +166,7 @@ class Progress:
             facts.append(f"quality {state.scores['metrics']['quality']:.3f} at {state.scores['step']}")
         return facts
 
-    def _picture(self) -> RenderableType:
+    def _image(self) -> RenderableType:
         state = self._state
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(no_wrap=True)

@@ -27,7 +27,7 @@ class TrialsProgress(Progress):
 
     def __init__(self, stream: TextIO, modes: Mapping[str, str]) -> None:
         self._modes, self._rows = dict(modes), dict[int, dict[str, Any]]()
-        super().__init__(stream)  # which asks for the first picture
+        super().__init__(stream)  # which asks for the first image
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Take one row, as `Progress.row` does."""
@@ -37,12 +37,12 @@ class TrialsProgress(Progress):
         before = self._rows.get(row["trial"], {})
         self._rows[row["trial"]] = dict(row)
         if (before.get("state"), before.get("step")) != (row["state"], row["step"]):
-            self._tell(row)
+            self._report(row)
             if self._state.name == "searching":  # before it, rows are what earlier sessions did
                 ended = sum(one["state"] != "running" for one in self._rows.values())
                 self._advance("searching", ended, self._state.total)
 
-    def _tell(self, row: Mapping[str, Any]) -> None:
+    def _report(self, row: Mapping[str, Any]) -> None:
         if self._console.is_terminal:
             return
         facts = [f"trial {row['trial']}: {row['state']}"]
@@ -55,8 +55,8 @@ class TrialsProgress(Progress):
             facts.append(f"({row['error']})")
         self._say("  ".join(facts))
 
-    def _picture(self) -> RenderableType:
-        line = super()._picture()
+    def _image(self) -> RenderableType:
+        line = super()._image()
         if not self._rows:
             return line
         return Group(Text(trials_table(list(self._rows.values())[-_SHOWN:], self._modes).text(), no_wrap=True), line)

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import ray
 from ray.exceptions import AuthenticationError
 
-from sdxl_ray.config import Recipe
+from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.distributed.capacity import ClusterCapacity
 from sdxl_ray.distributed.exported import exported
-from sdxl_ray.distributed.room import Room
 from sdxl_ray.errors import UserError
 
 #: A cluster that has not answered by then is none.
@@ -124,7 +124,7 @@ def gpus_per_worker(recipe: Recipe) -> int:
     wanted = recipe.resources.gpus_per_worker
     if wanted == 0:
         return 0
-    room = Room.now()
+    room = ClusterCapacity.now()
     if room.has("GPU"):
         return 1
     unknown = room.grows and room.declared is None

@@ -12,8 +12,8 @@ from typing import Any
 import ray
 
 from sdxl_ray.errors import UserError
-from sdxl_ray.storage import Storage, shown
-from sdxl_ray.storage.deadline import cause
+from sdxl_ray.io.storage import Storage, shown
+from sdxl_ray.io.storage.deadline import cause
 
 #: A node that has not answered by then is reported, not waited for.
 ANSWER_WITHIN_S = 60.0

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from sdxl_ray.config import Recipe
+from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.errors import UserError
 
-Sink = Callable[[dict[str, Any]], None]
+OnRow = Callable[[dict[str, Any]], None]
 _NUMBERS = {"step": ("loss", "lr", "grad_norm", "samples_per_s", "peak_bytes"), "validation": ("loss",)}
 
 
@@ -22,9 +22,9 @@ def require_trackers(recipe: Recipe) -> None:
             )
 
 
-def trackers(recipe: Recipe, run: str) -> list[Sink]:
+def trackers(recipe: Recipe, run: str) -> list[OnRow]:
     """One sink per tracker that the recipe names; call on one rank."""
-    sinks: list[Sink] = []
+    sinks: list[OnRow] = []
     if recipe.resources.wandb is not None:
         from ray.air.integrations.wandb import setup_wandb
 

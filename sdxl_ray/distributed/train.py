@@ -14,23 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdxl_ray.config import Recipe
-from sdxl_ray.core.extension import extend as extend_run
-from sdxl_ray.core.extension import find_extensible
-from sdxl_ray.core.input_notes import run_notes
-from sdxl_ray.core.optim import require_available
-from sdxl_ray.core.preflight import preflight
-from sdxl_ray.core.run import Pictures
-from sdxl_ray.core.runfolder import APART, RunFolder, default_name, open_run, scan_pictures
-from sdxl_ray.core.runlock import locked
+from sdxl_ray.config.notes import report_notes
+from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.data.input_notes import run_notes
 from sdxl_ray.distributed.failures import cause
 from sdxl_ray.distributed.trackers import require_trackers
 from sdxl_ray.distributed.worker import train_worker
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.interrupts import keeping
-from sdxl_ray.notes import report_notes
+from sdxl_ray.io.storage import Storage
 from sdxl_ray.paths import required_name, working_directory
-from sdxl_ray.storage import Storage
+from sdxl_ray.training.extension import extend as extend_run
+from sdxl_ray.training.extension import find_extensible
+from sdxl_ray.training.optim import require_available
+from sdxl_ray.training.preflight import preflight
+from sdxl_ray.training.run_directory import APART, RunFolder, default_name, open_run, scan_images
+from sdxl_ray.training.run_lock import locked
+from sdxl_ray.training.trainer import Splits
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -69,7 +69,7 @@ def launch(
 
     extend: a run that was made with fewer steps is trained up to `optim.steps`; without a name, the one in the storage
     that differs by nothing else.
-    storage: a folder that every node sees, or a URL (`sdxl_ray.storage`), which is copied to a scratch folder here; or
+    storage: a folder that every node sees, or a URL (`sdxl_ray.io.storage`), which is copied to a scratch folder here; or
     a Storage that is known to be usable.
     Raises UserError before anything is started when the input is wrong, RunError when the run failed for good.
     """
@@ -82,15 +82,15 @@ def launch(
     for part in name.split("/"):  # a trial is below its search
         required_name(part)
     if recipe.parallel.engine == "local":
-        from sdxl_ray.core.local import default_device, run_local
+        from sdxl_ray.training.local import default_device, run_local
 
         files = preflight(recipe, default_device().type)
-        pictures = scan_pictures(recipe)
+        images = scan_images(recipe)
         with locked(place.root / name), keeping_run(place, name):
-            run = _open(recipe, place, name, pictures, extend)
+            run = _open(recipe, place, name, images, extend)
             summary = _ended(run, on_row)
             if summary is None:
-                report_notes(run_notes(recipe, pictures, files), on_row)
+                report_notes(run_notes(recipe, images, files), on_row)
                 summary = run_local(recipe, run, on_row, place)
         return RunResult(run.folder, run.artifact, summary, place.kept_at(run.folder))
     return _launch_on_ray(recipe, place, name, address, extend, on_row)
@@ -110,12 +110,12 @@ def keeping_run(storage: Storage, name: str) -> AbstractContextManager[None]:
     return keeping(line)
 
 
-def _open(recipe: Recipe, storage: Storage, name: str, pictures: Pictures, more: bool) -> RunFolder:
+def _open(recipe: Recipe, storage: Storage, name: str, images: Splits, more: bool) -> RunFolder:
     """The run's folder, as it is in the storage, and in the storage as it is now. more: with more steps than it had."""
     storage.get_folder(storage.root / name, APART)
     if more:
         extend_run(recipe, RunFolder(storage.root / name, storage.root / "cache"))
-    run = open_run(recipe, storage.root, name, pictures)
+    run = open_run(recipe, storage.root, name, images)
     storage.put_folder(run.folder, APART)
     return run
 
@@ -125,25 +125,25 @@ def _launch_on_ray(
 ) -> RunResult:
     from sdxl_ray.distributed.cluster import connected, gpus_per_worker
     from sdxl_ray.distributed.nodes import require_shared
-    from sdxl_ray.distributed.stream import encode_stream, scan_stream, streams
+    from sdxl_ray.distributed.ray_data import encode_stream, scan_stream, streams
     from sdxl_ray.distributed.worker_paths import require_visible
 
     require_trackers(recipe)
     files = preflight(recipe, "cuda")  # what a GPU would refuse too, before any cluster is waited for
     streaming = streams(recipe)
-    pictures = None if streaming else scan_pictures(recipe)
+    images = None if streaming else scan_images(recipe)
     on_row({"kind": "phase", "name": "connecting to Ray", "done": 0, "total": 0})
     with connected(address, recipe.parallel.workers[1] * recipe.resources.cpus_per_worker), keeping_run(storage, name):
         gpus = gpus_per_worker(recipe)
         require_available(recipe.optim, "cuda" if gpus else "cpu")
         require_shared(storage)
         require_visible(recipe.local_paths)
-        pictures = pictures or scan_stream(recipe, on_row)
+        images = images or scan_stream(recipe, on_row)
         with locked(storage.root / name):
-            run = _open(recipe, storage, name, pictures, extend)
+            run = _open(recipe, storage, name, images, extend)
             summary = _ended(run, on_row)
             if summary is None:
-                report_notes(run_notes(recipe, pictures, files), on_row)
+                report_notes(run_notes(recipe, images, files), on_row)
                 if streaming:
                     encode_stream(recipe, run, storage, gpus, on_row)
                 summary = _fit(recipe, run, storage, gpus, on_row)
@@ -164,11 +164,11 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from sdxl_ray.distributed.exported import exported
-    from sdxl_ray.distributed.mailbox import buried, delivered, open_mailbox
+    from sdxl_ray.distributed.progress_channel import fatal_error, forwarded, open_channel
 
     least, most = recipe.parallel.workers
-    mailbox = open_mailbox()
-    config = worker_config(recipe, run, storage, mailbox)
+    channel = open_channel()
+    config = worker_config(recipe, run, storage, channel)
     files, root = storage.filesystem()
     trainer = trainer_class()(
         train_worker,
@@ -189,15 +189,15 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
     )
     on_row({"kind": "phase", "name": f"starting {most} worker{'s' if most > 1 else ''}", "done": 0, "total": 0})
     settings = DEFAULTS if least == most else {**DEFAULTS, **ELASTIC}
-    with delivered(mailbox, on_row), exported(settings, unless_set=True):
+    with forwarded(channel, on_row), exported(settings, unless_set=True):
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            ended_of = buried(mailbox)
+            ended_of = fatal_error(channel)
             raise ended_of or RunError(f"training failed: {cause(error)}; the same command resumes it") from error
         except OSError as error:  # Ray Train itself writes to the storage too
             raise RunError(f"training failed: {cause(error)}; the same command resumes it") from error
-    if (ended_of := buried(mailbox)) is not None:
+    if (ended_of := fatal_error(channel)) is not None:
         raise ended_of
     storage.get_folder(run.folder, APART)
     summary = run.summary()
@@ -222,14 +222,14 @@ def trainer_class() -> type[Any]:
     return Trainer
 
 
-def worker_config(recipe: Recipe, run: RunFolder, storage: Storage, mailbox: Any) -> dict[str, Any]:
+def worker_config(recipe: Recipe, run: RunFolder, storage: Storage, channel: Any) -> dict[str, Any]:
     """The argument of `train_worker`."""
     return {
         "recipe": recipe.model_dump(mode="json"),
         "name": run.folder.relative_to(storage.root).as_posix(),
         "folder": str(run.folder),
         "cache": str(run.cache),
-        "mailbox": mailbox,
+        "mailbox": channel,
         "storage": storage.url,
         "driver": working_directory(),
     }

@@ -12,15 +12,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdxl_ray.config import parse
+from sdxl_ray.config.recipe import parse
 from sdxl_ray.errors import RunError, UserError
-from sdxl_ray.storage import Storage
-from sdxl_ray.storage.deadline import waits_reported
+from sdxl_ray.io.storage import Storage
+from sdxl_ray.io.storage.deadline import waits_reported
 
 if TYPE_CHECKING:
-    from sdxl_ray.core.group import Group
-    from sdxl_ray.core.runfolder import RunFolder
-    from sdxl_ray.distributed.group import TorchGroup
+    from sdxl_ray.distributed.collectives import TorchGroup
+    from sdxl_ray.training.collectives import Collectives
+    from sdxl_ray.training.run_directory import RunFolder
 
 #: Rows after which the whole group reports to Ray Train (a barrier), and what of them is a metric. Scores are too.
 _METRICS = {"validation": ("step", "loss"), "checkpoint": ("step",)}
@@ -38,17 +38,17 @@ def train_worker(config: dict[str, Any]) -> None:
     _set_environment()
     import torch.distributed as dist
 
-    from sdxl_ray.distributed.group import TorchGroup
-    from sdxl_ray.distributed.mailbox import buried, bury
+    from sdxl_ray.distributed.collectives import TorchGroup
+    from sdxl_ray.distributed.progress_channel import fatal_error, send_fatal_error
 
     group = TorchGroup()
-    if group.gather(buried(config["mailbox"]) is not None)[0]:
+    if group.gather(fatal_error(config["mailbox"]) is not None)[0]:
         return  # a restart after an error that would come again: the driver has been told
     try:
         with waits_reported(lambda text: config["mailbox"].put.remote({"kind": "note", "text": text})):
             _train(config, group)
     except (RunError, UserError) as error:
-        bury(config["mailbox"], error)
+        send_fatal_error(config["mailbox"], error)
         # When every rank has found the same, all end in peace; one that is alone must fall, or the others wait.
         try:
             dist.monitored_barrier(group._gloo, timeout=timedelta(seconds=10))
@@ -62,13 +62,13 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
     from ray import train
     from ray.train.torch import get_device
 
-    from sdxl_ray.core.disks import told_when_full
-    from sdxl_ray.core.local import precision_on
-    from sdxl_ray.core.run import Place, run_training
-    from sdxl_ray.core.scribe import Scribe
     from sdxl_ray.distributed.trackers import trackers
     from sdxl_ray.distributed.worker_paths import images_here, recipe_here
     from sdxl_ray.distributed.zero import ZeroEngine
+    from sdxl_ray.training.disk_errors import named_when_full
+    from sdxl_ray.training.local import precision_on
+    from sdxl_ray.training.loggers import RunLogger
+    from sdxl_ray.training.trainer import RunContext, run_training
 
     recipe, device = recipe_here(parse(config["recipe"]), config["driver"]), get_device()
     storage = Storage.of(config["storage"]) if config.get("storage") else None
@@ -88,15 +88,15 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
             group=group,
         )
 
-    with told_when_full(run.folder), ExitStack() as stack:
-        scribe = None
+    with named_when_full(run.folder), ExitStack() as stack:
+        run_logger = None
         if group.rank == 0:
             sinks = [_to(config["mailbox"]), *run.senders(storage), *trackers(recipe, config["name"])]
-            scribe = stack.enter_context(closing(Scribe(run.folder, sinks)))
+            run_logger = stack.enter_context(closing(RunLogger(run.folder, sinks)))
 
         def report(row: dict[str, Any]) -> None:
-            if scribe is not None:
-                scribe(row)
+            if run_logger is not None:
+                run_logger(row)
             if row["kind"] in _METRICS:
                 train.report({f"{row['kind']}_{name}": row[name] for name in _METRICS[row["kind"]]})
             elif row["kind"] == "scores":
@@ -104,7 +104,7 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
                     {"step": row["step"], **row["metrics"]}
                 )  # under their own names, as a search asks for them
 
-        place = Place(
+        place = RunContext(
             group,
             torch.device(device),
             precision,
@@ -115,21 +115,21 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
             _preemption_notice(),
             storage,
         )
-        summary = run_training(recipe, images_here(run.pictures(), config["driver"]), place)
+        summary = run_training(recipe, images_here(run.images(), config["driver"]), place)
         stack.close()
         if group.rank == 0:
             run.finish(summary, storage)
 
 
-def _run_folder(config: dict[str, Any], group: Group, storage: Storage | None) -> RunFolder:
+def _run_folder(config: dict[str, Any], group: Collectives, storage: Storage | None) -> RunFolder:
     """Collective. The run's folder as this rank sees it: the shared one, or a copy in this machine's scratch."""
-    from sdxl_ray.core.group import leads
-    from sdxl_ray.core.runfolder import APART, RunFolder
+    from sdxl_ray.training.collectives import leads_machine
+    from sdxl_ray.training.run_directory import APART, RunFolder
 
     if storage is None:
         return RunFolder(Path(config["folder"]), Path(config["cache"]))
     run = RunFolder(storage.root / config["name"], storage.root / "cache")
-    if leads(group, storage.root):
+    if leads_machine(group, storage.root):
         storage.get_folder(run.folder, (*APART, "artifact"))
     group.barrier()
     return run
@@ -142,7 +142,7 @@ def _set_environment() -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
 
 
-def _to(mailbox: Any) -> Callable[[dict[str, Any]], None]:
+def _to(channel: Any) -> Callable[[dict[str, Any]], None]:
     """A sink that raises RunError when the one before it was refused: whoever waits for this run has given it up."""
     import ray
 
@@ -157,7 +157,7 @@ def _to(mailbox: Any) -> Callable[[dict[str, Any]], None]:
             raise error.cause from None
         except ray.exceptions.RayError:  # not answered yet, or lost with its node: a run needs nobody to watch it
             pass
-        before = mailbox.put.remote({key: value for key, value in row.items() if key not in _BULKY})
+        before = channel.put.remote({key: value for key, value in row.items() if key not in _BULKY})
 
     return send
 

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from sdxl_ray.config import Recipe, override
-from sdxl_ray.core.dataset import Picture, PictureSet
-from sdxl_ray.core.run import Pictures
+from sdxl_ray.config.recipe import Recipe, override
+from sdxl_ray.config.schema import Base
+from sdxl_ray.data.dataset import DatasetImage, ImageSet
 from sdxl_ray.distributed.nodes import alive, ask
 from sdxl_ray.errors import UserError
 from sdxl_ray.paths import working_directory
-from sdxl_ray.sections import Base
+from sdxl_ray.training.trainer import Splits
 
 
 def path_here(path: str, driver: str) -> str:
@@ -39,18 +39,18 @@ def recipe_here(recipe: Recipe, driver: str) -> Recipe:
     return override(recipe, moved) if moved != recipe.local_paths else recipe
 
 
-def image_here(image: Picture, driver: str) -> Picture:
+def image_here(image: DatasetImage, driver: str) -> DatasetImage:
     """An image with the path of this node."""
     return replace(image, source=path_here(image.source, driver))
 
 
-def images_here(pictures: Pictures, driver: str) -> Pictures:
+def images_here(images: Splits, driver: str) -> Splits:
     """A run's images with the paths of this node."""
 
-    def moved(images: PictureSet) -> PictureSet:
-        return PictureSet(image_here(image, driver) for image in images)
+    def moved(one_set: ImageSet) -> ImageSet:
+        return ImageSet(image_here(image, driver) for image in one_set)
 
-    return Pictures(moved(pictures.train), moved(pictures.held_out), moved(pictures.given_class))
+    return Splits(moved(images.train), moved(images.held_out), moved(images.given_class))
 
 
 def require_visible(paths: Mapping[str, str]) -> None:

@@ -25,13 +25,13 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from sdxl_ray.core.denoiser import Denoiser
-from sdxl_ray.core.engine import MOMENTS, State, hold_masters, load_optimizer_rest, optimizer_rest
-from sdxl_ray.core.group import Group
-from sdxl_ray.core.optim import build_optimizer
-from sdxl_ray.core.tuning import Trainable
+from sdxl_ray.config.schema import Optim, Parallel
+from sdxl_ray.models.adapters import Trainable
+from sdxl_ray.models.denoiser import Denoiser
 from sdxl_ray.plan.memory import zero_settings
-from sdxl_ray.sections import Optim, Parallel
+from sdxl_ray.training.collectives import Collectives
+from sdxl_ray.training.engine import MOMENTS, EngineState, hold_masters, load_optimizer_rest, optimizer_rest
+from sdxl_ray.training.optim import build_optimizer
 
 # On CPUs DeepSpeed would first compile a reduction for tensor-parallel inference (45 s, with g++) that no stage calls.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -61,7 +61,7 @@ def deepspeed_config(
         "train_batch_size": micro_batch * accumulation * world,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": optim.clip or 0.0,
+        "gradient_clipping": optim.max_grad_norm or 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         # torch's fused AdamW steps offloaded state too; DeepSpeed's own would need a compiler on every node.
@@ -92,7 +92,7 @@ class ZeroEngine:
         accumulation: int,
         device: torch.device,
         precision: torch.dtype,
-        group: Group,
+        group: Collectives,
     ) -> None:
         self.denoiser, self.trainable, self.group = denoiser, trainable, group
         self.device, self.accumulation, self.precision = device, accumulation, precision
@@ -180,7 +180,7 @@ class ZeroEngine:
         gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(self.denoiser.parameters()))
         return gathered
 
-    def state(self, parameter: nn.Parameter) -> State:
+    def state(self, parameter: nn.Parameter) -> EngineState:
         if self._stage == 0:
             moments = self._torch_optimizer.state.get(parameter, {})
             return {"weight": parameter.data, **{name: moments[name] for name in MOMENTS if name in moments}}
@@ -189,7 +189,7 @@ class ZeroEngine:
             state |= {name: safe_get_full_optimizer_state(parameter, name).clone() for name in MOMENTS}
         return state
 
-    def load(self, parameter: nn.Parameter, state: State) -> None:
+    def load(self, parameter: nn.Parameter, state: EngineState) -> None:
         values = {name: value.to(self.device) for name, value in state.items()}
         weight = values.pop("weight")
         self.local(parameter).copy_(self.part(parameter, weight))

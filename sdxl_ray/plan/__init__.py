@@ -1,6 +1,6 @@
 """Plan: bytes, seconds and money of a run, before anything is rented; refuses what cannot fit.
 
-    plan = Plan.of(config.load("lora"), "4090", pictures=5)
+    plan = Plan.of(config.load("lora"), "4090", images=5)
     plan.check()              # DoesNotFit names settings that fit
     print(plan.text())
 
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sdxl_ray.config import Recipe, override
+from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.display.units import bytes_text
 from sdxl_ray.errors import UserError
 from sdxl_ray.plan import architecture, table
 from sdxl_ray.plan.advice import Advice, advise
 from sdxl_ray.plan.architecture import Architecture
 from sdxl_ray.plan.devices import CPU, DEVICES, Device, device, memory_bytes
-from sdxl_ray.plan.duration import Duration, duration
 from sdxl_ray.plan.fitting import Remedy, remedies
 from sdxl_ray.plan.memory import Memory, memory, zero_settings
-from sdxl_ray.plan.setting import Setting, setting
+from sdxl_ray.plan.setting import RunShape, setting
+from sdxl_ray.plan.time import Duration, duration
 
 __all__ = ["CPU", "DEVICES", "Device", "DoesNotFit", "Plan", "device", "memory_bytes", "zero_settings"]
 
@@ -39,13 +39,13 @@ class DoesNotFit(UserError):  # noqa: N818  # a statement, as it reads in `excep
 
 @dataclass(frozen=True)
 class Plan:
-    """One recipe on one kind of device. pictures: training pictures, None when not known yet."""
+    """One recipe on one kind of device. images: training images, None when not known yet."""
 
-    setting: Setting
+    setting: RunShape
     memory: Memory
     duration: Duration
     architecture: Architecture
-    pictures: int | None
+    images: int | None
     price_per_hour: float | None
 
     @classmethod
@@ -55,7 +55,7 @@ class Plan:
         on: Device | str,
         workers: int | None = None,
         price_per_hour: float | None = None,
-        pictures: int | None = None,
+        images: int | None = None,
     ) -> Plan:
         """Plan `recipe` on a device (or its name), one for each worker.
 
@@ -66,8 +66,8 @@ class Plan:
             raise UserError(f"price per hour is {price_per_hour}: a number from 0 up")
         where = device(on) if isinstance(on, str) else on
         base = architecture.of(recipe.base)
-        laid = setting(recipe, base.census, where, workers)
-        return cls(laid, memory(laid), duration(laid, pictures, price_per_hour), base, pictures, price_per_hour)
+        laid = setting(recipe, base.profile, where, workers)
+        return cls(laid, memory(laid), duration(laid, images, price_per_hour), base, images, price_per_hour)
 
     @property
     def fits(self) -> bool:
@@ -103,7 +103,7 @@ class Plan:
     def advice(self) -> Advice:
         """Which of the three methods for this data and hardware."""
         s = self.setting
-        return advise(s.recipe, self.pictures, s.workers, self._needed, s.device.memory_bytes)
+        return advise(s.recipe, self.images, s.workers, self._needed, s.device.memory_bytes)
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -122,8 +122,8 @@ class Plan:
             notes.append("activations under autocast are 1.5 times those of 16-bit weights, estimated")
         if s.recipe.parallel.compile:
             notes.append("compilation is counted as if it changed neither memory nor time")
-        if self.pictures is None:
-            notes.append("20 pictures, for the time of filling caches")
+        if self.images is None:
+            notes.append("20 images, for the time of filling caches")
         if s.recipe.parallel.workers[0] != s.recipe.parallel.workers[1]:
             notes.append(f"{s.workers} workers throughout, of {list(s.recipe.parallel.workers)}")
         return tuple(notes)
@@ -134,7 +134,7 @@ class Plan:
         for label, changes in self._layouts():
             s = setting(
                 override(self.setting.recipe, changes),
-                self.architecture.census,
+                self.architecture.profile,
                 self.setting.device,
                 self.setting.workers,
             )
@@ -168,7 +168,7 @@ class Plan:
             "precision": s.precision,
             "resolution": s.resolution,
             "batch": {"global": s.global_batch, "micro": s.micro_batch, "accumulation": s.accumulation},
-            "parameters": {name: part.parameters for name, part in s.census.components.items()},
+            "parameters": {name: part.parameters for name, part in s.profile.components.items()},
             "trainable": s.sizes.trained,
             "artifact_bytes": s.sizes.artifact_bytes,
             "memory": self.memory.plain(),
@@ -184,7 +184,7 @@ class Plan:
         return table.text(self)
 
     def _needed(self, recipe: Recipe, workers: int) -> int:
-        return memory(setting(recipe, self.architecture.census, self.setting.device, workers)).needed_bytes
+        return memory(setting(recipe, self.architecture.profile, self.setting.device, workers)).needed_bytes
 
     def _layouts(self) -> Iterator[tuple[str, dict[str, Any]]]:
         optimizer, parameters = "parallel.offload_optimizer", "parallel.offload_parameters"

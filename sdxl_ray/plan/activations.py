@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 
-from sdxl_ray.plan.model import LORA_RANK, Training
-from sdxl_ray.plan.setting import Setting
+from sdxl_ray.plan.profile import LORA_RANK, TrainingProfile
+from sdxl_ray.plan.setting import RunShape
 
 #: An estimate: activations under autocast against those of 16-bit weights, since norms compute in fp32.
 AUTOCAST_ACTIVATIONS = 1.5
 
 
-def backward_moments(s: Setting) -> list[tuple[int, float]]:
+def backward_moments(s: RunShape) -> list[tuple[int, float]]:
     """(bytes kept for backward, share of the gradients made) along a backward of the UNet, then the text encoders."""
     checkpointing = s.recipe.parallel.gradient_checkpointing
     factor = AUTOCAST_ACTIVATIONS if s.autocast else 1.0
     records: list[tuple[list[tuple[int, float]], float]] = []
     for part in s.sizes.parts:
-        record = s.census.train(part.part, part.mode, checkpointing)
+        record = s.profile.train(part.part, part.mode, checkpointing)
         records.append((_kept(s, part.part, record, part.rank), part.trained / s.sizes.trained))
     moments: list[tuple[int, float]] = []
     before = 0.0
@@ -37,7 +37,7 @@ def backward_moments(s: Setting) -> list[tuple[int, float]]:
     return moments
 
 
-def _kept(s: Setting, part: str, record: Training, rank: float) -> list[tuple[int, float]]:
+def _kept(s: RunShape, part: str, record: TrainingProfile, rank: float) -> list[tuple[int, float]]:
     more = 0.0
     if record.mode != "full":
         more = (rank - LORA_RANK) * record.per_rank.at(s.micro_batch, s.latent_pixels, s.width)
@@ -52,8 +52,8 @@ def _kept(s: Setting, part: str, record: Training, rank: float) -> list[tuple[in
     ]
 
 
-def _longer_text(s: Setting) -> int:
+def _longer_text(s: RunShape) -> int:
     """Bytes of the UNet's text keys and values beyond those of one chunk, where captions of all lengths are mixed."""
-    numbers = sum(layer.outputs for layer, _ in s.census.components["unet"].adapted(("attn2.to_k", "attn2.to_v")))
+    numbers = sum(layer.outputs for layer, _ in s.profile.components["unet"].adapted(("attn2.to_k", "attn2.to_v")))
     repeated = math.lcm(*range(1, s.text_chunks + 1))  # see core.text.align
-    return s.micro_batch * numbers * (repeated - 1) * s.census.text_tokens * s.width
+    return s.micro_batch * numbers * (repeated - 1) * s.profile.text_tokens * s.width

@@ -1,4 +1,4 @@
-"""Which of LoRA, DreamBooth and DreamBooth + LoRA for these pictures and this hardware, with reasons.
+"""Which of LoRA, DreamBooth and DreamBooth + LoRA for these images and this hardware, with reasons.
 
 The rules come from the papers (DreamBooth arXiv 2208.12242: 3-5 photos of a subject need its class beside them; LoRA
 arXiv 2106.09685: far less memory, a small file) and from what fits; they are rules of thumb and say so.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sdxl_ray import config
-from sdxl_ray.config import Recipe, override
+from sdxl_ray.config import recipe as recipe_files
+from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.display.units import bytes_text
 from sdxl_ray.errors import UserError
 from sdxl_ray.plan.architecture import TINY
@@ -20,12 +20,12 @@ _NAMES = {"lora": "LoRA", "dreambooth_lora": "DreamBooth + LoRA", "dreambooth": 
 
 #: Below this many photos, any method learns the photo rather than the subject.
 FEW = 3
-#: From here on pictures and captions are enough for every weight to move without a class to hold on to.
+#: From here on images and captions are enough for every weight to move without a class to hold on to.
 MANY = 1000
 
 
 @dataclass(frozen=True)
-class Choice:
+class MethodPlan:
     """One method as its shipped recipe has it, on this device. workers: what it was counted with."""
 
     recipe: str
@@ -49,27 +49,27 @@ class Advice:
     method: str
     recipe: str
     reasons: tuple[str, ...]
-    choices: tuple[Choice, ...]
+    choices: tuple[MethodPlan, ...]
 
     def __str__(self) -> str:
         return f"{self.method} (recipe {self.recipe}): " + "; ".join(self.reasons)
 
 
 def advise(
-    recipe: Recipe, pictures: int | None, workers: int, needed: Callable[[Recipe, int], int], limit: int
+    recipe: Recipe, images: int | None, workers: int, needed: Callable[[Recipe, int], int], limit: int
 ) -> Advice:
     """Advice for a recipe's data. `needed(recipe, workers)` gives bytes on each worker, `limit` what a device has."""
     prefix = "tiny_" if recipe.base.id == TINY else ""
-    choices: list[Choice] = []
+    choices: list[MethodPlan] = []
     for name in RECIPES:
         try:
-            candidate = override(config.load(prefix + name), _same_base(recipe))
+            candidate = override(recipe_files.load(prefix + name), _same_base(recipe))
             count = 1 if recipe.parallel.engine == "local" else workers
-            choices.append(Choice(name, needed(candidate, count), limit, count))
+            choices.append(MethodPlan(name, needed(candidate, count), limit, count))
         except UserError:
             continue  # a recipe that this base or device cannot have at all (a precision, a resolution)
     fits = {choice.recipe: choice.fits for choice in choices}
-    name, reasons = _rule(recipe, pictures, fits)
+    name, reasons = _rule(recipe, images, fits)
     return Advice(_NAMES[name], prefix + name, tuple(reasons), tuple(choices))
 
 
@@ -77,11 +77,11 @@ def _same_base(recipe: Recipe) -> dict[str, object]:
     return {"base": recipe.base.model_dump(mode="json"), "data.resolution": recipe.data.resolution}
 
 
-def _rule(recipe: Recipe, pictures: int | None, fits: dict[str, bool]) -> tuple[str, list[str]]:
+def _rule(recipe: Recipe, images: int | None, fits: dict[str, bool]) -> tuple[str, list[str]]:
     data = recipe.data
     subject = data.subject is not None or data.class_name is not None or data.prior is not None
-    known = "pictures (how many is not known)" if pictures is None else f"{pictures} pictures"
-    if pictures is not None and pictures >= MANY:
+    known = "images (how many is not known)" if images is None else f"{images} images"
+    if images is not None and images >= MANY:
         if fits.get("dreambooth"):
             return "dreambooth", [f"{known} are enough for every weight to move", "full tuning fits this hardware"]
         return "lora", [f"{known} would feed full tuning, but it does not fit this hardware", "adapters do"]
@@ -89,14 +89,14 @@ def _rule(recipe: Recipe, pictures: int | None, fits: dict[str, bool]) -> tuple[
         why = [f"{known} and no subject or class is named: captions or a style, which adapters learn well"]
         return "lora", [*why, "there is no class that a prior could preserve"]
     reasons = [f"{known} of one subject"]
-    if pictures is not None and pictures < FEW:
+    if images is not None and images < FEW:
         reasons.append(f"under {FEW} photos every method copies the photo: add angles and backgrounds")
     if data.class_name is None and data.prior is None:
-        reasons.append("name its class (data.class_name=dog) so that class pictures can keep it from forgetting")
+        reasons.append("name its class (data.class_name=dog) so that class images can keep it from forgetting")
         return "lora", reasons
-    reasons.append("class pictures keep the class from turning into the subject")
+    reasons.append("class images keep the class from turning into the subject")
     if not fits.get("dreambooth_lora", True):
-        return "lora", [*reasons, "but drawing class pictures does not fit this hardware, plain adapters need least"]
+        return "lora", [*reasons, "but drawing class images does not fit this hardware, plain adapters need least"]
     if fits.get("dreambooth"):
         reasons.append("every weight would fit too: take dreambooth where the likeness of adapters is not enough")
     else:

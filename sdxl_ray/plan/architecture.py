@@ -1,6 +1,6 @@
 """Which architecture a base has, from its JSON configs alone, and the census that belongs to it.
 
-A census (counts, FLOP and activation bytes of one architecture; `sdxl_ray.core.census` takes it on the meta device) is
+A census (counts, FLOP and activation bytes of one architecture; `sdxl_ray.models.profile` takes it on the meta device) is
 shipped for Stable Diffusion XL 1.0 and the embedded base. Any other is taken once, in a child process so that
 planning itself loads no framework, and kept in the user's cache folder.
 """
@@ -18,17 +18,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sdxl_ray.cachefolder import cache_root
+from sdxl_ray.cache_folder import cache_root
+from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
-from sdxl_ray.plan.model import Census
-from sdxl_ray.sections import Base
+from sdxl_ray.plan.profile import ModelProfile
 
 Configs = dict[str, dict[str, Any]]
 
 SDXL = "sdxl-base-1.0"
 TINY = "tiny"
 #: The command that takes a census: configs on stdin, the file to write as its last argument.
-CHILD = [sys.executable, "-m", "sdxl_ray.core.census"]
+CHILD = [sys.executable, "-m", "sdxl_ray.models.profile"]
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 # What decides a part's shapes, with the library's own defaults: configs differ in which defaults they spell out.
@@ -115,7 +115,7 @@ def sdxl_configs() -> Configs:
 class Architecture:
     """A base's census and, when its configs could not be read here, what was assumed instead."""
 
-    census: Census
+    profile: ModelProfile
     assumption: str | None = None
 
 
@@ -129,18 +129,18 @@ def of(base: Base) -> Architecture:
         return Architecture(next(c for c in _shipped().values() if c.name == TINY))
     folder = Path(base.id).expanduser()
     if folder.is_dir():
-        return Architecture(census(_folder_configs(folder)))
+        return Architecture(profile(_folder_configs(folder)))
     if base.config is not None and Path(base.config).expanduser().is_dir():
-        return Architecture(census(_folder_configs(Path(base.config).expanduser())))
+        return Architecture(profile(_folder_configs(Path(base.config).expanduser())))
     snapshot = _hub_snapshot(base)
     if snapshot is not None:
-        return Architecture(census(_folder_configs(snapshot)))
+        return Architecture(profile(_folder_configs(snapshot)))
     known = base.id == "stabilityai/stable-diffusion-xl-base-1.0"
     note = None if known else f"{base.id} has the shapes of SDXL base 1.0 (its configs are not on this machine)"
-    return Architecture(census(sdxl_configs()), note)
+    return Architecture(profile(sdxl_configs()), note)
 
 
-def census(configs: Configs) -> Census:
+def profile(configs: Configs) -> ModelProfile:
     """The shipped or cached census of these configs, or a new one."""
     wanted = key(configs)
     shipped = _shipped().get(wanted)
@@ -149,13 +149,13 @@ def census(configs: Configs) -> Census:
     cached = cache_root() / "census" / f"{wanted}.json"
     if not cached.exists():
         _take(configs, cached)
-    return Census.model_validate_json(cached.read_bytes())
+    return ModelProfile.model_validate_json(cached.read_bytes())
 
 
 @cache
-def _shipped() -> dict[str, Census]:
-    folder = resources.files("sdxl_ray.plan") / "census"
-    found = [Census.model_validate_json(f.read_bytes()) for f in folder.iterdir() if f.name.endswith(".json")]
+def _shipped() -> dict[str, ModelProfile]:
+    folder = resources.files("sdxl_ray.plan") / "profiles"
+    found = [ModelProfile.model_validate_json(f.read_bytes()) for f in folder.iterdir() if f.name.endswith(".json")]
     return {c.key: c for c in found}
 
 

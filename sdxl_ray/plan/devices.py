@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdxl_ray.errors import UserError, nearest
-from sdxl_ray.plan.driver import Gpu
+from sdxl_ray.plan.gpu_driver import Gpu
 
 GIB = 1024**3
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sdxl_ray.config import Recipe, override
+from sdxl_ray.config.recipe import Recipe, override
+from sdxl_ray.config.schema import FullTuning, LoraTuning
 from sdxl_ray.errors import UserError
-from sdxl_ray.sections import FullTuning, LoraTuning
 
 Changes = dict[str, Any]
 
@@ -96,8 +96,8 @@ def _axes(recipe: Recipe, workers: int, gpu: bool) -> list[list[Edit]]:
         axes.append([Edit({"parallel.workers": n}, 0.35 * n / workers, workers=n) for n in more])
     if optim.name in ("adamw", "prodigy") and gpu:
         axes.append([Edit({"optim.name": "adamw8bit"}, 0.5)])
-    if optim.ema is not None:
-        axes.append([Edit({"optim.ema": None}, 0.6)])
+    if optim.ema_decay is not None:
+        axes.append([Edit({"optim.ema_decay": None}, 0.6)])
     if isinstance(recipe.tuning, LoraTuning) and recipe.tuning.rank > 16:
         alphas = {"tuning.alpha": 16} if recipe.tuning.alpha == recipe.tuning.rank else {}
         axes.append([Edit({"tuning.rank": 16, **alphas}, 1.2)])

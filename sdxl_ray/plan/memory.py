@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdxl_ray.plan.activations import backward_moments
-from sdxl_ray.plan.setting import Setting
+from sdxl_ray.plan.setting import RunShape
 from sdxl_ray.plan.sizes import ENCODERS
 
 GIB = 1024**3
@@ -21,9 +21,9 @@ GIB = 1024**3
 BUCKET = 100_000_000
 #: Scalars of weights that ZeRO-3 may hold whole at once.
 LIVE = 200_000_000
-#: Pictures that pass the VAE together, encoded or decoded: in fp32 one of 1024 px takes gigabytes.
+#: Images that pass the VAE together, encoded or decoded: in fp32 one of 1024 px takes gigabytes.
 VAE_BATCH = 1
-#: Sample pictures that are drawn together.
+#: Sample images that are drawn together.
 SAMPLE_BATCH = 4
 #: Captions encoded together.
 CAPTION_BATCH = 32
@@ -109,7 +109,7 @@ class Memory:
         }
 
 
-def memory(s: Setting) -> Memory:
+def memory(s: RunShape) -> Memory:
     """Bytes on each worker of a setting."""
     held = _Held(s)
     phases = [_prepare(s), held.forward_backward(), held.step(), held.look()]
@@ -129,7 +129,7 @@ def memory(s: Setting) -> Memory:
 class _Held:
     """What stays on a worker while it trains, and what comes and goes on top."""
 
-    def __init__(self, s: Setting) -> None:
+    def __init__(self, s: RunShape) -> None:
         self.s = s
         self.trained, self.frozen = s.sizes.trained, s.sizes.frozen
         self.mine = s.share(self.trained, 1)  # the optimizer's part
@@ -170,7 +170,7 @@ class _Held:
 
     @property
     def ema(self) -> int:
-        return 4 * self.s.share(self.trained, 3) if self.s.recipe.optim.ema is not None else 0
+        return 4 * self.s.share(self.trained, 3) if self.s.recipe.optim.ema_decay is not None else 0
 
     def resident(self) -> dict[str, int]:
         """Bytes by part that a GPU holds from the first step to the last."""
@@ -222,7 +222,7 @@ class _Held:
             flattened = 2 * own + (4 * self.mine if self.s.width == 2 else 0)
             gradients = max(flattened, 4 * self.mine + working)
             working = 0
-        if optim.ema is not None and self.gradient_width == 2:
+        if optim.ema_decay is not None and self.gradient_width == 2:
             # The average reads every weight as fp32 at once, when the gradients are gone.
             working = max(working, self.ema - gradients)
         return Phase("step", {**parts, "gradients": gradients, "activations": 0, "workspace": working})
@@ -251,42 +251,42 @@ class _Held:
         return state + weights
 
 
-def guests(s: Setting) -> int:
+def guests(s: RunShape) -> int:
     """Bytes of the VAE and of the text encoders that do not train: on a GPU only while they are asked."""
-    parts = s.census.components
+    parts = s.profile.components
     frozen = [ENCODERS[n] for n in (1, 2) if n not in s.recipe.tuning.text_encoders]
     return s.vae_width * parts["vae"].parameters + s.width * sum(parts[name].parameters for name in frozen)
 
 
-def _samples(s: Setting) -> int:
+def _samples(s: RunShape) -> int:
     prompts = len(s.recipe.evaluation.prompts) or 4
     return max(1, -(-prompts * s.recipe.evaluation.samples_per_prompt // s.workers))
 
 
-def _drawing(s: Setting, pictures: int) -> int:
-    """Workspace of drawing pictures with guidance: the UNet on two samples a picture, then the VAE one by one."""
-    inference = s.census.inference
-    unet = inference["unet"].at(2 * pictures, s.latent_pixels, s.width)
-    return max(unet, inference["vae_decode"].at(min(VAE_BATCH, pictures), s.latent_pixels, s.vae_width))
+def _drawing(s: RunShape, images: int) -> int:
+    """Workspace of drawing images with guidance: the UNet on two samples an image, then the VAE one by one."""
+    inference = s.profile.inference
+    unet = inference["unet"].at(2 * images, s.latent_pixels, s.width)
+    return max(unet, inference["vae_decode"].at(min(VAE_BATCH, images), s.latent_pixels, s.vae_width))
 
 
-def _prepare(s: Setting) -> Phase:
-    """Filling the caches, and drawing class pictures with the untouched base."""
-    census, prior = s.census, s.recipe.data.prior
-    vae = census.inference["vae_encode"].at(VAE_BATCH, s.latent_pixels, s.vae_width)
-    text = max(census.inference[name].at(CAPTION_BATCH, 0, s.width) for name in ENCODERS.values())
-    drawn = _drawing(s, min(prior.batch_size, prior.count)) if prior is not None else 0
-    unet = s.width * census.components["unet"].parameters if prior is not None else 0
-    encoders = s.vae_width * census.components["vae"].parameters
-    encoders += s.width * sum(census.components[name].parameters for name in ENCODERS.values())
+def _prepare(s: RunShape) -> Phase:
+    """Filling the caches, and drawing class images with the untouched base."""
+    profile, prior = s.profile, s.recipe.data.prior
+    vae = profile.inference["vae_encode"].at(VAE_BATCH, s.latent_pixels, s.vae_width)
+    text = max(profile.inference[name].at(CAPTION_BATCH, 0, s.width) for name in ENCODERS.values())
+    drawn = _drawing(s, min(prior.batch_size, prior.num_class_images)) if prior is not None else 0
+    unet = s.width * profile.components["unet"].parameters if prior is not None else 0
+    encoders = s.vae_width * profile.components["vae"].parameters
+    encoders += s.width * sum(profile.components[name].parameters for name in ENCODERS.values())
     parts = {"weights": unet, "encoders": encoders if s.device.kind == "gpu" else 0}
     return Phase("preparation", {**parts, "activations": max(vae, text, drawn)})
 
 
-def _others(s: Setting, phase: Phase) -> dict[str, int]:
+def _others(s: RunShape, phase: Phase) -> dict[str, int]:
     """On a CPU: the parts of the pipeline that are not counted in the phase's weights."""
     if phase.name == "preparation":
-        parts = s.census.components
+        parts = s.profile.components
         inside = ("vae", "text_encoder", "text_encoder_2")
         return {
             "weights": s.width * parts["unet"].parameters,

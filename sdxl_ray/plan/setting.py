@@ -5,26 +5,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sdxl_ray.config import Recipe
+from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.config.schema import TOKEN_LENGTHS
 from sdxl_ray.errors import UserError
 from sdxl_ray.plan.devices import Device
-from sdxl_ray.plan.model import Census
+from sdxl_ray.plan.profile import ModelProfile
 from sdxl_ray.plan.sizes import Sizes, sizes
-from sdxl_ray.sections import TOKEN_LENGTHS
 
 _WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunShape:
     """workers: processes, one GPU each. width: bytes of a number in forward and backward; vae_width: in the VAE.
 
-    latent_pixels: of one sample. global_batch: samples of an optimizer step, class pictures included.
+    latent_pixels: of one sample. global_batch: samples of an optimizer step, class images included.
     micro_batch: samples of one forward on one worker; accumulation: forwards of one step on one worker.
     """
 
     recipe: Recipe
-    census: Census
+    profile: ModelProfile
     device: Device
     sizes: Sizes
     workers: int
@@ -57,7 +57,7 @@ class Setting:
         return math.ceil(numbers / self.workers) if self.stage >= from_stage else numbers
 
 
-def setting(recipe: Recipe, census: Census, device: Device, workers: int | None) -> Setting:
+def setting(recipe: Recipe, profile: ModelProfile, device: Device, workers: int | None) -> RunShape:
     """Resolve a recipe's automatic choices on a device as the run itself does.
 
     workers None: the recipe's least number. Raises UserError for a resolution or a precision that cannot be.
@@ -72,28 +72,28 @@ def setting(recipe: Recipe, census: Census, device: Device, workers: int | None)
         precision = "bf16" if device.kind == "gpu" and device.bf16 else "fp32"
     if precision == "bf16" and device.kind == "gpu" and not device.bf16:
         raise UserError(f"parallel.precision=bf16: a {device.name} has no bf16; use parallel.precision=fp16")
-    native = census.native_latent * census.vae_factor
+    native = profile.native_latent * profile.vae_factor
     resolution = recipe.data.resolution or native
-    if resolution % census.vae_factor:
-        fix = max(1, round(resolution / census.vae_factor)) * census.vae_factor
-        raise UserError(f"data.resolution {resolution} is not a multiple of {census.vae_factor}: use {fix}")
+    if resolution % profile.vae_factor:
+        fix = max(1, round(resolution / profile.vae_factor)) * profile.vae_factor
+        raise UserError(f"data.resolution {resolution} is not a multiple of {profile.vae_factor}: use {fix}")
     prior = recipe.data.prior
     batch = recipe.optim.batch_size
     batch += max(1, math.floor(batch * prior.ratio + 0.5)) if prior is not None else 0
     per_worker = math.ceil(batch / count)
     accumulation = math.ceil(per_worker / (recipe.parallel.micro_batch or per_worker))
     vae = "fp32" if recipe.base.vae_precision == "auto" else recipe.base.vae_precision
-    return Setting(
+    return RunShape(
         recipe=recipe,
-        census=census,
+        profile=profile,
         device=device,
-        sizes=sizes(recipe, census),
+        sizes=sizes(recipe, profile),
         workers=count,
         precision=precision,
         width=_WIDTHS[precision],
         vae_width=_WIDTHS[vae],
         resolution=resolution,
-        latent_pixels=(resolution // census.vae_factor) ** 2,
+        latent_pixels=(resolution // profile.vae_factor) ** 2,
         global_batch=batch,
         micro_batch=math.ceil(batch / (count * accumulation)),
         accumulation=accumulation,

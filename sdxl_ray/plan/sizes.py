@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdxl_ray.config import Recipe
+from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.config.schema import LoraTuning
 from sdxl_ray.errors import UserError, nearest
-from sdxl_ray.plan.model import Census, Mode, rank_of
-from sdxl_ray.sections import LoraTuning
+from sdxl_ray.plan.profile import ModelProfile, TuningMode, rank_of
 
 ENCODERS = {1: "text_encoder", 2: "text_encoder_2"}
 
@@ -27,7 +27,7 @@ class PartSize:
     trained: int
     frozen: int
     tensors: int
-    mode: Mode
+    mode: TuningMode
     rank: float
     approximate: bool = False
 
@@ -62,19 +62,23 @@ class Sizes:
         return 2 * self.trained
 
 
-def sizes(recipe: Recipe, census: Census) -> Sizes:
+def sizes(recipe: Recipe, profile: ModelProfile) -> Sizes:
     """Exact counts. Raises UserError for a target that matches no layer."""
     names = ["unet", *(ENCODERS[n] for n in sorted(set(recipe.tuning.text_encoders)))]
-    parts = tuple(_part(name, recipe, census) for name in names)
-    return Sizes(parts, census.parameters(), recipe.tuning.kind)
+    parts = tuple(_part(name, recipe, profile) for name in names)
+    return Sizes(parts, profile.parameters(), recipe.tuning.kind)
 
 
-def _part(name: str, recipe: Recipe, census: Census) -> PartSize:
-    component, tuning = census.components[name], recipe.tuning
+def _part(name: str, recipe: Recipe, profile: ModelProfile) -> PartSize:
+    component, tuning = profile.components[name], recipe.tuning
     if not isinstance(tuning, LoraTuning):
         trained = component.parameters - component.dead
         return PartSize(name, trained, component.dead, component.tensors, "full", 0)
-    setting, targets = ("targets", tuning.targets) if name == "unet" else ("text_targets", tuning.text_targets)
+    setting, targets = (
+        ("target_modules", tuning.target_modules)
+        if name == "unet"
+        else ("text_target_modules", tuning.text_target_modules)
+    )
     known = {".".join(tail) for layer in component.layers for full in layer.names for tail in _tails(full)}
     for target in targets:
         if not any(True for _ in component.adapted((target,))):
@@ -84,12 +88,12 @@ def _part(name: str, recipe: Recipe, census: Census) -> PartSize:
     layers = list(component.adapted(targets))
     for layer, full in layers:
         rank = rank_of(full, tuning.rank, tuning.rank_pattern)
-        trained += layer.lora_parameters(rank, tuning.dora)
-        tensors += 3 if tuning.dora else 2
+        trained += layer.lora_parameters(rank, tuning.use_dora)
+        tensors += 3 if tuning.use_dora else 2
         ranks += rank
     attention = {"to_q", "to_k", "to_v", "to_out.0"} if name == "unet" else {"q_proj", "k_proj", "v_proj", "out_proj"}
     small = set(targets) <= attention
-    mode: Mode = "lora" if small else "lora_all"
+    mode: TuningMode = "lora" if small else "lora_all"
     exact = set(targets) == attention
     return PartSize(name, trained, component.parameters, tensors, mode, ranks / len(layers), approximate=not exact)
 

@@ -23,7 +23,7 @@ def text(plan: Plan) -> str:
 def _head(plan: Plan) -> str:
     s = plan.setting
     sizes, device = s.sizes, s.device
-    unet = s.census.components["unet"].parameters
+    unet = s.profile.components["unet"].parameters
     limit = "" if device.kind == "cpu" else f", {bytes_text(device.memory_bytes)} each"
     lines = [
         f"{s.recipe.base.id} at {s.resolution} px on {s.workers} x {device.name}{limit}, {s.precision}",

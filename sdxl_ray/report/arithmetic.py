@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sdxl_ray import config
-from sdxl_ray.config import Recipe, override
+from sdxl_ray.config import recipe as recipe_files
+from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.plan import DEVICES, Plan
-from sdxl_ray.plan.duration import picture_flop, sample_flop, step_floor
+from sdxl_ray.plan.time import image_flop, sample_flop, step_floor
 
 #: Memory and time are planned for one of these; sizes do not depend on it.
 GPU = "h200"
@@ -20,7 +20,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MemoryComparison:
     """LoRA against full tuning under one setting: bytes on one GPU, and how many times more full tuning needs."""
 
     optimizer: str
@@ -39,16 +39,16 @@ class Sdxl:
 
     @cached_property
     def _lora(self) -> Recipe:
-        return config.load("lora")
+        return recipe_files.load("lora")
 
     @cached_property
     def _full(self) -> Plan:
-        return Plan.of(override(config.load("dreambooth"), {"data.prior": None}), GPU, 1)
+        return Plan.of(override(recipe_files.load("dreambooth"), {"data.prior": None}), GPU, 1)
 
     @property
     def unet(self) -> int:
         """Scalars of the UNet."""
-        return self._full.setting.census.components["unet"].parameters
+        return self._full.setting.profile.components["unet"].parameters
 
     @property
     def unet_bytes(self) -> int:
@@ -75,13 +75,13 @@ class Sdxl:
         best = min(factors, key=lambda targets: abs(factors[targets] - factor))
         return " ".join(best), factors[best]
 
-    def memory(self) -> list[Comparison]:
+    def memory(self) -> list[MemoryComparison]:
         """The grid of optimizer, batch and checkpointing on one GPU."""
         found = []
         for optimizer, batch, checkpointing in itertools.product(OPTIMIZERS, BATCHES, (True, False)):
             lora, full = self._pair(optimizer, batch, checkpointing)
             needed = (lora.memory.needed_bytes, full.memory.needed_bytes)
-            found.append(Comparison(optimizer, batch, checkpointing, *needed))
+            found.append(MemoryComparison(optimizer, batch, checkpointing, *needed))
         return found
 
     def arithmetic_ratio(self) -> float:
@@ -95,12 +95,12 @@ class Sdxl:
         return step_floor(full.setting) / step_floor(lora.setting)
 
     def distilled_ratio(self, few: int = 4, usual: int = 30, guidance: float = 7.5) -> float:
-        """FLOP of a picture at the usual number of steps with guidance over one at few steps without."""
+        """FLOP of an image at the usual number of steps with guidance over one at few steps without."""
         setting = self._full.setting
-        return picture_flop(setting, usual, guidance) / picture_flop(setting, few, 1.0)
+        return image_flop(setting, usual, guidance) / image_flop(setting, few, 1.0)
 
     def _of_rank(self, rank: int, targets: tuple[str, ...]) -> Plan:
-        return Plan.of(override(self._lora, {"tuning.rank": rank, "tuning.targets": list(targets)}), GPU, 1)
+        return Plan.of(override(self._lora, {"tuning.rank": rank, "tuning.target_modules": list(targets)}), GPU, 1)
 
     def _pair(self, optimizer: str, batch: int, checkpointing: bool) -> tuple[Plan, Plan]:
         changes: dict[str, Any] = {

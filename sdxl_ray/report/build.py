@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdxl_ray import search
 from sdxl_ray.errors import RunError
+from sdxl_ray.io import search_records
 from sdxl_ray.report import page
 from sdxl_ray.report.document import Document, Panel, Tile
-from sdxl_ray.report.facts import Arm, Facts, gather
+from sdxl_ray.report.facts import ArmFacts, ComparisonFacts, gather
 from sdxl_ray.report.markdown import markdown
 from sdxl_ray.report.metrics import REFERENCES, Absent
-from sdxl_ray.report.searched import Searched, open_search
+from sdxl_ray.report.ranking import decide
+from sdxl_ray.report.search_facts import Searched, open_search
 from sdxl_ray.report.sections import SECTIONS, models
 from sdxl_ray.report.sections import search as sections_of_a_search
 from sdxl_ray.report.source import open_comparison
-from sdxl_ray.report.winner import decide
 
 FORMAT_VERSION = 1
 
@@ -59,7 +59,7 @@ def write_report(folder: str | Path) -> Written:
 
 def compose(folder: str | Path) -> tuple[Document, dict[str, Any]]:
     """The report of a comparison's or a search's folder, from its records and those of its runs; and as JSON has it."""
-    if (Path(folder) / search.CARD).is_file():
+    if (Path(folder) / search_records.CARD).is_file():
         searched = open_search(Path(folder))
         document = sections_of_a_search.document_of(searched)
         return document, search_as_json(searched, document)
@@ -68,13 +68,13 @@ def compose(folder: str | Path) -> tuple[Document, dict[str, Any]]:
     return document, as_json(facts, document)
 
 
-def document_of(facts: Facts) -> Document:
+def document_of(facts: ComparisonFacts) -> Document:
     """Every section of the report."""
     return Document(facts.card.name, facts.card.experiment, tuple(section(facts) for section in SECTIONS))
 
 
-def as_json(facts: Facts, document: Document) -> dict[str, Any]:
-    """The facts behind the page, and its tables as they are written; plots and pictures are left to the records."""
+def as_json(facts: ComparisonFacts, document: Document) -> dict[str, Any]:
+    """The facts behind the page, and its tables as they are written; plots and images are left to the records."""
     outcome = decide(facts)
     return {
         "format": FORMAT_VERSION,
@@ -112,7 +112,7 @@ def search_as_json(searched: Searched, document: Document) -> dict[str, Any]:
     }
 
 
-def _arm(arm: Arm) -> dict[str, Any]:
+def _arm(arm: ArmFacts) -> dict[str, Any]:
     return {
         "method": arm.method,
         "photos": _plain(arm.photos),

@@ -1,6 +1,6 @@
 """A report as a document: sections of blocks, without a word of HTML or Markdown.
 
-A section file under `sections/` turns facts into one `Section`; `page` and `markdown` write whatever blocks they find.
+A section file under `sections/` turns facts into one `ReportSection`; `page` and `markdown` write whatever blocks they find.
 So a new section is one more file, and it appears in the page, in the Markdown and in the JSON at once.
 """
 
@@ -82,7 +82,7 @@ class Panels:
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture, or the reason why it is not there. relative: where it lies in the comparison's folder."""
+    """One image, or the reason why it is not there. relative: where it lies in the comparison's folder."""
 
     alt: str
     path: Path | None
@@ -92,7 +92,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class TileRows:
-    """Pictures of one prompt: a row a seed, a tile a column."""
+    """Images of one prompt: a row a seed, a tile a column."""
 
     title: str
     rows: tuple[tuple[str, tuple[Tile, ...]], ...]
@@ -100,7 +100,7 @@ class TileRows:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures in columns (models) and groups of rows (prompts), with photos beside them."""
+    """Images in columns (models) and groups of rows (prompts), with photos beside them."""
 
     kind: ClassVar[str] = "gallery"
     caption: str
@@ -119,8 +119,8 @@ class Stat:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The first screen: what came out, in words, in figures, in pictures."""
+class AnswerBlock:
+    """The first screen: what came out, in words, in figures, in images."""
 
     kind: ClassVar[str] = "answer"
     headline: str
@@ -130,7 +130,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Listing:
+class BulletList:
     """Terms and what they are."""
 
     kind: ClassVar[str] = "listing"
@@ -138,24 +138,24 @@ class Listing:
     items: tuple[tuple[str, str], ...]
 
 
-Block = Paragraph | DataTable | Panels | Gallery | Answer | Listing
+ReportBlock = Paragraph | DataTable | Panels | Gallery | AnswerBlock | BulletList
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """id: its anchor. lead: one sentence under the heading."""
 
     id: str
     title: str
     lead: str
-    blocks: tuple[Block, ...]
+    blocks: tuple[ReportBlock, ...]
 
 
 @dataclass(frozen=True)
 class Document:
     title: str
     subtitle: str
-    sections: tuple[Section, ...]
+    sections: tuple[ReportSection, ...]
 
 
 def absent(reason: str) -> Cell:

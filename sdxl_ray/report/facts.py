@@ -27,7 +27,7 @@ from sdxl_ray.report.metrics import (
     mean,
     metric_of,
 )
-from sdxl_ray.report.scores import Scores
+from sdxl_ray.report.scores import FinalScores
 from sdxl_ray.report.source import ArmCard, ComparisonCard, Row, RunSource, Source
 
 LORA, DREAMBOOTH, BOTH, NO_PRIOR = "LoRA", "DreamBooth", "DreamBooth + LoRA", "DreamBooth without prior"
@@ -70,7 +70,7 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmFacts:
     """One way of tuning, as it was trained. method: in the proposal's words, from the recipe, its first run's own."""
 
     name: str
@@ -91,8 +91,8 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of the folder. path: None where the file is not there."""
+class ReportImage:
+    """One image of the folder. path: None where the file is not there."""
 
     model: str
     subject: str
@@ -106,14 +106,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ComparisonFacts:
     """A comparison, gathered. subjects and metrics: those that were scored, in their order. requests: of load tests."""
 
     card: ComparisonCard
     folder: Path
-    arms: tuple[Arm, ...]
-    scores: Scores
-    pictures: tuple[Picture, ...]
+    arms: tuple[ArmFacts, ...]
+    scores: FinalScores
+    images: tuple[ReportImage, ...]
     requests: tuple[Row, ...]
     warnings: tuple[str, ...] = field(default=())
 
@@ -132,10 +132,10 @@ class Facts:
         known = {*self.metrics, *self.scores.missing} if self.metrics else set()
         return (*(name for name in METRICS if name in known), *(n for n in self.metrics if n not in METRICS))
 
-    def arm(self, name: str) -> Arm:
+    def arm(self, name: str) -> ArmFacts:
         return next(arm for arm in self.arms if arm.name == name)
 
-    def of_method(self, method: str) -> Arm | None:
+    def of_method(self, method: str) -> ArmFacts | None:
         """The arm of that method that resembles the subject most; the first where nothing was scored."""
         found = [arm for arm in self.arms if arm.method == method]
         return max(found, key=lambda arm: value_of(self.score(arm.name, main_metric(self))), default=None)
@@ -172,7 +172,7 @@ class Facts:
         return difference(above, below)
 
 
-def main_metric(facts: Facts) -> str:
+def main_metric(facts: ComparisonFacts) -> str:
     """The metric that decides: the first subject fidelity that was scored; the first at all where none was."""
     return next((name for name in FIDELITY if name in facts.metrics), FIDELITY[0])
 
@@ -182,14 +182,14 @@ def value_of(score: Score | Absent) -> float:
     return score.value if isinstance(score, Score) else float("-inf")
 
 
-def gather(source: Source) -> Facts:
-    """Everything a report shows. Reads no picture and no weight."""
+def gather(source: Source) -> ComparisonFacts:
+    """Everything a report shows. Reads no image and no weight."""
     arms = tuple(_arm(name, card, source) for name, card in source.card.arms.items())
     hashes = {arm.name: arm.hashes for arm in arms}
-    scores = Scores.of(source.tables["scores"], hashes, source.tables["differences"], source.card.absent)
-    pictures = tuple(_picture(source.folder, row) for row in source.tables["pictures"])
+    scores = FinalScores.of(source.tables["scores"], hashes, source.tables["differences"], source.card.absent)
+    images = tuple(_image(source.folder, row) for row in source.tables["pictures"])
     requests = tuple(source.tables["requests"])
-    return Facts(source.card, source.folder, arms, scores, pictures, requests, tuple(_warnings(source, arms)))
+    return ComparisonFacts(source.card, source.folder, arms, scores, images, requests, tuple(_warnings(source, arms)))
 
 
 def method_of(recipe: Mapping[str, Any]) -> str:
@@ -203,14 +203,14 @@ def method_of(recipe: Mapping[str, Any]) -> str:
     return "unknown"
 
 
-def _arm(name: str, card: ArmCard, source: Source) -> Arm:
+def _arm(name: str, card: ArmCard, source: Source) -> ArmFacts:
     runs = source.runs[name]
     made = (run.recipe or (run.artifact.manifest.recipe if run.artifact is not None else {}) for run in runs.values())
     recipe = next(filter(None, (*made, card.recipe)), {})
     curves = tuple(_curves(name, label, run, source.tables["scores"]) for label, run in runs.items())
-    photos = _least([run.photos for run in runs.values()], _why(runs, "the run's list of training pictures"))
+    photos = _least([run.photos for run in runs.values()], _why(runs, "the run's list of training images"))
     hashes = tuple(card.hashes.values()) or tuple(r.artifact.hash for r in runs.values() if r.artifact is not None)
-    return Arm(name, method_of(recipe), recipe, photos, _cost(runs), curves, hashes, tuple(card.runs.values()))
+    return ArmFacts(name, method_of(recipe), recipe, photos, _cost(runs), curves, hashes, tuple(card.runs.values()))
 
 
 def _cost(runs: Mapping[str, RunSource]) -> Cost:
@@ -260,7 +260,7 @@ def _curves(arm: str, label: str, run: RunSource, shared: Sequence[Row]) -> Curv
     own = {(row["metric"], row["step"]) for row in looks if row["model"] != BASE}
     quality: dict[str, dict[int, list[Score]]] = {}
     for row in looks:
-        score = Scores.score_of(row)
+        score = FinalScores.score_of(row)
         # Before its first step the model is the base, so the base's row stands in where the model has none.
         if score is not None and (row["model"] != BASE or (row["metric"], row["step"]) not in own):
             quality.setdefault(row["metric"], {}).setdefault(row["step"], []).append(score)
@@ -275,15 +275,15 @@ def _curves(arm: str, label: str, run: RunSource, shared: Sequence[Row]) -> Curv
     )
 
 
-def _picture(folder: Path, row: Row) -> Picture:
+def _image(folder: Path, row: Row) -> ReportImage:
     path = (folder / row["path"]).resolve()
     inside = folder.resolve() in path.parents
     names = ("model", "subject", "prompt", "seed", "purpose", "split")
     known = {name: row[name] for name in names}
-    return Picture(**known, relative=row["path"], path=path if inside else None, seconds=row["seconds"])
+    return ReportImage(**known, relative=row["path"], path=path if inside else None, seconds=row["seconds"])
 
 
-def _warnings(source: Source, arms: Sequence[Arm]) -> Iterable[str]:
+def _warnings(source: Source, arms: Sequence[ArmFacts]) -> Iterable[str]:
     for arm in arms:
         yield from _reused(source, arm)
         scored = source.card.arms[arm.name].hashes
@@ -292,7 +292,7 @@ def _warnings(source: Source, arms: Sequence[Arm]) -> Iterable[str]:
                 yield f"the artifact of {arm.name} has changed since it was scored: its scores are of the one before"
 
 
-def _reused(source: Source, arm: Arm) -> Iterable[str]:
+def _reused(source: Source, arm: ArmFacts) -> Iterable[str]:
     """Runs that were trained before, under a layout that the experiment does not ask for: their costs are of that."""
     asked = source.card.arms[arm.name].recipe.get("parallel") or {}
     for run in source.runs[arm.name].values():

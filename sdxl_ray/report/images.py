@@ -1,6 +1,6 @@
-"""Pictures inside the page: data URIs, small enough that a report can be mailed.
+"""Images inside the page: data URIs, small enough that a report can be mailed.
 
-Every file is decoded and encoded again, so nothing but pixels gets into the page. Small pictures stay lossless; larger
+Every file is decoded and encoded again, so nothing but pixels gets into the page. Small images stay lossless; larger
 ones shrink together until all fit the budget.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Of all pictures in a page, before base64 makes them a third larger.
+#: Of all images in a page, before base64 makes them a third larger.
 BUDGET_BYTES = 4_500_000
-#: A picture of at most this many pixels a side is kept as it is.
+#: An image of at most this many pixels a side is kept as it is.
 SMALL = 128
 #: (longest side, JPEG quality), tried in this order.
 _SIZES = ((384, 82), (320, 78), (256, 74), (192, 70), (128, 60), (96, 50))
@@ -24,7 +24,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 
 @dataclass(frozen=True)
 class Inlined:
-    """A picture for an `img`: uri, width and height in pixels. small: shown pixel by pixel, as it was drawn."""
+    """An image for an `img`: uri, width and height in pixels. small: shown pixel by pixel, as it was drawn."""
 
     uri: str
     width: int
@@ -36,7 +36,7 @@ class Inlined:
 
 
 def inline_all(paths: Iterable[Path]) -> dict[Path, Inlined]:
-    """Every path that is a picture, as often as it is shown; one that cannot be read is left out."""
+    """Every path that is an image, as often as it is shown; one that cannot be read is left out."""
     counts = Counter(paths)
     made: dict[Path, tuple[str, bytes, int, int]] = {}
     for side, quality in _SIZES:
@@ -54,13 +54,13 @@ def _encode(path: Path, side: int, quality: int) -> tuple[str, bytes, int, int] 
 
     try:
         with Image.open(path, formats=_FORMATS) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
     buffer = io.BytesIO()
-    if max(picture.size) <= SMALL:
-        picture.save(buffer, "PNG", optimize=True)
-        return "image/png", buffer.getvalue(), *picture.size
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    picture.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
-    return "image/jpeg", buffer.getvalue(), *picture.size
+    if max(image.size) <= SMALL:
+        image.save(buffer, "PNG", optimize=True)
+        return "image/png", buffer.getvalue(), *image.size
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
+    return "image/jpeg", buffer.getvalue(), *image.size

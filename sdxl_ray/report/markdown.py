@@ -1,4 +1,4 @@
-"""A document as Markdown: the same tables and sentences; plots as their numbers, pictures as links into the folder."""
+"""A document as Markdown: the same tables and sentences; plots as their numbers, images as links into the folder."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from urllib.parse import quote
 
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.report.document import (
-    Answer,
-    Block,
+    AnswerBlock,
+    BulletList,
     Cell,
     DataTable,
     Document,
     Gallery,
-    Listing,
     Panels,
     Paragraph,
+    ReportBlock,
     Tile,
 )
 
@@ -30,7 +30,7 @@ def markdown(document: Document) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _block(block: Block) -> str:
+def _block(block: ReportBlock) -> str:
     match block:
         case Paragraph():
             return _plain(block.text)
@@ -41,16 +41,16 @@ def _block(block: Block) -> str:
             return "\n\n".join([f"### {_plain(block.caption)}", *plots])
         case Gallery():
             return _gallery(block)
-        case Listing():
+        case BulletList():
             return "\n".join([f"### {_plain(block.caption)}", "", *(f"- {k}: {_plain(v)}" for k, v in block.items)])
-        case Answer():
+        case AnswerBlock():
             return _answer(block)
 
 
-def _answer(block: Answer) -> str:
+def _answer(block: AnswerBlock) -> str:
     parts = [f"**{_plain(block.headline)}**", *map(_plain, block.sentences)]
     if block.tiles:
-        parts.append(_pipes([tile.label for tile in block.tiles], [[_picture(tile) for tile in block.tiles]]))
+        parts.append(_pipes([tile.label for tile in block.tiles], [[_image(tile) for tile in block.tiles]]))
     if block.stats:
         parts.append(_pipes(["", "value", "compared with"], [[s.label, s.value, s.detail] for s in block.stats]))
     return "\n\n".join(parts)
@@ -59,16 +59,16 @@ def _answer(block: Answer) -> str:
 def _gallery(block: Gallery) -> str:
     parts = [f"### {_plain(block.caption)}"]
     if block.photos:
-        parts.append("Real photos: " + " ".join(_picture(tile) for tile in block.photos))
+        parts.append("Real photos: " + " ".join(_image(tile) for tile in block.photos))
     for group in block.groups:
-        rows = [[seed, *(_picture(tile) for tile in row)] for seed, row in group.rows]
+        rows = [[seed, *(_image(tile) for tile in row)] for seed, row in group.rows]
         parts.append(f"**{_plain(group.title)}**\n\n{_pipes(['', *block.columns], rows)}")
     return "\n\n".join(parts)
 
 
-def _picture(tile: Tile) -> str:
+def _image(tile: Tile) -> str:
     inside = tile.path is not None and not PurePosixPath(tile.relative).is_absolute()
-    return f"![{_plain(tile.alt)}]({quote(tile.relative)})" if inside else _plain(tile.label or "no picture")
+    return f"![{_plain(tile.alt)}]({quote(tile.relative)})" if inside else _plain(tile.label or "no image")
 
 
 def _table(block: DataTable) -> str:
@@ -79,8 +79,8 @@ def _table(block: DataTable) -> str:
         return _plain(f"{cell.text} {cell.small}") + mark
 
     body = _pipes(list(block.titles), [[text(cell) for cell in row] for row in block.rows])
-    told = "\n".join(f"({number}) {_plain(note)}  " for number, note in enumerate(notes, start=1))
-    return f"{body}\n\n{told.rstrip()}" if told else body
+    reported = "\n".join(f"({number}) {_plain(note)}  " for number, note in enumerate(notes, start=1))
+    return f"{body}\n\n{reported.rstrip()}" if reported else body
 
 
 def _pipes(titles: list[str], rows: list[list[str]]) -> str:

@@ -1,6 +1,6 @@
 """What is scored: the name, the direction and the meaning of every metric, and numbers with their intervals.
 
-A score is a value with a bootstrap interval as the evaluator recorded it. Nothing is computed from pictures here; what
+A score is a value with a bootstrap interval as the evaluator recorded it. Nothing is computed from images here; what
 is derived from several scores (a mean over subjects, a difference to the base) says how.
 """
 
@@ -43,33 +43,33 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric(
             "dino_i", "Subject fidelity (DINO-I)", "higher", "DINO-I",
-            "mean cosine of the identity encoder between generated pictures and held-out photos", 0.1,
+            "mean cosine of the identity encoder between generated images and held-out photos", 0.1,
         ),
         Metric(
             "clip_i", "Subject fidelity (CLIP-I)", "higher", "CLIP-I",
-            "the same with CLIP's picture encoder, which looks at kind and colour more than at identity",
+            "the same with CLIP's image encoder, which looks at kind and colour more than at identity",
         ),
         Metric(
             "clip_t", "Prompt fidelity (CLIP-T)", "higher", "CLIP-T",
-            "mean cosine of CLIP between a picture and its prompt; of real photos, to the plain words for their class, "
+            "mean cosine of CLIP between an image and its prompt; of real photos, to the plain words for their class, "
             "which a subject that looks unlike its class cannot fit", 0.05,
         ),
         Metric(
             "pres", "Leak into the class (PRES)", "lower", "PRES",
-            "how much plain class pictures look like the subject; the base's value is the one to keep",
+            "how much plain class images look like the subject; the base's value is the one to keep",
         ),
         Metric(
             "class_kid", "Class drift (KID)", "lower", "KID",
-            "distance between the model's and the base's class pictures in the encoder's features", digits=4,
+            "distance between the model's and the base's class images in the encoder's features", digits=4,
             from_base=True,
         ),
         Metric(
             "prior_loss", "Class denoising loss", "lower", "prior loss",
-            "denoising loss on class pictures at fixed noise: it rises when the class is forgotten", digits=4,
+            "denoising loss on class images at fixed noise: it rises when the class is forgotten", digits=4,
         ),
         Metric(
             "div", "Diversity (DIV)", "higher", "DIV",
-            "1 - mean cosine of patch features between pictures of one prompt at different seeds",
+            "1 - mean cosine of patch features between images of one prompt at different seeds",
         ),
     )
 }  # fmt: skip
@@ -77,7 +77,7 @@ METRICS: dict[str, Metric] = {
 #: Subject fidelity: what decides, the first that was scored. Nothing else may.
 FIDELITY = ("dino_i", "clip_i")
 
-#: The composite that chooses checkpoints, trials and the winner (`sdxl_ray.quality_rule`). No column of the tables: its
+#: The composite that chooses checkpoints, trials and the winner (`sdxl_ray.metrics.quality`). No column of the tables: its
 #: parts are.
 QUALITY = Metric(
     "quality", "Quality", "higher", "quality",
@@ -109,7 +109,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Score:
-    """A value in [low, high]; n: what it is a mean of (pictures, or pairs). subjects: how many were averaged."""
+    """A value in [low, high]; n: what it is a mean of (images, or pairs). subjects: how many were averaged."""
 
     value: float
     low: float | None = None

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from sdxl_ray import __version__
-from sdxl_ray.report.document import Answer, Document, Gallery, Panel, Panels, Tile
+from sdxl_ray.report.document import AnswerBlock, Document, Gallery, Panel, Panels, Tile
 from sdxl_ray.report.images import inline_all
 from sdxl_ray.report.plots import described
 
@@ -22,7 +22,7 @@ def html(document: Document) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    pictures = inline_all(path for tile in tiles(document) if (path := tile.path) is not None)
+    images = inline_all(path for tile in tiles(document) if (path := tile.path) is not None)
     numbers = {id(panel): number for number, panel in enumerate(_panels(document))}
     templates = resources.files("sdxl_ray.report") / "templates"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -32,7 +32,7 @@ def html(document: Document) -> str:
     return template.render(
         document=document,
         style=Markup((templates / "report.css").read_text(encoding="utf-8")),
-        picture=lambda tile: pictures.get(tile.path) if tile.path is not None else None,
+        image=lambda tile: images.get(tile.path) if tile.path is not None else None,
         svg=lambda panel: Markup(described(panel.plot(), panel.alt, numbers[id(panel)])),
         mark=_mark,
         version=__version__,
@@ -40,10 +40,10 @@ def html(document: Document) -> str:
 
 
 def tiles(document: Document) -> Iterator[Tile]:
-    """Every picture of the document."""
+    """Every image of the document."""
     for section in document.sections:
         for block in section.blocks:
-            if isinstance(block, Answer):
+            if isinstance(block, AnswerBlock):
                 yield from block.tiles
             elif isinstance(block, Gallery):
                 yield from block.photos

@@ -56,7 +56,7 @@ _WIDTH = 5.0  # inches of 72 points: 360 px, a phone's column
 
 
 @dataclass(frozen=True)
-class Look:
+class ArmStyle:
     """How one arm is drawn, everywhere."""
 
     colour: str
@@ -64,15 +64,17 @@ class Look:
     dash: Any
 
 
-BASE_LOOK = Look(_SOFT, "o", "-")
+BASE_LOOK = ArmStyle(_SOFT, "o", "-")
 
 
-def look(index: int) -> Look:
+def look(index: int) -> ArmStyle:
     """The look of the arm at that place; after seven, colours come again with other lines."""
-    return Look(f"#0a0b{index % COLOURS:02x}", MARKERS[index % len(MARKERS)], DASHES[index // COLOURS % len(DASHES)])
+    return ArmStyle(
+        f"#0a0b{index % COLOURS:02x}", MARKERS[index % len(MARKERS)], DASHES[index // COLOURS % len(DASHES)]
+    )
 
 
-def intervals(rows: Sequence[tuple[str, Score, Look]], marks: Mapping[str, float], axis: str) -> Plot:
+def intervals(rows: Sequence[tuple[str, Score, ArmStyle]], marks: Mapping[str, float], axis: str) -> Plot:
     """A dot with its interval for each row, top down; marks: vertical lines with a name (ceiling, floor)."""
 
     def draw(axes: Any) -> None:
@@ -106,17 +108,17 @@ def intervals(rows: Sequence[tuple[str, Score, Look]], marks: Mapping[str, float
 
 
 @dataclass(frozen=True)
-class Line:
+class PlotLine:
     """One curve: points (x, value), its interval where known, and the mark at each point."""
 
     name: str
-    how: Look
+    how: ArmStyle
     points: tuple[tuple[float, float], ...]
     bounds: tuple[tuple[float, float] | None, ...] = ()
     marked: bool = True
 
 
-def lines(curves: Sequence[Line], x: str, y: str, *, log_y: bool = False) -> Plot:
+def lines(curves: Sequence[PlotLine], x: str, y: str, *, log_y: bool = False) -> Plot:
     """Curves over a common axis, with a legend under them. Curves of equal name share one legend entry."""
 
     def draw(axes: Any) -> None:
@@ -151,7 +153,7 @@ class Dot:
     """One point with intervals in y."""
 
     name: str
-    how: Look
+    how: ArmStyle
     x: float
     score: Score
 
@@ -194,7 +196,7 @@ class Strand:
     """One line across the uprights, heights in 0..1; it passes those by where it has None. strong: drawn on top."""
 
     name: str
-    how: Look
+    how: ArmStyle
     heights: tuple[float | None, ...]
     strong: bool = False
 
@@ -226,7 +228,7 @@ def parallel(uprights: Sequence[Axis], strands: Sequence[Strand]) -> Plot:
     return partial(_svg, draw, height=3.4 + 0.22 * _legend_rows([strand.name for strand in strands]))
 
 
-def scatter(points: Sequence[tuple[str, Look, float, float, str]], x: str, y: str) -> Plot:
+def scatter(points: Sequence[tuple[str, ArmStyle, float, float, str]], x: str, y: str) -> Plot:
     """(name, look, x, y, mark beside it) on plain axes; points of equal name share one legend entry."""
 
     def draw(axes: Any) -> None:
@@ -283,7 +285,7 @@ def _finish(axes: Any, x: str, y: str) -> None:
 
 
 def _svg(draw: Callable[[Any], None], height: float) -> str:
-    """Draw on fresh axes without pyplot's global state, and take the picture apart for inlining."""
+    """Draw on fresh axes without pyplot's global state, and take the image apart for inlining."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self, TypeVar
 
-from sdxl_ray.records import ALL_SUBJECTS
+from sdxl_ray.io.records import ALL_SUBJECTS
 from sdxl_ray.report.metrics import BASE, GAIN, METRICS, REFERENCES, Absent, Gain, Score, mean
 from sdxl_ray.report.source import Row
 
@@ -20,7 +20,7 @@ _Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True)
-class Scores:
+class FinalScores:
     """Final scores by (model, metric, subject), and the same for other numbers of denoising steps.
 
     checkpoints: (model, step, metric) -> score, of models whose final score was taken at more than one step.
@@ -160,7 +160,7 @@ def _drawn(rows: Sequence[Row]) -> dict[tuple[str, str, int], Score]:
         if joined and row["subject"] != ALL_SUBJECTS:
             continue
         steps = row["split"].removeprefix(DRAWN_WITH)
-        score = Scores.score_of(row)
+        score = FinalScores.score_of(row)
         if row["split"].startswith(DRAWN_WITH) and steps.isdigit() and score is not None:
             found.setdefault((row["model"], row["metric"], int(steps)), []).append(score)
     return _joined(found)
@@ -173,7 +173,7 @@ def _checkpoints(final: Iterable[Row]) -> dict[tuple[str, int, str], Score]:
     for row in tuned:
         steps.setdefault((row["model"], row["subject"]), set()).add(row["step"])
     for row in tuned:
-        score = Scores.score_of(row)
+        score = FinalScores.score_of(row)
         if score is not None and len(steps[row["model"], row["subject"]]) > 1:
             found.setdefault((row["model"], row["step"], row["metric"]), []).append(score)
     return _joined(found)

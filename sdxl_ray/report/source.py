@@ -1,10 +1,10 @@
 """A comparison's folder on disk: its card, its records, and the folders of the runs it names.
 
     <storage>/<experiment>-comparison/
-      comparison.json     the card: what was compared, where the runs are, how pictures were drawn
-      records/            tables `scores`, `differences`, `pictures`, `requests`
-      pictures/           what `pictures` names
-    <storage>/<run>/      records/, summary.json, run.json, artifact/, pictures/train.parquet
+      comparison.json     the card: what was compared, where the runs are, how images were drawn
+      records/            tables `scores`, `differences`, `images`, `requests`
+      images/           what `images` names
+    <storage>/<run>/      records/, summary.json, run.json, artifact/, images/train.parquet
 
 Opening checks everything that can be wrong with the folder; what is merely not there is for `facts` to say.
 """
@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sdxl_ray.artifact import MANIFEST, Artifact, Manifest
+from sdxl_ray.config.schema_errors import first_problem
 from sdxl_ray.errors import UserError
-from sdxl_ray.records import read
-from sdxl_ray.schema_errors import first_problem
+from sdxl_ray.io.artifact import MANIFEST, Artifact, Manifest
+from sdxl_ray.io.records import read
 
 CARD = "comparison.json"
 
@@ -65,8 +65,8 @@ class Environment(_Part):
     date: str = ""
 
 
-class Drawing(_Part):
-    """How every picture was drawn, the same for all models. batch: pictures at once."""
+class GenerationCard(_Part):
+    """How every image was drawn, the same for all models. batch: images at once."""
 
     seeds: list[int] = []
     batch: int | None = None
@@ -86,7 +86,7 @@ class ComparisonCard(_Part):
     arms: Annotated[dict[str, ArmCard], Field(min_length=1)]
     base: dict[str, Any] = {}
     environment: Environment = Environment()
-    settings: Drawing = Drawing()
+    settings: GenerationCard = GenerationCard()
     absent: dict[str, str] = {}
     encoders: dict[str, str] = {}
 
@@ -208,7 +208,7 @@ def _artifact(folder: Path) -> tuple[Artifact | None, int | None]:
 
 
 def _photos(folder: Path) -> int | None:
-    """How many pictures the run trained on."""
+    """How many images the run trained on."""
     path = folder / "pictures" / "train.parquet"
     if not path.is_file():
         return None

@@ -1,11 +1,11 @@
 """The files of the embedded base that come with the package: where they are, and whether they are the shipped ones.
 
     shipped.folder()                  # the base, a plain diffusers folder, every file checked
-    shipped.verify(shipped.CLIP)      # the same for an encoder that scores pictures
+    shipped.verify(shipped.CLIP)      # the same for an encoder that scores images
     shipped.revision()                # names exactly the base's weights; read from the index alone
 
 `files.json` lists every file of `base/` and `scorers/` with its SHA-256. The base's lines make its revision, so that
-another encoder to score with leaves every artifact and picture what it was. Importing this module opens no file, and
+another encoder to score with leaves every artifact and image what it was. Importing this module opens no file, and
 weights are only read by `faults`, `verify` and `folder`.
 """
 
@@ -84,7 +84,7 @@ def remedy(name: str) -> str:
     """How to get a shipped file back, after a colon."""
     return (
         f"reinstall sdxl-ray, or in a git clone run `git checkout -- sdxl_ray/tiny/{name}`; "
-        "`python -m sdxl_ray.tiny.build` builds another base"
+        "`python -m sdxl_ray.tiny._build.build` builds another base"
     )
 
 

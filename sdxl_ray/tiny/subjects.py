@@ -1,8 +1,8 @@
 """The subjects shipped with the package: designs that the embedded base has never seen, each in ten places.
 
-    python -m sdxl_ray.tiny.subjects          # draws every picture again, pixel for pixel (fetches the picture sets)
+    python -m sdxl_ray.tiny.subjects          # draws every image again, pixel for pixel (fetches the image sets)
 
-Five pictures are there to train on and five, in `held_out/`, to judge with; no two of the ten share a place.
+Five images are there to train on and five, in `held_out/`, to judge with; no two of the ten share a place.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from sdxl_ray.errors import UserError, nearest
-from sdxl_ray.tiny.captions import describe, with_article
-from sdxl_ray.tiny.catalog import SETS, SUBJECTS, Design
-from sdxl_ray.tiny.layout import SEED
+from sdxl_ray.tiny._build.captions import describe, with_article
+from sdxl_ray.tiny._build.catalog import SETS, SUBJECTS, Design
+from sdxl_ray.tiny._build.layout import SEED
 
 TRAINING, HELD_OUT = 5, 5
 _FOLDER = Path(__file__).parent / "subjects"
@@ -23,7 +23,7 @@ _MATERIALS = {"striped": "stripes", "dotted": "dots", "checkered": "squares"}
 
 
 def folder(name: str) -> Path:
-    """The folder of a shipped subject: pictures 0.png to 4.png, `held_out/` and `card.json`.
+    """The folder of a shipped subject: images 0.png to 4.png, `held_out/` and `card.json`.
 
     Raises UserError when there is no such subject, naming the nearest.
     """
@@ -49,20 +49,20 @@ def card(name: str) -> dict[str, str]:
 
 def write(target: Path) -> None:
     """Draw every subject below `target`."""
-    from sdxl_ray.cachefolder import cache_root
-    from sdxl_ray.tiny.designs import Designs
-    from sdxl_ray.tiny.places import PLACES
-    from sdxl_ray.tiny.scenes import Scenery, random_poses
-    from sdxl_ray.tiny.sprites import Sprites
+    from sdxl_ray.cache_folder import cache_root
+    from sdxl_ray.tiny._build.designs import Designs
+    from sdxl_ray.tiny._build.places import PLACES
+    from sdxl_ray.tiny._build.scenes import Scenery, random_poses
+    from sdxl_ray.tiny._build.sprites import Sprites
 
     scenery = Scenery(Designs(Sprites(cache_root() / "picture-sets")), SEED, variants=12)
     for index, (name, design) in enumerate(SUBJECTS.items()):
         rng = np.random.default_rng([SEED, 10, index])
         (target / name / "held_out").mkdir(parents=True, exist_ok=True)
         for number, place in enumerate(rng.choice(list(PLACES), TRAINING + HELD_OUT, replace=False)):
-            picture, _ = scenery.place([scenery.draw(design)], random_poses(1, rng), str(place), rng)
+            image, _ = scenery.place([scenery.draw(design)], random_poses(1, rng), str(place), rng)
             part = f"{number}.png" if number < TRAINING else f"held_out/{number - TRAINING}.png"
-            picture.save(target / name / part, optimize=True)
+            image.save(target / name / part, optimize=True)
         (target / name / "card.json").write_text(json.dumps(card(name), indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""One process that draws pictures of a base and its adapters in one continuous batch; knows no Ray and no HTTP.
+"""One process that draws images of a base and its adapters in one continuous batch; knows no Ray and no HTTP.
 
     from serve.engine.engine import Engine
     from serve.engine.request import PictureRequest

@@ -21,18 +21,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.core.diffusion import scheduler_overrides
-from sdxl_ray.core.pipeline import LORA_WEIGHTS, bare_name, require_same_base
+from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
-from sdxl_ray.sections import Base
+from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.models.pipeline import LORA_WEIGHTS, bare_name, require_same_base
+from sdxl_ray.training.noise_schedule import scheduler_overrides
 
 _METADATA = "lora_adapter_metadata"
 _DOWN, _UP = _HALVES = (".lora_A.weight", ".lora_B.weight")
 
 
 @dataclass(frozen=True)
-class Pair:
+class LoraPair:
     """One layer's change: up [out, r, ...] x down [r, in, ...]; alpha / r is already multiplied into `up`."""
 
     down: Tensor
@@ -45,25 +45,25 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
-class Adapter:
+class LoadedAdapter:
     """A loaded adapter. parts: "unet", "text_encoder", "text_encoder_2" -> full layer name -> Pair.
 
-    gone: set when it was evicted, after the last picture that used it; who still holds it lets go.
+    gone: set when it was evicted, after the last image that used it; who still holds it lets go.
     """
 
     name: str
     hash: str
-    parts: Mapping[str, Mapping[str, Pair]]
+    parts: Mapping[str, Mapping[str, LoraPair]]
     overrides: Mapping[str, Any]
     load_ms: float
     gone: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
-class Strength:
-    """How strongly a picture uses an adapter, per block group of the UNet."""
+class AdapterStrength:
+    """How strongly an image uses an adapter, per block group of the UNet."""
 
-    adapter: Adapter
+    adapter: LoadedAdapter
     scale: float
     down: float = 1.0
     mid: float = 1.0
@@ -82,13 +82,13 @@ def layer_names(artifact: Artifact, part: str) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Places:
+class LayerPlaces:
     """The layers that adapters may change, by part and version-independent name: full name and weight shape."""
 
     layers: Mapping[str, Mapping[str, tuple[str, torch.Size]]]
 
     @classmethod
-    def of(cls, models: Mapping[str, nn.Module]) -> Places:
+    def of(cls, models: Mapping[str, nn.Module]) -> LayerPlaces:
         """Read before any layer is wrapped."""
         return cls(
             {
@@ -103,8 +103,8 @@ class Places:
 
 
 def load_adapter(
-    name: str, artifact: Artifact, base: Base, places: Places, dtype: torch.dtype, device: torch.device
-) -> Adapter:
+    name: str, artifact: Artifact, base: Base, places: LayerPlaces, dtype: torch.dtype, device: torch.device
+) -> LoadedAdapter:
     """Read, verify and place an adapter.
 
     Raises UserError naming the artifact: its files changed since it was opened, it is of
@@ -115,7 +115,7 @@ def load_adapter(
     if Artifact.open(artifact.folder).hash != artifact.hash:
         raise UserError(f"{where} was replaced by another artifact since it was registered: add it again")
     require_mixable(name, artifact, base)
-    parts: dict[str, dict[str, Pair]] = {part: {} for part in places.layers}
+    parts: dict[str, dict[str, LoraPair]] = {part: {} for part in places.layers}
     with _opened(artifact) as file:
         metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
     # Not by `get_tensor`: safetensors 0.8 loses 56 bytes of every tensor for good, and adapters come and go for weeks.
@@ -133,9 +133,9 @@ def load_adapter(
             raise UserError(f"{where}: {head} holds NaN or infinity")
         factor = _factor(metadata, part, layer, down.shape[0], tensors.get(f"{head}.alpha"))
         # Multiplied in fp32: bf16 would round twice.
-        parts[part][path] = Pair(down.to(device, dtype), (up.float() * factor).to(device, dtype))
+        parts[part][path] = LoraPair(down.to(device, dtype), (up.float() * factor).to(device, dtype))
     overrides = scheduler_overrides(artifact.manifest.recipe.get("objective", {}))
-    return Adapter(name, artifact.hash, parts, overrides, (time.monotonic() - start) * 1e3)
+    return LoadedAdapter(name, artifact.hash, parts, overrides, (time.monotonic() - start) * 1e3)
 
 
 def require_mixable(name: str, artifact: Artifact, base: Base) -> None:

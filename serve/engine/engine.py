@@ -1,11 +1,11 @@
-"""Engine: the base, its adapters and every picture in flight, in one process.
+"""Engine: the base, its adapters and every image in flight, in one process.
 
     engine = Engine(Base(), adapters={"dog": Artifact.open("runs/dog/artifact")}, settings=EngineSettings())
     await engine.start()
     drawn = await engine.draw(PictureRequest("a photo of sks dog", seed=1, adapters=(AdapterUse("dog", 0.8),)))
 
-A picture goes through three stages, each with a thread of its own: text, denoising, decoding. The event loop only
-hands over. Everything that several pictures share is touched by one thread: the list of adapters by the event loop,
+An image goes through three stages, each with a thread of its own: text, denoising, decoding. The event loop only
+hands over. Everything that several images share is touched by one thread: the list of adapters by the event loop,
 text encoders by the text thread, the UNet by the denoising thread.
 """
 
@@ -18,29 +18,29 @@ from typing import Any
 
 from diffusers import StableDiffusionXLPipeline
 
-from sdxl_ray.artifact import Artifact
+from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError, nearest
-from sdxl_ray.sections import Base
-from serve.engine import prepare
-from serve.engine.adapter import Adapter, Places, Strength, load_adapter, require_mixable
-from serve.engine.job import Job, OnStep
-from serve.engine.line import Line
+from sdxl_ray.io.artifact import Artifact
+from serve.engine import warmup
+from serve.engine.adapter import AdapterStrength, LayerPlaces, LoadedAdapter, load_adapter, require_mixable
+from serve.engine.adapter_cache import AdapterCache
+from serve.engine.image_job import OnStep, RequestJob
 from serve.engine.request import (
     AdapterBroken,
     DeadlinePassed,
     Drawn,
     EngineFault,
     EngineStopped,
+    ImageRequest,
     NotDrawable,
-    PictureRequest,
     check,
 )
-from serve.engine.resident import Residents
 from serve.engine.settings import EngineSettings
+from serve.engine.stages import Stages
 
 
-class Engine:
-    """Draws pictures that join and leave one continuous batch; all methods belong to one event loop."""
+class ServingEngine:
+    """Draws images that join and leave one continuous batch; all methods belong to one event loop."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Engine:
         self._fused = _take_fused(adapters, self.settings.fuse, artifact is not None or pipeline is not None)
         if artifact is not None and artifact.manifest.kind != "full":
             raise UserError(f"artifact {str(artifact.folder)!r} is a LoRA: give it in adapters, or fuse it")
-        self._residents = Residents(self._load_adapter, self.settings.max_resident, self._tidy)
+        self._adapter_cache = AdapterCache(self._load_adapter, self.settings.max_resident, self._tidy)
         for name, one in adapters.items():
             require_mixable(name, one, base)
-            self._residents.known[name] = one
-        self._jobs: set[Job] = set()
+            self._adapter_cache.known[name] = one
+        self._jobs: set[RequestJob] = set()
         self._without_adapters = 0  # requests that wait for theirs to be loaded
         self._counts = dict.fromkeys(("drawn", "failed", "abandoned"), 0)
         self._running = False
@@ -75,19 +75,19 @@ class Engine:
         """Load, compile and warm up; the engine draws afterwards. Raises UserError or RunError when it cannot."""
         pipe = self._pipe
         if pipe is None:
-            loading = asyncio.to_thread(prepare.load, self._base, self._artifact, self._fused, self.settings)
+            loading = asyncio.to_thread(warmup.load, self._base, self._artifact, self._fused, self.settings)
             pipe = self._pipe = await loading
         if pipe.unet.config.time_cond_proj_dim is not None:
             raise UserError(
                 "this UNet takes its guidance as an input, which the engine does not give: use a plain SDXL"
             )
-        prepare.lay_out(pipe, self.settings)
-        self._places = Places.of({part: getattr(pipe, part) for part in prepare.PARTS})
-        self._line = await asyncio.to_thread(Line, pipe, self.settings, list(self._residents.known.values()))
+        warmup.lay_out(pipe, self.settings)
+        self._places = LayerPlaces.of({part: getattr(pipe, part) for part in warmup.PARTS})
+        self._line = await asyncio.to_thread(Stages, pipe, self.settings, list(self._adapter_cache.known.values()))
         self._running = True
         try:
             for height, width in self._line.sizes:
-                await self.draw(PictureRequest("", seed=0, num_inference_steps=1, height=height, width=width))
+                await self.draw(ImageRequest("", seed=0, num_inference_steps=1, height=height, width=width))
         except BaseException:
             await self.stop()
             raise
@@ -99,8 +99,8 @@ class Engine:
         if not self._running:
             return
         self._running = False
-        reason = EngineStopped("the engine was stopped before the picture was finished")
-        self._residents.close(reason)
+        reason = EngineStopped("the engine was stopped before the image was finished")
+        self._adapter_cache.close(reason)
         for job in self._jobs:
             job.abandoned = reason
         await asyncio.to_thread(self._line.stop)
@@ -108,13 +108,13 @@ class Engine:
             await asyncio.sleep(0)
 
     async def draw(
-        self, request: PictureRequest, *, on_step: OnStep | None = None, deadline: float | None = None
+        self, request: ImageRequest, *, on_step: OnStep | None = None, deadline: float | None = None
     ) -> Drawn:
-        """One picture.
+        """One image.
 
         on_step: called on the event loop after each step with (steps done, steps in all, preview); preview() decodes
-        what the picture is foreseen to be and blocks, so call it in a thread. deadline: of `time.monotonic()`.
-        Cancelling frees the picture's place before the next step. Raises NotDrawable, or another UserError, for a
+        what the image is foreseen to be and blocks, so call it in a thread. deadline: of `time.monotonic()`.
+        Cancelling frees the image's place before the next step. Raises NotDrawable, or another UserError, for a
         request that cannot be drawn, AdapterBroken, RunError where its numbers are not finite, DeadlinePassed,
         EngineStopped, EngineFault.
         """
@@ -130,14 +130,14 @@ class Engine:
             async with asyncio.timeout(left_s) as clock:
                 adapters = await self._acquire([use.name for use in used])
                 if not self._running:
-                    self._residents.release([adapter.hash for adapter in adapters])
-                    raise EngineStopped("the engine was stopped before the picture was begun")
+                    self._adapter_cache.release([adapter.hash for adapter in adapters])
+                    raise EngineStopped("the engine was stopped before the image was begun")
                 strengths = tuple(
-                    Strength(adapter, use.scale, use.down, use.mid, use.up)
+                    AdapterStrength(adapter, use.scale, use.down, use.mid, use.up)
                     for adapter, use in zip(adapters, used, strict=True)
                 )
                 future: asyncio.Future[Drawn] = asyncio.get_running_loop().create_future()
-                job = Job(request, height, width, future, self._ended, on_step, strengths, begun=begun)
+                job = RequestJob(request, height, width, future, self._ended, on_step, strengths, begun=begun)
                 self._jobs.add(job)
                 self._line.put(job)
                 try:
@@ -150,28 +150,28 @@ class Engine:
                 raise
             raise DeadlinePassed(f"not finished {left_s:.3g} s after it was asked for: give it more time") from None
 
-    async def _acquire(self, names: list[str]) -> list[Adapter]:
+    async def _acquire(self, names: list[str]) -> list[LoadedAdapter]:
         self._without_adapters += 1
         try:
-            return await self._residents.acquire(names)
+            return await self._adapter_cache.acquire(names)
         finally:
             self._without_adapters -= 1
 
     async def add_adapter(self, name: str, artifact: Artifact) -> None:
-        """Let requests name an artifact, and load it; pictures in flight go on. Raises UserError: it does not fit."""
-        if name in self._residents.known or name == self.settings.fuse:
+        """Let requests name an artifact, and load it; images in flight go on. Raises UserError: it does not fit."""
+        if name in self._adapter_cache.known or name == self.settings.fuse:
             raise UserError(f"adapter {name!r} is there already: remove it first, or choose another name")
         await asyncio.to_thread(require_mixable, name, artifact, self._base)
-        self._residents.known[name] = artifact
+        self._adapter_cache.known[name] = artifact
         try:
-            self._residents.release([one.hash for one in await self._residents.acquire([name])])
+            self._adapter_cache.release([one.hash for one in await self._adapter_cache.acquire([name])])
         except BaseException:
-            self._residents.known.pop(name, None)
+            self._adapter_cache.known.pop(name, None)
             raise
 
     async def remove_adapter(self, name: str) -> None:
-        """Let no new request name it; pictures in flight that use it are finished. Raises UserError: unknown name."""
-        self._residents.remove(name)
+        """Let no new request name it; images in flight that use it are finished. Raises UserError: unknown name."""
+        self._adapter_cache.remove(name)
 
     async def check(self) -> None:
         """Raise EngineFault when this engine will draw no more: a thread has ended, or the device is lost."""
@@ -184,15 +184,15 @@ class Engine:
         adapter_load_ms: from the file to the device; adapter_switch_ms: a rearrangement of the UNet's layers, from an
         idle device to an idle device, the median of the last 9.
         """
-        resident, denoiser = self._residents.resident, self._line.denoiser
+        resident, denoiser = self._adapter_cache.resident, self._line.denoiser
         in_flight = denoiser.in_flight
         return {
             "in_flight": in_flight,
             "waiting": max(len(self._jobs) + self._without_adapters - in_flight, 0),
             "resident": [adapter.name for adapter in resident],
             "adapter_load_ms": {adapter.name: adapter.load_ms for adapter in resident},
-            "adapter_loads": self._residents.loads,
-            "adapter_evictions": self._residents.evictions,
+            "adapter_loads": self._adapter_cache.loads,
+            "adapter_evictions": self._adapter_cache.evictions,
             "adapter_switches": denoiser.switches,
             "adapter_switch_ms": denoiser.switch_ms,
             "steps": denoiser.steps,
@@ -206,19 +206,19 @@ class Engine:
         assert self._pipe is not None
         return int(self._pipe.default_sample_size * self._pipe.vae_scale_factor)
 
-    def _check(self, request: PictureRequest) -> None:
+    def _check(self, request: ImageRequest) -> None:
         check(request)
         for use in request.adapters:
             if use.name == self.settings.fuse:
                 raise NotDrawable(
                     "adapters", f"adapter {use.name!r} is merged into this engine's weights: leave it out"
                 )
-            self._residents.named(use.name)
+            self._adapter_cache.named(use.name)
 
-    def _ended(self, job: Job, outcome: Drawn | BaseException) -> None:
+    def _ended(self, job: RequestJob, outcome: Drawn | BaseException) -> None:
         """On the event loop, when the last thread has let go of a job."""
         self._jobs.discard(job)
-        self._residents.release([strength.adapter.hash for strength in job.strengths])
+        self._adapter_cache.release([strength.adapter.hash for strength in job.strengths])
         how = "drawn" if isinstance(outcome, Drawn) else "failed" if job.abandoned is None else "abandoned"
         self._counts[how] += 1
         if job.future.done():
@@ -228,7 +228,7 @@ class Engine:
         else:
             job.future.set_exception(outcome)
 
-    def _load_adapter(self, name: str, artifact: Artifact) -> Adapter:
+    def _load_adapter(self, name: str, artifact: Artifact) -> LoadedAdapter:
         try:
             return load_adapter(name, artifact, self._base, self._places, self.settings.width, self.settings.place)
         except UserError as error:

@@ -1,4 +1,4 @@
-"""What a caller asks of an engine and what it gets back; the ways in which a picture can end without being drawn."""
+"""What a caller asks of an engine and what it gets back; the ways in which an image can end without being drawn."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from sdxl_ray.config.schema import TOKEN_LENGTHS, MaxTokenLength
 from sdxl_ray.errors import RunError, UserError, nearest
-from sdxl_ray.sections import TOKEN_LENGTHS, MaxTokenLength
 
 #: Names a request may give besides "default", which is the base's own scheduler.
 SCHEDULERS = ("euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "lcm")
 
 
 class DeadlinePassed(RunError):  # noqa: N818
-    """The picture was not finished in time; its slot is free."""
+    """The image was not finished in time; its slot is free."""
 
 
 class EngineStopped(RunError):  # noqa: N818
-    """The engine was stopped before the picture was finished."""
+    """The engine was stopped before the image was finished."""
 
 
 class EngineFault(RunError):  # noqa: N818
@@ -59,16 +59,16 @@ class AdapterUse:
 
     @property
     def idle(self) -> bool:
-        """No strength anywhere: the picture is the base's."""
+        """No strength anywhere: the image is the base's."""
         return self.scale == 0.0
 
 
 @dataclass(frozen=True)
-class PictureRequest:
-    """One picture. It depends on these fields alone, not on what is drawn beside it.
+class ImageRequest:
+    """One image. It depends on these fields alone, not on what is drawn beside it.
 
     negative_prompt None: the base's unconditional prompt (zeros for SDXL). height, width: pixels, multiples of 8; None:
-    the base's own. scheduler: "default" is the base's own class and config, so the picture is `sdxl-ray generate`'s.
+    the base's own. scheduler: "default" is the base's own class and config, so the image is `sdxl-ray generate`'s.
     max_token_length: tokens of a prompt that are used at most; a short prompt is encoded the same at every length.
     """
 
@@ -95,7 +95,7 @@ class Truncated:
 
 @dataclass(frozen=True)
 class Times:
-    """Where a picture's time went. queue_ms is all waiting together; batch_mean the pictures per UNet call."""
+    """Where an image's time went. queue_ms is all waiting together; batch_mean the images per UNet call."""
 
     queue_ms: float
     text_ms: float
@@ -107,14 +107,14 @@ class Times:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished picture. truncated: field of the request -> what was cut off, where a text was too long."""
+    """A finished image. truncated: field of the request -> what was cut off, where a text was too long."""
 
-    picture: Image.Image
+    image: Image.Image
     times: Times
     truncated: dict[str, Truncated] = field(default_factory=dict)
 
 
-def check(request: PictureRequest) -> None:
+def check(request: ImageRequest) -> None:
     """Raise NotDrawable for what no engine can draw, naming the field, its value and its limit."""
     if request.num_inference_steps < 1:
         raise NotDrawable(
@@ -132,7 +132,7 @@ def check(request: PictureRequest) -> None:
     for name, edge in (("height", request.height), ("width", request.width)):
         if edge is not None and (edge < 8 or edge % 8):
             near = max(8, round(edge / 8) * 8)
-            raise NotDrawable("size", f"{name} = {edge}: pictures have multiples of 8 pixels, try {near}")
+            raise NotDrawable("size", f"{name} = {edge}: images have multiples of 8 pixels, try {near}")
     numbers = {"guidance_scale": request.guidance_scale}
     for use in request.adapters:
         numbers |= {f"{name} of adapter {use.name!r}": getattr(use, name) for name in ("scale", "down", "mid", "up")}

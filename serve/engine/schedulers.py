@@ -1,7 +1,7 @@
-"""A picture's own scheduler: diffusers' object, stepped for that picture alone.
+"""An image's own scheduler: diffusers' object, stepped for that image alone.
 
 Sources: Euler and Euler a arXiv 2206.00364 (and k-diffusion), DPM++ 2M arXiv 2211.01095, DDIM arXiv 2010.02502,
-LCM arXiv 2310.04378. A scheduler keeps state (its step, earlier predictions), so pictures cannot share one; its
+LCM arXiv 2310.04378. A scheduler keeps state (its step, earlier predictions), so images cannot share one; its
 arithmetic is elementwise and small beside the UNet.
 """
 
@@ -49,11 +49,11 @@ def make_scheduler(name: str, own: Any, changes: Mapping[str, Any] | None = None
     return kind.from_config({**weak, **config, **strong})
 
 
-class Sampler:
-    """The walk of one picture from noise to latents."""
+class ImageScheduler:
+    """The walk of one image from noise to latents."""
 
     def __init__(self, scheduler: Any, num_inference_steps: int, generator: torch.Generator) -> None:
-        """generator: the picture's own, already used for its first noise, as the pipeline uses it.
+        """generator: the image's own, already used for its first noise, as the pipeline uses it.
 
         Raises NotDrawable for a number of steps that the scheduler cannot take.
         """
@@ -82,7 +82,7 @@ class Sampler:
         return scaled_1CHW
 
     def step(self, prediction_1CHW: Tensor, step: int, latents_1CHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The next latents, and the picture that is foreseen from here (as latents)."""
+        """The next latents, and the image that is foreseen from here (as latents)."""
         out = self._scheduler.step(prediction_1CHW, self._timesteps[step], latents_1CHW, **self._extra)
         foreseen = out.get("pred_original_sample", out.get("denoised"))
         if foreseen is None:

@@ -19,9 +19,9 @@ class EngineSettings:
     device: "cpu", "cuda", "cuda:1"; None: a GPU if there is one.
     dtype: of UNet and text encoders. None: bf16 on a GPU (half the bytes, twice the rate or more; fp16 has the same
         speed but overflows), fp32 on a CPU (where bf16 is slower). The VAE has `base.vae_precision`.
-    max_batch: pictures of one size in one UNet call. A GPU gains up to about 8 at 1024 px, then only latency grows.
-    max_resident: adapters kept on the device; the least recently used one that no picture in flight uses goes.
-    fuse: name of an adapter that is merged into the weights for good: no work per step, but every picture has it.
+    max_batch: images of one size in one UNet call. A GPU gains up to about 8 at 1024 px, then only latency grows.
+    max_resident: adapters kept on the device; the least recently used one that no image in flight uses goes.
+    fuse: name of an adapter that is merged into the weights for good: no work per step, but every image has it.
     channels_last: memory layout of UNet and VAE. None: on a GPU, whose tensor cores convolve in it without transposing.
     compile: `torch.compile` of the UNet's transformer blocks. None: on a GPU; on a CPU its minutes of start do not pay.
     sizes: (height, width) in pixels that are warmed up, and compiled for, before the engine is ready; other sizes work,

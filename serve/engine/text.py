@@ -1,4 +1,4 @@
-"""The text stage: prompts to conditioning, those of several pictures and adapters in one call of each encoder."""
+"""The text stage: prompts to conditioning, those of several images and adapters in one call of each encoder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdxl_ray.core.text import align, encode, join, tokenize
-from sdxl_ray.core.truncation import truncations
-from sdxl_ray.sections import MaxTokenLength
-from serve.engine.adapter import Adapter, Strength
-from serve.engine.job import Job
-from serve.engine.layers import LoraLayers
+from sdxl_ray.config.schema import MaxTokenLength
+from sdxl_ray.models.text_encoders import align, encode, join, tokenize
+from sdxl_ray.models.truncation import truncations
+from serve.engine.adapter import AdapterStrength, LoadedAdapter
+from serve.engine.image_job import RequestJob
+from serve.engine.multi_lora import LoraLayers
 from serve.engine.request import Truncated
 
 PARTS = ("text_encoder", "text_encoder_2")
@@ -27,7 +27,7 @@ class _Text:
     """What the encoders are asked: words, under adapters, up to so many tokens."""
 
     words: str
-    strengths: Sequence[Strength]
+    strengths: Sequence[AdapterStrength]
     max_token_length: MaxTokenLength
 
 
@@ -43,7 +43,7 @@ class TextEncoder:
         self._most = cached_prompts
         self._known: OrderedDict[_Key, tuple[Tensor, Tensor]] = OrderedDict()
 
-    def conditioning(self, jobs: Sequence[Job]) -> list[tuple[Tensor, Tensor]]:
+    def conditioning(self, jobs: Sequence[RequestJob]) -> list[tuple[Tensor, Tensor]]:
         """For each job hidden states [R, L, C] and pooled [R, P].
 
         R is 2 (unconditional, conditional), or 1 where guidance is off, as in the pipeline.
@@ -64,7 +64,7 @@ class TextEncoder:
             self._known.popitem(last=False)
         return [self._rows([found[_key(text)] for text in self._texts(job)], job) for job in jobs]
 
-    def truncated(self, job: Job) -> dict[str, Truncated]:
+    def truncated(self, job: RequestJob) -> dict[str, Truncated]:
         """Of each text of a job that the encoders see the beginning of alone, what they do not see."""
         asked = job.request
         used = {text.words for text in self._texts(job)}
@@ -76,7 +76,7 @@ class TextEncoder:
             if words is not None and words in cuts
         }
 
-    def _texts(self, job: Job) -> list[_Text]:
+    def _texts(self, job: RequestJob) -> list[_Text]:
         """What must be encoded for a job: its prompt, and its unconditional one where that is not zeros."""
         request = job.request
         texts = [request.prompt]
@@ -84,13 +84,13 @@ class TextEncoder:
             texts.insert(0, request.negative_prompt or "")
         return [_Text(words, job.strengths, request.max_token_length) for words in texts]
 
-    def _rows(self, texts: Sequence[tuple[Tensor, Tensor]], job: Job) -> tuple[Tensor, Tensor]:
+    def _rows(self, texts: Sequence[tuple[Tensor, Tensor]], job: RequestJob) -> tuple[Tensor, Tensor]:
         if guided(job) and len(texts) == 1:
             texts = [(torch.zeros_like(texts[0][0]), torch.zeros_like(texts[0][1])), *texts]
         return align([hidden for hidden, _ in texts]), torch.stack([pooled for _, pooled in texts])
 
     def _encode(self, texts: Sequence[_Text]) -> list[tuple[Tensor, Tensor]]:
-        needed: dict[str, Adapter] = {s.adapter.hash: s.adapter for text in texts for s in text.strengths}
+        needed: dict[str, LoadedAdapter] = {s.adapter.hash: s.adapter for text in texts for s in text.strengths}
         parts: list[list[Tensor]] = []
         first = torch.empty(0)
         for tokenizer, encoder, layers in zip(self._tokenizers, self._encoders, self._layers, strict=True):
@@ -103,7 +103,7 @@ class TextEncoder:
         return [(torch.cat(both, dim=-1), pooled) for both, pooled in zip(zip(*parts, strict=True), first, strict=True)]
 
 
-def guided(job: Job) -> bool:
+def guided(job: RequestJob) -> bool:
     """Whether a job needs an unconditional row beside the conditional one."""
     return job.request.guidance_scale > 1
 

@@ -101,7 +101,7 @@ class Client:
         async with self._session.post(self._url, data=body) as answer:
             content = await answer.read()
             request |= {"status": answer.status, "bytes": len(content)}
-            request |= _told(answer.headers) if answer.status == 200 else {}
+            request |= _reported(answer.headers) if answer.status == 200 else {}
             request["error"] = None if answer.status == 200 else _message(content)
 
     async def _open(self) -> None:
@@ -116,12 +116,12 @@ class Client:
         await self._session.close()
 
 
-def _told(headers: Any) -> dict[str, Any]:
+def _reported(headers: Any) -> dict[str, Any]:
     """What the server says of its work, None where it says nothing."""
     times = {f"{name}_ms": _number(headers.get(f"x-sdxl-ray-{name}-ms")) for name in _TIMES}
     times["server_ms"] = times.pop("total_ms")
-    told = {name: headers.get(f"x-sdxl-ray-{name}") for name in ("artifact", "adapters")}
-    return {**times, "batch": _number(headers.get("x-sdxl-ray-batch")), **told}
+    reported = {name: headers.get(f"x-sdxl-ray-{name}") for name in ("artifact", "adapters")}
+    return {**times, "batch": _number(headers.get("x-sdxl-ray-batch")), **reported}
 
 
 def _number(text: str | None) -> float | None:

@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Recipe
-from sdxl_ray.loadprofile import LoadProfile
-from sdxl_ray.records import Recorder, read
-from serve.loadtest.config import Arm, LoadTest
+from sdxl_ray.config.load_profile import LoadProfile
+from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.records import Recorder, read
+from serve.loadtest.config import LoadArm, LoadTest
 from serve.loadtest.plan import runs
 from serve.loadtest.run import CARD, OnRow, identity_of, run_load_test
 
@@ -39,7 +39,7 @@ def load_arms(
             **profile.model_dump(),
             "steps": profile.steps or {drawing.num_inference_steps: 1.0},
             "guidance_scale": drawing.guidance_scale if profile.guidance_scale is None else profile.guidance_scale,
-            "arms": {name: Arm(model=(name,)) for name in (BASE, *artifacts)},
+            "arms": {name: LoadArm(model=(name,)) for name in (BASE, *artifacts)},
         }
     )
     hashes = {BASE: "", **{name: artifact.hash for name, artifact in artifacts.items()}}

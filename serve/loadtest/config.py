@@ -21,15 +21,15 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from sdxl_ray import plain_data
-from sdxl_ray.loadprofile import LoadProfile
-from sdxl_ray.schema_errors import validated
-from sdxl_ray.sections import Section
+from sdxl_ray.config import plain_data
+from sdxl_ray.config.load_profile import LoadProfile
+from sdxl_ray.config.schema import Section
+from sdxl_ray.config.schema_errors import validated
 
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 20, 4.0
 
 
-class Adapter(Section):
+class LoadAdapter(Section):
     """One LoRA of a request; the strengths of the block groups multiply its scale."""
 
     name: str
@@ -39,11 +39,11 @@ class Adapter(Section):
     up: float = 1.0
 
 
-class Arm(Section):
+class LoadArm(Section):
     """What is asked for under one name: a model, with adapters perhaps. Several models take turns."""
 
     model: Annotated[tuple[str, ...], Field(min_length=1)]
-    adapters: tuple[Adapter, ...] = ()
+    adapters: tuple[LoadAdapter, ...] = ()
 
 
 class LoadTest(LoadProfile):
@@ -51,7 +51,7 @@ class LoadTest(LoadProfile):
 
     url: str = Field("http://127.0.0.1:8000", description="of the endpoint, without /v1")
     api_key_env: str | None = Field(None, description="environment variable that holds the API key")
-    arms: dict[str, Arm] = Field({}, description="name -> model; default: every model of the endpoint")
+    arms: dict[str, LoadArm] = Field({}, description="name -> model; default: every model of the endpoint")
 
     @field_validator("url")
     @classmethod

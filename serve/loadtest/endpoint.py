@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import combinations
 
 from sdxl_ray.errors import UserError, nearest
-from serve.loadtest.config import Arm, LoadTest
+from serve.loadtest.config import LoadArm, LoadTest
 
 _TIMEOUT_S = 10.0
 #: Our own endpoint lists what could not start too.
@@ -53,13 +53,13 @@ def models(settings: LoadTest) -> dict[str, str | None]:
         raise UserError(f"url {settings.url!r}: {url} is not an OpenAI-compatible list of models") from None
 
 
-def arms_of(settings: LoadTest, known: Iterable[str]) -> Mapping[str, Arm]:
+def arms_of(settings: LoadTest, known: Iterable[str]) -> Mapping[str, LoadArm]:
     """The arms, every model of the endpoint where none are named. Raises UserError for a model that it has not."""
     known = list(known)
     if not settings.arms:
         if not known:
             raise UserError(f"url {settings.url!r} has no models: give it some, or name arms")
-        return {name: Arm(model=(name,)) for name in known}
+        return {name: LoadArm(model=(name,)) for name in known}
     for name, arm in settings.arms.items():
         for model in (*arm.model, *(adapter.name for adapter in arm.adapters)):
             if model not in known:

@@ -18,7 +18,7 @@ from sdxl_ray.errors import RunError, UserError
 from serve.loadtest.config import LoadTest
 from serve.loadtest.endpoint import api_key
 from serve.loadtest.library import library, payloads
-from serve.loadtest.plan import Run
+from serve.loadtest.plan import LoadRun
 
 
 def require_loadgen() -> None:
@@ -63,7 +63,7 @@ class Generator:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
 
-    def run(self, run: Run) -> list[dict[str, Any]]:
+    def run(self, run: LoadRun) -> list[dict[str, Any]]:
         """The rows of a run, for the table `requests`, in the order of arrival. Raises RunError when it cannot go on.
 
         Blocks until every request is answered or has failed.
@@ -71,13 +71,13 @@ class Generator:
         answer = self._drive(run, None if self._logs is None else self._logs / run.folder)
         return [self._row(run, place, found, answer) for place, found in enumerate(answer["requests"])]
 
-    def warm(self, run: Run, count: int) -> None:
+    def warm(self, run: LoadRun, count: int) -> None:
         """Send `count` requests of the arm one after another; every model of it at least once. Nothing is recorded."""
         turns = len(self._settings.arms[run.arm].model)
         if count:
             self._drive(replace(run, scenario="singlestream", rate=0.0, queries=max(count, turns)), None)
 
-    def _drive(self, run: Run, logs: Path | None) -> dict[str, Any]:
+    def _drive(self, run: LoadRun, logs: Path | None) -> dict[str, Any]:
         return self._ask(
             {
                 "scenario": run.scenario,
@@ -91,7 +91,7 @@ class Generator:
             }
         )
 
-    def _row(self, run: Run, place: int, found: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    def _row(self, run: LoadRun, place: int, found: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
         sample = self._samples[found["sample"]]
         return {
             **found,

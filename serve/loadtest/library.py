@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sdxl_ray.core.quality.prompts import fill, load_prompts
-from serve.loadtest.config import Arm, LoadTest
+from sdxl_ray.evaluation.prompts import fill, load_prompts
+from serve.loadtest.config import LoadArm, LoadTest
 
 #: Distinct requests. LoadGen draws them with replacement, as its Server scenario does.
 SIZE = 64
@@ -45,7 +45,7 @@ def shares(weights: Mapping[int, float], size: int) -> dict[int, int]:
     return counts
 
 
-def payloads(settings: LoadTest, arm: Arm, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
+def payloads(settings: LoadTest, arm: LoadArm, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
     """The body of each sample for each model of the arm in turn: `payloads[turn][sample]`."""
     common: dict[str, Any] = {
         "n": 1,

@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sdxl_ray.loadprofile import Scenario
+from sdxl_ray.config.load_profile import Scenario
 from serve.loadtest.config import LoadTest
 
-Phase = Literal["run", "search"]
+LoadPhase = Literal["run", "search"]
 
 
 @dataclass(frozen=True)
-class Run:
+class LoadRun:
     """One stretch of load on one arm. rate: queries/s, 0 where the scenario has none. seed: of arrivals and order."""
 
     arm: str
-    phase: Phase
+    phase: LoadPhase
     scenario: Scenario
     rate: float
     round: int
@@ -45,12 +45,12 @@ class Run:
         return re.sub(r"[^A-Za-z0-9_.-]", "_", words)
 
 
-def runs(settings: LoadTest, arms: Sequence[str]) -> Iterator[Run]:
+def runs(settings: LoadTest, arms: Sequence[str]) -> Iterator[LoadRun]:
     """Every run but those of the search. Arms of the same rate and round get the same seed."""
     for rate in settings.rates or (0.0,):
         for round_ in range(settings.rounds):
             for arm in abba(arms, round_):
-                yield Run(
+                yield LoadRun(
                     arm, "run", settings.scenario, rate, round_, settings.queries_at(rate), settings.seed + round_
                 )
 

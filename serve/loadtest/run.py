@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_ray.errors import RunError, UserError
-from sdxl_ray.records import Recorder, read
+from sdxl_ray.io.records import Recorder, read
 from serve.loadtest.config import LoadTest
 from serve.loadtest.endpoint import arms_of, deployment_of, models
 from serve.loadtest.generator import Generator, require_loadgen
-from serve.loadtest.plan import Run, runs
+from serve.loadtest.plan import LoadRun, runs
 from serve.loadtest.search import search
 
 CARD = "loadtest.json"
@@ -84,7 +84,7 @@ class _Test:
         self._settings, self._recorder, self._on_row = settings, recorder, on_row
         self.rows = rows
 
-    def take(self, generator: Generator, run: Run) -> list[Row]:
+    def take(self, generator: Generator, run: LoadRun) -> list[Row]:
         """The rows of a run: those that are there, or else those of the load that is put on the arm now."""
         known = [row for row in self.rows if _key(row) == run.key]
         if len(known) == run.queries:
@@ -100,7 +100,7 @@ class _Test:
         self._on_row({"kind": "note", "text": f"{run.label}: {_words(rows)}"})
         return rows
 
-    def _check(self, run: Run, rows: list[Row]) -> None:
+    def _check(self, run: LoadRun, rows: list[Row]) -> None:
         if not any(row["status"] == 200 for row in rows) and all(row["status"] not in (429, 503) for row in rows):
             raise RunError(f"{run.label}: no request succeeded; the first: {rows[0]['status']} {rows[0]['error']}")
         served: dict[str, str] = {}

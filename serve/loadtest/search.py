@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from sdxl_ray.report.latencies import highest_rates, kept_bound
+from sdxl_ray.metrics.latency import highest_rates, kept_bound
 from serve.loadtest.config import LoadTest
-from serve.loadtest.plan import Run, abba
+from serve.loadtest.plan import LoadRun, abba
 
-Take = Callable[[Run], list[dict[str, Any]]]
+Take = Callable[[LoadRun], list[dict[str, Any]]]
 
 
 class Search:
@@ -31,7 +31,7 @@ class Search:
     def probe(self, number: int, take: Take) -> None:
         """Try the next rate."""
         rate = float(f"{self._rate:.3g}")
-        found = take(Run(self._arm, "search", "server", rate, number, self._bound.queries, self._settings.seed))
+        found = take(LoadRun(self._arm, "search", "server", rate, number, self._bound.queries, self._settings.seed))
         self._rows += found
         if kept_bound(found, self._bound.p99_ms):
             self._held = max(self._held, rate)

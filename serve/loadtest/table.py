@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sdxl_ray.display.table import Column, Table
-from sdxl_ray.report.latencies import ENOUGH_FOR_P99, Estimate, Summary, highest_rates, may_miss, summaries
+from sdxl_ray.metrics.latency import ENOUGH_FOR_P99, Estimate, Summary, highest_rates, may_miss, summaries
 
 Row = dict[str, Any]
 

@@ -35,7 +35,7 @@ export async function schema() {
   return (await response.json()).components.schemas;
 }
 
-// Draws one picture; onPreview(event) is called for each picture on the way. Resolves to the last event.
+// Draws one image; onPreview(event) is called for each image on the way. Resolves to the last event.
 export async function draw(body, onPreview, signal) {
   const response = await answer(await fetch("v1/images/generations", {
     method: "POST",
@@ -48,7 +48,7 @@ export async function draw(body, onPreview, signal) {
     if (event.type === "image_generation.completed") return event;
     onPreview(event);
   }
-  throw new Refused(200, { message: "the stream ended without a picture" });
+  throw new Refused(200, { message: "the stream ended without an image" });
 }
 
 // Server-sent events: blocks of lines that end with an empty line.
@@ -67,7 +67,7 @@ async function* events(stream) {
   }
 }
 
-export function picture(event) {
+export function image(event) {
   const bytes = Uint8Array.from(atob(event.b64_json), (letter) => letter.charCodeAt(0));
   return URL.createObjectURL(new Blob([bytes], { type: `image/${event.output_format}` }));
 }

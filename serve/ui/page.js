@@ -1,6 +1,6 @@
 // The page: two panes that draw the same prompt at the same seed, the adapters' sliders, and what was drawn before.
 
-import { draw, models, picture, Refused, schema, useKey } from "./api.js";
+import { draw, models, image, Refused, schema, useKey } from "./api.js";
 
 const PREVIEWS = 3;
 const KEPT = 12;
@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 const panes = [makePane("left"), makePane("right")];
 const strengths = new Map(); // adapter -> { element, values: { scale, down, mid, up }, show }
 const combined = new Map(); // model -> the adapters that it takes
-const shelf = []; // { prompt, seed, pictures }, newest first
+const shelf = []; // { prompt, seed, images }, newest first
 let going = null; // aborts what is being drawn
 
 function makePane(role) {
@@ -122,7 +122,7 @@ function request(pane, index) {
 
 function show(pane, event) {
   if (pane.image.src) URL.revokeObjectURL(pane.image.src);
-  pane.image.src = picture(event);
+  pane.image.src = image(event);
   pane.image.hidden = false;
   pane.image.alt = `${pane.model.value}: ${$("prompt").value}`;
   pane.image.onload = () => pane.image.classList.toggle("small", pane.image.naturalWidth < 256);
@@ -132,7 +132,7 @@ async function fill(pane, index) {
   pane.progress.hidden = false;
   pane.progress.value = 0;
   pane.time.textContent = pane.stages.textContent = pane.hash.textContent = "";
-  pane.time.classList.remove("bad-picture");
+  pane.time.classList.remove("bad-image");
   try {
     const last = await draw(request(pane, index), (event) => {
       show(pane, event);
@@ -153,7 +153,7 @@ async function fill(pane, index) {
   } catch (error) {
     if (error.name === "AbortError") return null;
     pane.time.textContent = "not drawn";
-    pane.time.classList.add("bad-picture");
+    pane.time.classList.add("bad-image");
     pane.hash.textContent = error.message;
     throw error;
   } finally {
@@ -183,8 +183,8 @@ async function drawBoth() {
 }
 
 function keep(asked, drawn) {
-  shelf.unshift({ ...asked, pictures: drawn.map(picture), models: panes.map((pane) => pane.model.value) });
-  for (const old of shelf.splice(KEPT)) old.pictures.forEach(URL.revokeObjectURL);
+  shelf.unshift({ ...asked, images: drawn.map(image), models: panes.map((pane) => pane.model.value) });
+  for (const old of shelf.splice(KEPT)) old.images.forEach(URL.revokeObjectURL);
   $("past").hidden = false;
   $("shelf").replaceChildren(...shelf.map(entry));
 }
@@ -196,7 +196,7 @@ function entry(one) {
   button.title = "Take this prompt and seed again";
   const two = document.createElement("span");
   two.className = "two";
-  two.append(...one.pictures.map((source, index) => {
+  two.append(...one.images.map((source, index) => {
     const image = new Image();
     image.src = source;
     image.alt = one.models[index];

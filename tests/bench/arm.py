@@ -63,7 +63,7 @@ def _plain(arm: Arm) -> dict[str, Any]:
         from randomparts import random_pipeline
 
         pipe = random_pipeline(arm.shape, device, plain.WIDTHS[arm.precision])
-    found = plain.train(arm, pipe, _folder(arm.pictures))
+    found = plain.train(arm, pipe, _folder(arm.images))
     # The same measure as ours: of this process, until the last step.
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     found["peak_bytes"] = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident
@@ -72,19 +72,19 @@ def _plain(arm: Arm) -> dict[str, Any]:
     return found
 
 
-def _folder(pictures: str) -> Path:
-    if not pictures.startswith("subject:"):
-        return Path(pictures)
+def _folder(images: str) -> Path:
+    if not images.startswith("subject:"):
+        return Path(images)
     import sdxl_ray
 
-    return Path(sdxl_ray.__file__).parent / "tiny" / "subjects" / pictures.removeprefix("subject:")
+    return Path(sdxl_ray.__file__).parent / "tiny" / "subjects" / images.removeprefix("subject:")
 
 
 def _whole_run(arm: Arm, folder: Path) -> dict[str, Any]:
     """`launch`, as the command line does it; what is timed comes from the run's own records."""
     started = time.monotonic()
-    from sdxl_ray import records
     from sdxl_ray.distributed.train import launch
+    from sdxl_ray.io import records
 
     result = launch(recipe(arm), storage=folder, name="run")
     wall_s = time.monotonic() - started

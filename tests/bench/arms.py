@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Literal
 
-from sdxl_ray.config import Recipe, parse
+from sdxl_ray.config.recipe import Recipe, parse
 
 Shape = Literal["tiny", "sdxl"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -51,7 +51,7 @@ class Arm:
     precision: Precision = "fp32"
     steps: int = 30
     warmup: int = 5
-    pictures: str = "subject:robot"
+    images: str = "subject:robot"
 
     @property
     def all_steps(self) -> int:
@@ -117,7 +117,7 @@ def recipe(arm: Arm) -> Recipe:
         {
             "base": {"id": "tiny"} if arm.shape == "tiny" else _SDXL,
             "data": {
-                "images": arm.pictures,
+                "images": arm.images,
                 "prompt": PROMPT,
                 "captions": "prompt",
                 "holdout": 0,

@@ -2,7 +2,7 @@
 
     python tests/bench/best_last.py --work /tmp/best-last --subjects mushroom penguin elephant --seeds 0 1 2
 
-Each run trains too long on purpose (DreamBooth without class pictures). It scores itself on the tune split by two
+Each run trains too long on purpose (DreamBooth without class images). It scores itself on the tune split by two
 of the subject's held-out photos and exports its best step; the last step's weights are exported too, and both are
 judged with the base by the other three photos, under the prompts and seeds of the final split.
 What is there already is not done again, so that an interrupted call goes on.
@@ -25,20 +25,20 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import numpy as np
 from machine import machine
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Recipe, load, override
-from sdxl_ray.core.dataset import scan, split
-from sdxl_ray.core.quality.defaults import settings_of
-from sdxl_ray.core.quality.evaluate import Evaluation, evaluate
-from sdxl_ray.core.quality.models import BASE, REAL, Model
-from sdxl_ray.core.quality.prompts import load_prompts
-from sdxl_ray.core.quality.subject import Photo, Subject, halves, photos_of
-from sdxl_ray.core.runfolder import open_run, scan_pictures
-from sdxl_ray.core.sampler import counted
+from sdxl_ray.config.recipe import Recipe, load, override
+from sdxl_ray.data.batch_sampler import counted
+from sdxl_ray.data.dataset import scan, split
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.distributed.train import RunResult, launch
-from sdxl_ray.quality_rule import References, quality
-from sdxl_ray.tiny.catalog import SUBJECTS
+from sdxl_ray.evaluation.defaults import settings_of
+from sdxl_ray.evaluation.evaluated_models import BASE, REAL, EvaluatedModel
+from sdxl_ray.evaluation.prompts import load_prompts
+from sdxl_ray.evaluation.runner import EvaluationResult, evaluate
+from sdxl_ray.evaluation.subject import Photo, Subject, halves, photos_of
+from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.metrics.quality import References, quality
+from sdxl_ray.tiny._build.catalog import SUBJECTS
+from sdxl_ray.training.run_directory import open_run, scan_images
 
 Row = dict[str, Any]
 METRICS = ("quality", "dino_i", "clip_t", "pres", "class_kid", "prior_loss", "div")
@@ -46,7 +46,7 @@ RESAMPLES = 10_000
 
 
 def recipe_of(subject: str, seed: int, options: argparse.Namespace) -> Recipe:
-    """DreamBooth without class pictures, too long: what it learns last it learns at the class's cost."""
+    """DreamBooth without class images, too long: what it learns last it learns at the class's cost."""
     steps = options.steps
     name = SUBJECTS[subject].class_name
     changes = {
@@ -80,7 +80,7 @@ def last_of(result: RunResult, recipe: Recipe, storage: Path) -> RunResult:
     """The last step's artifact: a run without scores that finds the last checkpoint and has nothing left to train."""
     plain = override(recipe, {"evaluation.scores": "never"})
     name = f"{result.folder.name}-last"
-    run = open_run(plain, storage, name, scan_pictures(plain))
+    run = open_run(plain, storage, name, scan_images(plain))
     checkpoint = f"checkpoints/step-{recipe.optim.steps:07d}"
     if not (run.folder / checkpoint).exists():
         shutil.copytree(result.folder / checkpoint, run.folder / checkpoint)
@@ -89,13 +89,13 @@ def last_of(result: RunResult, recipe: Recipe, storage: Path) -> RunResult:
 
 def judge(
     subject: str, recipe: Recipe, best: RunResult, last: RunResult, photos: Sequence[Photo], home: Path, seeds: int
-) -> Evaluation:
+) -> EvaluationResult:
     """The base, the best and the last on the final split."""
     design = SUBJECTS[subject]
     models = [
-        Model(BASE, recipe.base),
-        Model("last", recipe.base, Artifact.open(last.artifact), recipe.data.subject),
-        Model("best", recipe.base, Artifact.open(best.artifact), recipe.data.subject),
+        EvaluatedModel(BASE, recipe.base),
+        EvaluatedModel("last", recipe.base, Artifact.open(last.artifact), recipe.data.subject),
+        EvaluatedModel("best", recipe.base, Artifact.open(best.artifact), recipe.data.subject),
     ]
     judged = Subject(subject, design.class_name, tuple(photos))
     settings = replace(settings_of(recipe), seeds=seeds)
@@ -104,7 +104,7 @@ def judge(
     return found
 
 
-def scores_of(found: Evaluation) -> dict[str, dict[str, float]]:
+def scores_of(found: EvaluationResult) -> dict[str, dict[str, float]]:
     """Model -> metric -> value, quality among them."""
     by: dict[str, dict[str, Any]] = {}
     for row in found.scores:
@@ -133,8 +133,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--drawing-steps", type=int, default=12, help="denoising steps of every picture")
-    parser.add_argument("--final-seeds", type=int, default=2, help="pictures per final prompt")
+    parser.add_argument("--drawing-steps", type=int, default=12, help="denoising steps of every image")
+    parser.add_argument("--final-seeds", type=int, default=2, help="images per final prompt")
     options = parser.parse_args()
     rows: list[Row] = []
     differences: dict[str, list[float]] = {name: [] for name in METRICS}

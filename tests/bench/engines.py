@@ -19,18 +19,18 @@ from arms import Arm, recipe
 from plain import WIDTHS
 from randomparts import random_pipeline
 
-from sdxl_ray.config import Recipe
-from sdxl_ray.core.cache import TensorCache, namespace
-from sdxl_ray.core.denoiser import Denoiser
-from sdxl_ray.core.diffusion import Diffusion
-from sdxl_ray.core.encode import LatentSource, TextSource
-from sdxl_ray.core.engine import Engine, LocalEngine
-from sdxl_ray.core.loop import Training, accumulation_of, train
-from sdxl_ray.core.parts import Parts
-from sdxl_ray.core.peak import peak_bytes
-from sdxl_ray.core.runfolder import scan_pictures
-from sdxl_ray.core.sampler import Sampler
-from sdxl_ray.core.tuning import TUNINGS, Trainable
+from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.data.batch_sampler import BatchSampler
+from sdxl_ray.data.latents import LatentSource, TextSource
+from sdxl_ray.data.tensor_cache import TensorCache, namespace
+from sdxl_ray.models.adapters import TUNINGS, Trainable
+from sdxl_ray.models.denoiser import Denoiser
+from sdxl_ray.training.batch import BatchEncoder
+from sdxl_ray.training.engine import LocalEngine, TrainingEngine
+from sdxl_ray.training.loop import TrainingLoop, accumulation_of, train
+from sdxl_ray.training.memory_stats import peak_bytes
+from sdxl_ray.training.noise_schedule import Diffusion
+from sdxl_ray.training.run_directory import scan_images
 
 
 class NoCheckpoints:
@@ -46,8 +46,8 @@ def run(arm: Arm, folder: Path) -> dict[str, Any]:
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     settings = recipe(arm)
     pipe = random_pipeline(arm.shape, device, WIDTHS[arm.precision])
-    sampler = Sampler(
-        scan_pictures(settings).train,
+    sampler = BatchSampler(
+        scan_images(settings).train,
         (),
         settings.data,
         resolution=settings.data.resolution or 0,
@@ -69,7 +69,7 @@ def run(arm: Arm, folder: Path) -> dict[str, Any]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     rows: list[dict[str, Any]] = []
-    training = Training(
+    training = TrainingLoop(
         settings,
         engine,
         parts,
@@ -92,12 +92,12 @@ def run(arm: Arm, folder: Path) -> dict[str, Any]:
     }
 
 
-def _parts(settings: Recipe, pipe: Any, sampler: Sampler, folder: Path) -> Parts:
+def _parts(settings: Recipe, pipe: Any, sampler: BatchSampler, folder: Path) -> BatchEncoder:
     """Parts whose caches are full; the VAE and the text encoders are not needed after that."""
-    pictures = scan_pictures(settings).train
+    images = scan_images(settings).train
     kind = {"base": "random", "code": 0}
     cache, one, two = (TensorCache(folder, namespace(name, **kind)) for name in ("latents", "text1", "text2"))
-    latents = LatentSource(pipe.vae, lambda view: pictures.read(view.picture), cache)
+    latents = LatentSource(pipe.vae, lambda view: images.read(view.image), cache)
     text = (
         TextSource(pipe.tokenizer, pipe.text_encoder, False, one),
         TextSource(pipe.tokenizer_2, pipe.text_encoder_2, True, two),
@@ -107,25 +107,27 @@ def _parts(settings: Recipe, pipe: Any, sampler: Sampler, folder: Path) -> Parts
     for source in text:
         source.fill(sampler.captions())
     # The sources that stay behind read their caches only, and hold no model.
-    return Parts(
+    return BatchEncoder(
         recipe=settings,
         diffusion=Diffusion.of(pipe.scheduler.config, settings.objective),
         vae_config=pipe.vae.config,
         tokenizers=(pipe.tokenizer, pipe.tokenizer_2),
-        latents=LatentSource(None, lambda view: pictures.read(view.picture), cache),
+        latents=LatentSource(None, lambda view: images.read(view.image), cache),
         text=(TextSource(None, None, False, one), TextSource(None, None, True, two)),
         zero_empty_prompt=True,
     )
 
 
-def _engine(settings: Recipe, denoiser: Denoiser, trainable: Trainable, device: torch.device, folder: Path) -> Engine:
+def _engine(
+    settings: Recipe, denoiser: Denoiser, trainable: Trainable, device: torch.device, folder: Path
+) -> TrainingEngine:
     width = WIDTHS[settings.parallel.precision]
     accumulation = accumulation_of(settings, settings.optim.batch_size, 1)
     optim, parallel = settings.optim, settings.parallel
     if parallel.engine == "local":
         return LocalEngine(denoiser, trainable, optim, accumulation=accumulation, device=device, precision=width)
     _join(device, folder)
-    from sdxl_ray.distributed.group import TorchGroup
+    from sdxl_ray.distributed.collectives import TorchGroup
     from sdxl_ray.distributed.zero import ZeroEngine
 
     return ZeroEngine(

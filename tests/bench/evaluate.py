@@ -1,7 +1,7 @@
-"""Pictures a second of the evaluator beside one-by-one generation, on the embedded base, in one run.
+"""Images a second of the evaluator beside one-by-one generation, on the embedded base, in one run.
 
-    python tests/bench/evaluate.py                       # 48 pictures, 20 steps, two passes
-    python tests/bench/evaluate.py --workers 1 2 --pictures 96 --repeats 3
+    python tests/bench/evaluate.py                       # 48 images, 20 steps, two passes
+    python tests/bench/evaluate.py --workers 1 2 --images 96 --repeats 3
 
 One by one: a plain diffusers pipeline, one prompt a call, all cores. The evaluator: batches of 8, in this process and
 on Ray workers of one core each, from the begin of the first batch to the end of the last (models are loaded before).
@@ -25,18 +25,18 @@ from typing import Any
 import torch
 from machine import machine
 
-from sdxl_ray.core.group import Alone
-from sdxl_ray.core.pipeline import load_pipeline
-from sdxl_ray.core.quality.drawing import Drawing, PictureStore, draw
-from sdxl_ray.core.quality.evaluate import Plan, Settings
-from sdxl_ray.core.quality.models import Model
-from sdxl_ray.core.quality.prompts import Prompts
-from sdxl_ray.core.quality.subject import Subject, load_photos
+from sdxl_ray.config.schema import Base
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.distributed.cluster import connected
-from sdxl_ray.distributed.drawing import draw_on_workers
-from sdxl_ray.sections import Base
+from sdxl_ray.distributed.generation import draw_on_workers
+from sdxl_ray.evaluation.evaluated_models import EvaluatedModel
+from sdxl_ray.evaluation.image_store import GenerationSettings, ImageStore, draw
+from sdxl_ray.evaluation.prompts import Prompts
+from sdxl_ray.evaluation.runner import EvaluationPlan, EvaluationSettings
+from sdxl_ray.evaluation.subject import Subject, load_photos
+from sdxl_ray.models.pipeline import load_pipeline
 from sdxl_ray.tiny import shipped
+from sdxl_ray.training.collectives import SingleProcess
 
 PLACES = (
     "",
@@ -67,8 +67,8 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     workers = options.workers[number - 2] if number >= 2 else 0
                     seconds = _one_by_one(pipe, options) if number == 0 else _evaluator(Path(folder), workers, options)
-                found[way].append(options.pictures / seconds)
-                print(f"pass {turn + 1}: {way} {found[way][-1]:.2f} pictures/s", file=sys.stderr, flush=True)
+                found[way].append(options.images / seconds)
+                print(f"pass {turn + 1}: {way} {found[way][-1]:.2f} images/s", file=sys.stderr, flush=True)
     slow = statistics.median(found[ways[0]])
     rows = [
         {"way": way, "rate": statistics.median(rates), "slowest": min(rates), "fastest": max(rates),
@@ -80,7 +80,7 @@ def main() -> None:
     numbers = [Column(key, key, "{:.2f}".format) for key in ("slowest", "fastest")]
     columns = [Column("way", "drawn", align="left"), Column("rate", "pictures/s", "{:.2f}".format), *numbers]
     print(Table([*columns, Column("ratio", "x one by one", "{:.2f}".format)], rows).text())
-    print(f"\n{options.pictures} pictures of {options.steps} steps with guidance, medians of {options.repeats} passes.")
+    print(f"\n{options.images} images of {options.steps} steps with guidance, medians of {options.repeats} passes.")
     if options.json:
         options.json.write_text(json.dumps({**about, "rows": rows}, indent=1))
 
@@ -93,8 +93,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2, help="passes (default: 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     options = parser.parse_args()
-    if options.pictures < 8 or options.pictures % 8:
-        parser.error(f"--pictures {options.pictures}: give a multiple of 8")
+    if options.images < 8 or options.images % 8:
+        parser.error(f"--images {options.images}: give a multiple of 8")
     return options
 
 
@@ -109,7 +109,7 @@ def _plain() -> Any:
 def _one_by_one(pipe: Any, options: argparse.Namespace) -> float:
     pipe("a robot", num_inference_steps=1)  # the first call of a pipeline is slower
     began = time.monotonic()
-    for number in range(options.pictures):
+    for number in range(options.images):
         pipe(
             f"a photo of a robot{PLACES[number % 8]}",
             num_inference_steps=options.steps,
@@ -121,16 +121,18 @@ def _one_by_one(pipe: Any, options: argparse.Namespace) -> float:
 
 def _evaluator(home: Path, workers: int, options: argparse.Namespace) -> float:
     prompts = Prompts(final=tuple(f"a photo of {{a_subject}}{place}" for place in PLACES))
-    settings = Settings(Drawing(options.steps, 4.0), seeds=options.pictures // 8, class_pictures=1, draws=1)
-    models, subject = [Model("base", Base())], Subject("robot", "robot", load_photos("subject:robot/held_out"))
+    settings = EvaluationSettings(
+        GenerationSettings(options.steps, 4.0), seeds=options.images // 8, class_images=1, draws=1
+    )
+    models, subject = [EvaluatedModel("base", Base())], Subject("robot", "robot", load_photos("subject:robot/held_out"))
     if workers:
         draw_on_workers(models, subject, prompts, settings, home=home, workers=workers)
     else:
-        plan = Plan.of(models, subject.class_name, prompts, settings)
+        plan = EvaluationPlan.of(models, subject.class_name, prompts, settings)
         pipe = load_pipeline(models[0].base, None, dtype=settings.dtype, device=settings.device)
-        draw(lambda: pipe, plan.jobs(models[0]), PictureStore(home / "pictures"), Alone(), lambda *_: None)
+        draw(lambda: pipe, plan.jobs(models[0]), ImageStore(home / "pictures"), SingleProcess(), lambda *_: None)
     notes = [json.loads(line) for file in home.rglob("drawn-*.jsonl") for line in file.read_text().splitlines()]
-    assert sum(len(note["keys"]) for note in notes) == options.pictures  # the class picture is one of them
+    assert sum(len(note["keys"]) for note in notes) == options.images  # the class image is one of them
     return float(max(note["began"] + note["seconds"] for note in notes) - min(note["began"] for note in notes))
 
 

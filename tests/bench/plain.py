@@ -1,6 +1,6 @@
 """The plain loop: one process, diffusers + PEFT + Accelerate, as a practitioner writes it from their documentation.
 
-Pictures become pixels once, before the loop. Every step encodes them with the VAE and the prompts with both text
+Images become pixels once, before the loop. Every step encodes them with the VAE and the prompts with both text
 encoders, adds noise, predicts it, and takes a clipped AdamW step; its loss is read, for a progress bar. With
 `cached`, posteriors and text states are computed once and kept in memory instead.
 """
@@ -28,16 +28,16 @@ WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Photos(Dataset[dict[str, Any]]):
-    """The pictures of a folder, again and again, `length` in all: pixels [3, H, W] in [-1, 1], prompt, time ids."""
+    """The images of a folder, again and again, `length` in all: pixels [3, H, W] in [-1, 1], prompt, time ids."""
 
     def __init__(self, folder: Path, size: int, length: int) -> None:
         processor = VaeImageProcessor(vae_scale_factor=8)
         self._rows = []
         for file in sorted(folder.iterdir()):
             if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
-                picture = Image.open(file).convert("RGB")
-                pixels_1CHW = processor.preprocess(picture, size, size, resize_mode="crop")
-                ids = [picture.height, picture.width, 0, 0, size, size]
+                image = Image.open(file).convert("RGB")
+                pixels_1CHW = processor.preprocess(image, size, size, resize_mode="crop")
+                ids = [image.height, image.width, 0, 0, size, size]
                 self._rows.append({"pixels": pixels_1CHW[0], "prompt": PROMPT, "time_ids": torch.tensor(ids)})
         self._length = length
 
@@ -48,7 +48,7 @@ class Photos(Dataset[dict[str, Any]]):
         return self._rows[index % len(self._rows)]
 
     def distinct(self) -> list[dict[str, Any]]:
-        """Each picture's row once; the loop reads the same objects."""
+        """Each image's row once; the loop reads the same objects."""
         return self._rows
 
 

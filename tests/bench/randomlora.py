@@ -8,16 +8,16 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
-from sdxl_ray.artifact import Artifact, write_manifest
-from sdxl_ray.core.bases import locate
-from sdxl_ray.core.pipeline import LORA_WEIGHTS
-from sdxl_ray.sections import Base
+from sdxl_ray.config.schema import Base
+from sdxl_ray.io.artifact import Artifact, write_manifest
+from sdxl_ray.models.base_model import locate
+from sdxl_ray.models.pipeline import LORA_WEIGHTS
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def random_lora(folder: Path, pipe: StableDiffusionXLPipeline, rank: int, seed: int) -> Artifact:
-    """Adapters on every attention of `pipe`'s UNet, with finite pictures; "made on" the embedded base."""
+    """Adapters on every attention of `pipe`'s UNet, with finite images; "made on" the embedded base."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, layer in pipe.unet.named_modules():

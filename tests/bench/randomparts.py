@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPi
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdxl_ray.plan.architecture import sdxl_configs
-from sdxl_ray.tiny.layout import configs as tiny_configs
+from sdxl_ray.tiny._build.layout import configs as tiny_configs
 from sdxl_ray.tiny.vocabulary import END, bpe
 
 

@@ -23,7 +23,7 @@ from machine import machine
 from servearms import MIX, ServeArm
 from servetables import embedded_rows, embedded_text, shapes_text
 
-from sdxl_ray.report.latencies import ENOUGH_FOR_P99
+from sdxl_ray.metrics.latency import ENOUGH_FOR_P99
 
 
 def main() -> None:
@@ -59,10 +59,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=_count, default=arm.steps, help=f"denoising steps (default: {arm.steps})")
     parser.add_argument("--rounds", type=_count, default=arm.rounds, help=f"of everything (default: {arm.rounds})")
     parser.add_argument(
-        "--singles", type=_count, default=arm.singles, help=f"pictures one by one, a round (default: {arm.singles})"
+        "--singles", type=_count, default=arm.singles, help=f"images one by one, a round (default: {arm.singles})"
     )
     parser.add_argument(
-        "--pictures", type=_count, default=arm.pictures, help=f"pictures at once, a round (default: {arm.pictures})"
+        "--pictures", type=_count, default=arm.images, help=f"images at once, a round (default: {arm.images})"
     )
     parser.add_argument(
         "--queries", type=_count, default=arm.queries, help=f"Poisson arrivals, a round (default: {arm.queries})"
@@ -89,7 +89,7 @@ def _arm(options: argparse.Namespace) -> ServeArm:
         steps=options.steps,
         rounds=options.rounds,
         singles=options.singles,
-        pictures=options.pictures,
+        images=options.images,
         queries=options.queries,
         batch=options.batch,
         rank=options.rank,
@@ -101,16 +101,16 @@ def _notes(arm: ServeArm) -> list[str]:
         return [
             f"Random weights in {arm.shape} shapes, batch {arm.batch}, LoRA rank {arm.rank}: for speed alone.",
             "Eager diffusers: same weights, dtype and device, uncompiled. Medians; with guidance, but for LCM.",
-            "Every picture's prompt is encoded anew, by all alike (cached_prompts=0).",
+            "Every image's prompt is encoded anew, by all alike (cached_prompts=0).",
             "A fused LoRA is the base's computation with other numbers: it has no row of its own.",
         ]
     mix = ", ".join(f"{steps} (weight {weight:g})" for steps, weight in MIX.items())
     return [
         f"{arm.steps} steps with guidance {arm.guidance:g}, fp32, one thread a process, batches of up to {arm.batch}, "
-        f"LoRA rank {arm.rank}; {arm.rounds} rounds of {arm.singles} pictures one by one and {arm.pictures} at once "
+        f"LoRA rank {arm.rank}; {arm.rounds} rounds of {arm.singles} images one by one and {arm.images} at once "
         f"({2 * arm.batch} in flight over HTTP).",
         f"Mixed step counts: {mix}; {arm.load:g} of the most the recipe managed on them.",
-        "Every picture's prompt is encoded anew, by all alike (cached_prompts=0).",
+        "Every image's prompt is encoded anew, by all alike (cached_prompts=0).",
         f"In brackets: 95 % intervals. * fewer than {ENOUGH_FOR_P99} answered requests, too few for a p99.",
     ]
 

@@ -13,8 +13,8 @@ MIX = {4: 3.0, 10: 1.0, 50: 1.0}
 class ServeArm:
     """One child of the benchmark.
 
-    steps: denoising steps where they are equal; mix: step counts with weights where they are not. singles: pictures one
-    after another in each round; pictures: at once in each round; queries: of Poisson arrivals in each round.
+    steps: denoising steps where they are equal; mix: step counts with weights where they are not. singles: images one
+    after another in each round; images: at once in each round; queries: of Poisson arrivals in each round.
     """
 
     name: Literal["embedded", "shapes"]
@@ -24,7 +24,7 @@ class ServeArm:
     guidance: float = 4.0
     rounds: int = 2
     singles: int = 8
-    pictures: int = 16
+    images: int = 16
     queries: int = 230
     batch: int = 8
     rank: int = 16

@@ -6,14 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sdxl_ray.display.table import Column, Table
-from sdxl_ray.report.latencies import (
-    ENOUGH_FOR_P99,
-    Condition,
-    Estimate,
-    Summary,
-    ratio,
-    summaries,
-)
+from sdxl_ray.metrics.latency import ENOUGH_FOR_P99, Condition, Estimate, Summary, ratio, summaries
 
 Row = dict[str, Any]
 
@@ -31,7 +24,7 @@ _COLUMNS = (
     Column("p50_ms", "p50 ms, one at a time", "{:.0f}".format),
     Column("interval", "95 %", align="right"),
     Column("over_ms", "over the pipeline, ms", "{:+.0f}".format),
-    Column("rate", "pictures/s, many", "{:.2f}".format),
+    Column("rate", "images/s, many", "{:.2f}".format),
     Column("x_engine", "x engine", "{:.2f}".format),
 )
 _MIXED = (
@@ -110,19 +103,19 @@ def goals(found: Row) -> list[str]:
         if times is not None:
             goal = " (goal <= 0.60)" if percent == 99 else ""
             lines.append(
-                f"mixed step counts at {rate.rate:g} pictures/s: p{percent} is {_times(times)} x the recipe's{goal}"
+                f"mixed step counts at {rate.rate:g} images/s: p{percent} is {_times(times)} x the recipe's{goal}"
             )
     for name, row, goal in (("fused", fused, "1.01"), ("lora", unfused, "1.05")):
         times = ratio(requests, name, "base", one, 50)
         if times is not None:
             lines.append(
-                f"{row['label']}: p50 {_times(times)} x base (goal <= {goal}), pictures take "
+                f"{row['label']}: p50 {_times(times)} x base (goal <= {goal}), images take "
                 f"{base['rate'] / row['rate']:.2f} x as long where there are many"
             )
     mixed = ratio(requests, "mixed", "base", many, 50)
     if mixed is not None:
         lines.append(
-            f"base and LoRA in one batch: p50 of many at once {_times(mixed)} x base, pictures take "
+            f"base and LoRA in one batch: p50 of many at once {_times(mixed)} x base, images take "
             f"{base['rate'] / rows['mixed']['rate']:.2f} x as long (goal <= 1.10)"
         )
     return lines

@@ -22,9 +22,9 @@ from typing import Any
 
 from machine import machine
 
+from sdxl_ray.config.experiment import ArmRun, load_experiment
 from sdxl_ray.display.table import Column, Table
-from sdxl_ray.experiment import Run, load_experiment
-from sdxl_ray.records import ALL_SUBJECTS, read
+from sdxl_ray.io.records import ALL_SUBJECTS, read
 from sdxl_ray.report.metrics import METRICS, REFERENCES
 from sdxl_ray.report.source import ComparisonCard
 
@@ -65,10 +65,10 @@ def _train(options: argparse.Namespace) -> None:
 
 def _train_part(options: argparse.Namespace) -> None:
     """Train every N-th run; what two experiments share is trained once."""
-    from sdxl_ray.core.runfolder import finished_run
     from sdxl_ray.distributed.train import launch
+    from sdxl_ray.training.run_directory import finished_run
 
-    runs: dict[str, tuple[str, Run]] = {}
+    runs: dict[str, tuple[str, ArmRun]] = {}
     for name in options.names:
         for run in load_experiment(name).runs({}):
             runs.setdefault(run.recipe.identity, (name, run))
@@ -92,7 +92,7 @@ def _tables(folder: Path) -> str:
     lines = [
         f"{card.name}: {card.experiment}. {runs} runs, {len(subjects)} subjects, encoders {_words(encoders.values())}.",
         "",
-        f"Scores with 95 % intervals, {over}; n counts pictures.",
+        f"Scores with 95 % intervals, {over}; n counts images.",
         _by_model([row for row in plain if row["subject"] == over], list(METRICS)),
         "",
         "Each arm minus the base, paired by prompt, seed and photo.",

@@ -65,7 +65,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rank", type=_count, default=16, help="of LoRA (default: 16)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: fp32; bf16 with --shape sdxl")
     parser.add_argument("--repeats", type=_count, help="passes over all rows (default: 2; 1 for gpu-like)")
-    parser.add_argument("--pictures", default="subject:robot", metavar="DIR", help="pictures to train on")
+    parser.add_argument("--pictures", default="subject:robot", metavar="DIR", help="images to train on")
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds a row may take (default: 600)")
     parser.add_argument("--pin", action="store_true", help="one core for each process that trains (Linux)")
     parser.add_argument("--memory-limit", type=memory_bytes, metavar="SIZE", help="as if there were no more: 24GiB")
@@ -95,7 +95,7 @@ def _arms(options: argparse.Namespace) -> list[Arm]:
         sys.exit(f"no row is named {' or '.join(patterns)}: see --list")
     # On a GPU losses are looked at every ten steps, so the first ten come as one number.
     warmup = options.warmup if options.warmup is not None else 10 if large else 5
-    return [replace(arm, steps=options.steps, warmup=warmup, pictures=options.pictures) for arm in arms]
+    return [replace(arm, steps=options.steps, warmup=warmup, images=options.images) for arm in arms]
 
 
 def _measure(arms: list[Arm], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -115,8 +115,8 @@ def _measure(arms: list[Arm], options: argparse.Namespace) -> dict[str, dict[str
 
 
 def _device(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> Device:
-    told = next((result["device"] for result in found.values() if "device" in result), "cpu")
-    on = device(options.device) if options.device else device_named(told)
+    reported = next((result["device"] for result in found.values() if "device" in result), "cpu")
+    on = device(options.device) if options.device else device_named(reported)
     return replace(on, teraflops=options.peak_tflops) if options.peak_tflops else on
 
 
@@ -128,8 +128,8 @@ def _notes(arms: list[Arm], on: Device, options: argparse.Namespace) -> list[str
         notes.append("Start-up: all that is not a step (imports, Ray, loading, caches, samples, the artifact).")
         notes.append("Peak memory: resident, of the fullest process that trains, up to the last step.")
     if any(arm.name.startswith(GRID) for arm in arms):
-        census = Plan.of(recipe(arms[0]), on).setting
-        forward = census.census.flop["unet"].at(census.latent_pixels) / 1e12
+        profile = Plan.of(recipe(arms[0]), on).setting
+        forward = profile.profile.flop["unet"].at(profile.latent_pixels) / 1e12
         notes.append(
             f"The floor: forward and backward without recomputation ({forward:.4g} TFLOP a UNet forward) at "
             f"{on.teraflops:g} TFLOP/s, and the optimizer's memory traffic at {on.bandwidth:g} GB/s."

@@ -24,11 +24,11 @@ from typing import Any
 import yaml
 from machine import machine
 
-from sdxl_ray.config import Recipe, override
+from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.display.units import seconds_text
-from sdxl_ray.search import SearchCard, Trial, better, finished, progress, read_trials, steps_taken
-from sdxl_ray.tiny.catalog import SUBJECTS
+from sdxl_ray.io.search_records import SearchCard, Trial, better, finished, progress, read_trials, steps_taken
+from sdxl_ray.tiny._build.catalog import SUBJECTS
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def _command(options: argparse.Namespace, subject: str, arm: str, seed: int) -> 
     """A search as its command, and its folder, which another command does not find."""
     mine = list(ARMS[arm])
     if arm == "asha+tpe":
-        mine.append(f"scheduler.grace_steps={options.grace or max(1, options.steps // 3)}")
+        mine.append(f"scheduler.grace_period={options.grace or max(1, options.steps // 3)}")
     mine += [f"searcher.seed={seed}", f"budget={{steps: {options.trials * options.steps}, trials: null}}"]
     words = ["tune", options.space, *_settings(options, subject), *mine]
     digest = hashlib.sha256(shlex.join(words).encode()).hexdigest()[:6]
@@ -184,7 +184,7 @@ def _rate(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[Colum
     stamp = time.strftime("%H%M%S")
 
     words = [*_settings(options, subject), "scheduler={kind: none}", "searcher.kind=random"]
-    words += [f"budget.trials={options.trials}", "final={seeds: 2, class_pictures: 2}"]
+    words += [f"budget.trials={options.trials}", "final={seeds: 2, class_images: 2}"]
     storage = options.storage / f"rate-{stamp}"
     seconds = _run(["tune", options.space, *words, "--storage", str(storage), "--name", "search"])
     trials = read_trials(storage / "search")

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sdxl_ray.config import Recipe
+from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.distributed.train import launch
 from tests.distributed.conftest import processes, quick, same_run
@@ -75,7 +75,7 @@ def recipes() -> dict[str, Recipe]:
         "checkpoint__every": EVERY,
         "parallel__workers": 2,
         "resources__max_failures": -1,
-        "optim__ema": 0.9,
+        "optim__ema_decay": 0.9,
     }
     return {name: quick(name, **common) for name in ("tiny_lora", "tiny_dreambooth", "tiny_dreambooth_lora")}
 

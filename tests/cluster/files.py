@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sdxl_ray.distributed import kuberay
+from sdxl_ray.doctor import kuberay
 
 FOLDER = Path(__file__).parents[2] / "cluster"
 CLOUDS = ("aws", "gcp", "azure")

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow
 #: In a process of its own: what the cluster may grow to, and the GPUs for `auto`, 0 and 1 a worker.
 ASK = """
 import json, sys, ray
-from sdxl_ray.config import load, override
+from sdxl_ray.config.recipe import load, override
 from sdxl_ray.distributed.cluster import gpus_per_worker
-from sdxl_ray.distributed.room import Room
+from sdxl_ray.distributed.capacity import Room
 from sdxl_ray.errors import UserError
 
 ray.init(address=sys.argv[1], log_to_driver=False)
@@ -83,10 +83,10 @@ def test_gpus_that_are_not_there_yet_are_waited_for_where_an_autoscaler_adds_nod
             assert _asked(running, tmp_path) == {"grows": True, "declared": True, "gpus": [1, 0, 1]}
             words = ("--json", "--address", running.address, "--storage", str(tmp_path / "runs"))
             doctor = running.run(Path(sys.executable).name, "-m", "sdxl_ray", "doctor", *words, HOME=str(tmp_path))
-            told = json.loads(doctor.stdout)
-            (added,) = [one["value"] for one in told["findings"] if one["name"] == "autoscaler"]
+            reported = json.loads(doctor.stdout)
+            (added,) = [one["value"] for one in reported["findings"] if one["name"] == "autoscaler"]
             assert added.endswith("1 node with 1 CPUs, 4 nodes with 1 CPUs and 1 GPUs")
-            assert "the autoscaler may add GPUs" in told["can_train"][-1]
+            assert "the autoscaler may add GPUs" in reported["can_train"][-1]
     finally:
         shutil.rmtree(temp, ignore_errors=True)
 

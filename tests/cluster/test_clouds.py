@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.distributed.clouds import READ_OF_CLOUD, READ_OF_PROVIDER, require_known
-from sdxl_ray.distributed.clusterfiles import launcher
+from sdxl_ray.doctor.clouds import READ_OF_CLOUD, READ_OF_PROVIDER, require_known
+from sdxl_ray.doctor.cluster_files import launcher
 from sdxl_ray.errors import UserError
 from tests.cluster.files import CLOUDS, FOLDER, plain, text, torch_range
 from tests.conftest import Here
@@ -131,7 +131,7 @@ def test_a_cluster_file_is_closed_to_strangers(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLOUDS)
 def test_a_cluster_file_names_its_storage_by_url_and_installs_this_project(name: str) -> None:
-    from sdxl_ray.storage import is_url
+    from sdxl_ray.io.storage import is_url
 
     config = launcher(plain(name), name)
     (storage,) = [o for o in config["docker"]["run_options"] if o.startswith("--env SDXL_RAY_STORAGE=")]

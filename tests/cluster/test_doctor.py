@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.distributed import clusterdoctor
-from sdxl_ray.distributed.clusterdoctor import (
-    Answer,
+from sdxl_ray.distributed.capacity import ClusterCapacity, NodeKind
+from sdxl_ray.distributed.nodes import Node
+from sdxl_ray.doctor import cluster
+from sdxl_ray.doctor.cluster import (
     Examined,
+    NodeFacts,
     about_this_node,
     authentication,
     autoscaler,
@@ -25,22 +27,20 @@ from sdxl_ray.distributed.clusterdoctor import (
     least_memory,
     versions,
 )
-from sdxl_ray.distributed.nodes import Node
-from sdxl_ray.distributed.room import Kind, Room
-from sdxl_ray.plan.driver import Gpu
+from sdxl_ray.plan.gpu_driver import Gpu
 from tests.conftest import Cli, Here
 from tests.nodes import Cluster
 
 
-def _answer(auth: str = "token", **changed: str) -> Answer:
+def _answer(auth: str = "token", **changed: str) -> NodeFacts:
     names = ("python", "ray", "torch", "deepspeed", "diffusers", "transformers", "peft")
     names += ("accelerate", "Pillow", "pyarrow")
-    return Answer(dict.fromkeys(names, "99.0") | changed, (Gpu("NVIDIA L4", 23034),), 2**34, auth)
+    return NodeFacts(dict.fromkeys(names, "99.0") | changed, (Gpu("NVIDIA L4", 23034),), 2**34, auth)
 
 
 def test_nodes_that_differ_are_named_with_the_fix() -> None:
-    told = {"10.0.0.1": _answer(), "10.0.0.2": _answer(torch="98.0", ray="100"), "10.0.0.3": _answer()}
-    ray, torch, same = versions(told)
+    reported = {"10.0.0.1": _answer(), "10.0.0.2": _answer(torch="98.0", ray="100"), "10.0.0.3": _answer()}
+    ray, torch, same = versions(reported)
     assert (torch.name, torch.state) == ("torch versions", "broken")
     assert torch.value == "98.0 on 10.0.0.2; 99.0 on 10.0.0.1, 10.0.0.3"
     assert ray.value == "100 on 10.0.0.2; 99.0 on 10.0.0.1, 10.0.0.3"
@@ -68,14 +68,14 @@ def test_memory_is_that_of_the_nodes(here: Here, monkeypatch: pytest.MonkeyPatch
     assert least_memory(dict.fromkeys(apart, _answer())) == 2**34
     together = [Node(str(number), "10.0.0.1", False, {}) for number in range(2)]
     assert least_memory(dict.fromkeys([*together, apart[2]], _answer())) == 2**33
-    monkeypatch.setattr(clusterdoctor, "container_memory_bytes", lambda: 2**20)
+    monkeypatch.setattr(cluster, "container_memory_bytes", lambda: 2**20)
     assert about_this_node().memory_bytes == 2**20
 
     def can_train(memory_bytes: int, answered: int = 2, more_gpus: bool = False) -> list[str]:
-        found = Examined([clusterdoctor.dashboard("127.0.0.1")], [], answered, memory_bytes, more_gpus)
-        monkeypatch.setattr(clusterdoctor, "examine_cluster", lambda address, storage: found)
-        told: list[str] = json.loads(here("doctor", "--json", "--address", "10.0.0.1:6379")[1])["can_train"]
-        return told
+        found = Examined([cluster.dashboard("127.0.0.1")], [], answered, memory_bytes, more_gpus)
+        monkeypatch.setattr(cluster, "examine_cluster", lambda address, storage: found)
+        reported: list[str] = json.loads(here("doctor", "--json", "--address", "10.0.0.1:6379")[1])["can_train"]
+        return reported
 
     assert "can train    lora (2 workers on cpu)" in can_train(2**45)
     assert all(line.startswith("cannot train ") for line in can_train(2**20))
@@ -84,16 +84,16 @@ def test_memory_is_that_of_the_nodes(here: Here, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_an_autoscaler_may_add_is_said() -> None:
-    head, worker = Kind({"CPU": 8}, 1), Kind({"CPU": 8, "GPU": 1}, 8)
-    assert list(autoscaler(Room((head,)))) == []
-    (found,) = autoscaler(Room((head,), True, (head, worker)))
+    head, worker = NodeKind({"CPU": 8}, 1), NodeKind({"CPU": 8, "GPU": 1}, 8)
+    assert list(autoscaler(ClusterCapacity((head,)))) == []
+    (found,) = autoscaler(ClusterCapacity((head,), True, (head, worker)))
     assert found.value == "the cluster may grow to 1 node with 8 CPUs, 8 nodes with 8 CPUs and 1 GPUs"
     assert found.state == "note" and "sdxl-ray plan" in found.fix
-    (there,) = autoscaler(Room((head, Kind(worker.offers, 1)), True, (head, worker)))
+    (there,) = autoscaler(ClusterCapacity((head, NodeKind(worker.offers, 1)), True, (head, worker)))
     assert there.state == "ok"
-    (endless,) = autoscaler(Room((head,), True, (Kind({"CPU": 2}, None),)))
+    (endless,) = autoscaler(ClusterCapacity((head,), True, (NodeKind({"CPU": 2}, None),)))
     assert endless.value.endswith("any number of nodes with 2 CPUs")
-    (unknown,) = autoscaler(Room((head,), True, None))
+    (unknown,) = autoscaler(ClusterCapacity((head,), True, None))
     assert unknown.state == "note" and "resources.gpus_per_worker=1" in unknown.fix
 
 
@@ -105,12 +105,12 @@ def test_an_address_in_front_of_a_cluster_is_refused_at_once(here: Here, address
 
 
 def test_the_secrets_of_a_storage_are_not_shown() -> None:
-    from sdxl_ray.storage import Storage
+    from sdxl_ray.io.storage import Storage
 
     storage = Storage.of("memory://user:secret@x/y")
     node = Node("1", "10.0.0.1", True, {})
     for blind in ({}, {node: "storage 'memory://x/y' cannot be written: connection refused"}):
-        found = clusterdoctor._storage(storage, [node], blind)
+        found = cluster._storage(storage, [node], blind)
         assert found.value.startswith("memory://x/y: ") and "secret" not in found.value + found.fix
         assert ("connection refused" in found.value) == bool(blind)
 
@@ -167,8 +167,8 @@ def test_the_doctor_looks_at_every_node(two_nodes: Cluster, tmp_path: Path) -> N
     words = ["-m", "sdxl_ray", "doctor", "--json", "--address", two_nodes.address, "--storage", str(tmp_path)]
     ended = two_nodes.run(Path(sys.executable).name, *words)
     assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
-    found = {one["name"]: one for one in told["findings"]}
+    reported = json.loads(ended.stdout)
+    found = {one["name"]: one for one in reported["findings"]}
     assert found["nodes"]["value"] == "2, 2 CPUs, 0 GPUs"
     head, node = (next(one for name, one in found.items() if name.startswith(kind)) for kind in ("head ", "node "))
     assert head["value"].startswith("1 CPUs, ") and node["value"].endswith("no GPU")
@@ -176,8 +176,8 @@ def test_the_doctor_looks_at_every_node(two_nodes: Cluster, tmp_path: Path) -> N
     assert found["storage"]["value"] == f"{tmp_path}: seen by every node"
     assert found["authentication"]["value"] == "token, on every node"
     assert found["dashboard"]["value"] == "on loopback only"
-    assert told["state"] == "ok"
-    assert "can train    tiny_lora (2 workers on cpu)" in told["can_train"]
+    assert reported["state"] == "ok"
+    assert "can train    tiny_lora (2 workers on cpu)" in reported["can_train"]
     assert "autoscaler" not in found
     assert list(tmp_path.iterdir()) == []
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.records import read
+from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.records import read
 from tests.nodes import Cluster, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -124,8 +124,8 @@ def test_a_comparison_and_a_search_are_jobs_too(two_nodes: Cluster, tmp_path: Pa
     code, log = _submit(two_nodes, "compare", "demo", *few, *runs)
     assert code == 0, log
     assert (tmp_path / "runs" / "demo-comparison" / "report.html").is_file()
-    trials = ("optim.steps=4", "optim.warmup_steps=0", "evaluation.every=2", "scheduler.grace_steps=2")
-    trials += ("budget.trials=2", "final.seeds=2", "final.class_pictures=2", "searcher.startup=1")
+    trials = ("optim.steps=4", "optim.warmup_steps=0", "evaluation.every=2", "scheduler.grace_period=2")
+    trials += ("budget.trials=2", "final.seeds=2", "final.class_images=2", "searcher.n_startup_trials=1")
     code, log = _submit(two_nodes, "tune", "tune_spaces/tiny_lora.yaml", *trials, *runs)
     assert code == 0, log
     assert (tmp_path / "runs" / "tiny_lora" / "best.yaml").is_file()

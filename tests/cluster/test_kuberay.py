@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from sdxl_ray.config import load, override, parse_assignments
-from sdxl_ray.distributed import kuberay
-from sdxl_ray.distributed.clusterfiles import environment
-from sdxl_ray.distributed.containers import unread
+from sdxl_ray.config.recipe import load, override, parse_assignments
+from sdxl_ray.config.search_space import divide, load_space
+from sdxl_ray.doctor import kuberay
+from sdxl_ray.doctor.cluster_files import environment
+from sdxl_ray.doctor.containers import unread
 from sdxl_ray.errors import UserError
-from sdxl_ray.space import divide, load_space
 from tests.cluster.files import KUBERAY, objects, plain, text, unshared
 
 
@@ -190,7 +190,7 @@ def test_the_head_has_no_gpu_and_workers_scale() -> None:
 
 def test_jobs_run_the_same_commands() -> None:
     from sdxl_ray.__main__ import COMMANDS
-    from sdxl_ray.experiment import load_experiment
+    from sdxl_ray.config.experiment import load_experiment
 
     jobs = {found.metadata.labels["sdxl-ray/job"]: found.spec for found in objects() if found.kind == "RayJob"}
     assert set(jobs) == {"train", "tune", "compare"}
@@ -210,6 +210,6 @@ def test_jobs_run_the_same_commands() -> None:
         if name == "tune":
             mine, changes = divide(settings)
             space = load_space(words[4], mine)
-            assert space.at_once == job.rayClusterSpec.workerGroupSpecs[0].maxReplicas
+            assert space.max_concurrent_trials == job.rayClusterSpec.workerGroupSpecs[0].maxReplicas
             space.check(space.start(changes))
     assert {"train", "tune", "compare"} <= set(COMMANDS)

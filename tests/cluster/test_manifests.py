@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sdxl_ray.distributed import kuberay
-from sdxl_ray.distributed.clusterfiles import environment
+from sdxl_ray.doctor import kuberay
+from sdxl_ray.doctor.cluster_files import environment
 from sdxl_ray.errors import UserError
 from tests.cluster.files import (
     CLOUDS,
@@ -46,9 +46,9 @@ def _serve_configs() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["serve", "kuberay-service"])
 def test_a_serve_file_is_what_serve_and_our_builder_read(name: str) -> None:
-    from serve import rayfile
+    from serve import ray_config
 
-    assert rayfile.check(str(FOLDER / f"{name}.yaml")) == ["sdxl-ray"]
+    assert ray_config.check(str(FOLDER / f"{name}.yaml")) == ["sdxl-ray"]
     plain = _serve_configs()[name]
     assert plain["http_options"] == {"host": "127.0.0.1" if name == "serve" else "0.0.0.0", "port": 8000}
     assert plain["applications"] == _serve_configs()["serve"]["applications"]
@@ -60,7 +60,7 @@ def test_a_serve_file_is_what_serve_and_our_builder_read(name: str) -> None:
             place = place[int(key) if key.isdigit() else key]
         place["prot"] = 1
         with pytest.raises(UserError, match="prot"):
-            rayfile.check_plain(spoilt, name)
+            ray_config.check_plain(spoilt, name)
 
 
 def test_the_runtime_environment_is_what_ray_reads() -> None:

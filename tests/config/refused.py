@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray.config import Recipe, override
+from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.errors import UserError
 
 

@@ -11,12 +11,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdxl_ray import yaml_core
-from sdxl_ray.config import Recipe, load, override, parse, parse_assignments
-from sdxl_ray.core.quality.prompts import load_prompts
-from sdxl_ray.experiment import load_experiment
+from sdxl_ray.config import yaml_loader
+from sdxl_ray.config.experiment import load_experiment
+from sdxl_ray.config.recipe import Recipe, load, override, parse, parse_assignments
+from sdxl_ray.config.search_space import load_space
+from sdxl_ray.evaluation.prompts import load_prompts
 from sdxl_ray.paths import local_path
-from sdxl_ray.space import load_space
 from serve.app import read as read_arguments
 from serve.config import load as load_served
 from serve.loadtest.config import load_config
@@ -68,7 +68,7 @@ def test_text_settings_keep_their_text_in_every_kind_of_file(tmp_path: Path, tex
     space = load_space(
         file(
             "recipe: tiny_lora\nbudget: {trials: 2}\nsettings: {data.subject: TEXT}\n"
-            "parameters: {data.flip: {kind: choice, values: [True, false]}, optim.ema: {kind: choice, values: [~, .5]}}"
+            "parameters: {data.flip: {kind: choice, values: [True, false]}, optim.ema_decay: {kind: choice, values: [~, .5]}}"
         )
     )
     assert space.start({}).data.subject == text
@@ -112,7 +112,7 @@ def test_keys_of_mappings_are_text(tmp_path: Path) -> None:
         ("tuning.text_encoders", "1", (1,)),
         ("tuning.text_encoders", "1,2", (1, 2)),
         ("tuning.text_encoders", "[]", ()),
-        ("tuning.targets", "to_q,to_k", ("to_q", "to_k")),
+        ("tuning.target_modules", "to_q,to_k", ("to_q", "to_k")),
         ("optim.betas", "0.9,0.99", (0.9, 0.99)),
         ("evaluation.prompts", "a dog, on the beach", ("a dog, on the beach",)),
         ("evaluation.prompts", "[no, null, 007]", ("no", "null", "007")),
@@ -154,8 +154,8 @@ def test_a_recipe_survives_being_written_and_read(text: str) -> None:
     recipe = override(Recipe(), {"data.subject": text, "data.prompt": text, "evaluation.prompts": [text]})
     plain = recipe.model_dump(mode="json")
     for again in (
-        yaml_core.load(yaml_core.dump(plain)),
-        yaml.safe_load(yaml_core.dump(plain)),
+        yaml_loader.load(yaml_loader.dump(plain)),
+        yaml.safe_load(yaml_loader.dump(plain)),
         json.loads(json.dumps(plain)),
     ):
         assert parse(again) == recipe

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.config import Recipe, load, override
+from sdxl_ray.config.experiment import load_experiment
+from sdxl_ray.config.recipe import Recipe, load, override
 from sdxl_ray.errors import UserError
-from sdxl_ray.experiment import load_experiment
 
 
 def test_recipes_that_are_not_there_or_not_recipes(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.config import load, settings
+from sdxl_ray.config.other_trainers import OTHERWISE, SAME, answer
+from sdxl_ray.config.recipe import load, settings
 from sdxl_ray.errors import UserError
-from sdxl_ray.other_trainers import OTHERWISE, SAME, answer
 from tests.config.refused import refused
 from tests.conftest import Here
 
@@ -43,14 +43,14 @@ def test_every_setting_that_an_answer_names_is_one_and_no_name_of_ours_is_answer
         ("train_batch_size", "optim.batch_size"),
         ("network_dim", "tuning.rank"),
         ("network_alpha", "tuning.alpha"),
-        ("lr_scheduler", "optim.schedule"),
+        ("lr_scheduler", "optim.lr_scheduler"),
         ("lr_warmup_steps", "optim.warmup_steps"),
         ("mixed_precision", "parallel.precision"),
         ("gradient_accumulation_steps", "parallel.micro_batch"),
-        ("max_grad_norm", "optim.clip"),
+        ("max_grad_norm", "optim.max_grad_norm"),
         ("instance_data_dir", "data.images"),
         ("instance_prompt", "data.prompt"),
-        ("num_class_images", "data.prior.count"),
+        ("num_class_images", "data.prior.num_class_images"),
         ("pretrained_model_name_or_path", "base"),
         ("output_dir", "--storage DIR"),
         ("use_8bit_adam", "optim.name=adamw8bit"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from sdxl_ray.config import Recipe, load, override
-from sdxl_ray.sections import FullTuning, LoraTuning
+from sdxl_ray.config.recipe import Recipe, load, override
+from sdxl_ray.config.schema import FullTuning, LoraTuning
 
 
 def test_a_recipe_is_frozen_and_override_makes_a_new_one() -> None:
@@ -30,9 +30,9 @@ def test_another_kind_starts_from_its_own_defaults() -> None:
 
 
 def test_a_section_that_is_off_can_be_switched_on_by_one_setting() -> None:
-    prior = override(Recipe(), {"data.prior.count": 7}).data.prior
+    prior = override(Recipe(), {"data.prior.num_class_images": 7}).data.prior
     assert prior is not None
-    assert prior.count == 7
+    assert prior.num_class_images == 7
     assert override(load("dreambooth"), {"data.prior": None}).data.prior is None
 
 

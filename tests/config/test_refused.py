@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdxl_ray.config import Recipe, load, override
+from sdxl_ray.config.recipe import Recipe, load, override
 from sdxl_ray.errors import UserError
 from tests.cases import cases
 from tests.config.refused import refused
@@ -26,7 +26,7 @@ from tests.config.refused import refused
         ({"optim.lr": float("nan")}, "optim.lr = nan"),
         ({"optim.lr": float("inf")}, "optim.lr = inf"),
         ({"optim.warmup_steps": 500}, "warmup_steps 500 must be below steps 500"),
-        ({"optim.schedule": "piecewise_constant"}, "step_rules"),
+        ({"optim.lr_scheduler": "piecewise_constant"}, "step_rules"),
         ({"optim.name": "adam"}, "'adamw'"),
         ({"data.caption_dropout": 1.5}, "data.caption_dropout = 1.5"),
         ({"parallel.workers": 0}, "parallel.workers"),
@@ -101,7 +101,7 @@ PATHS = [
     for section in Recipe.model_fields
     if section not in ("seed", "tuning")
     for field in Recipe.model_fields[section].annotation.model_fields  # type: ignore[union-attr]  # sections all
-] + ["tuning.rank", "tuning.targets", "tuning.kind", "tuning", "seed", *Recipe.model_fields]
+] + ["tuning.rank", "tuning.target_modules", "tuning.kind", "tuning", "seed", *Recipe.model_fields]
 
 
 @settings(max_examples=cases(300), deadline=None)

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
-from sdxl_ray import config, experiment
-from sdxl_ray.config import Recipe, load, override
+from sdxl_ray.config import experiment
+from sdxl_ray.config import recipe as recipe_files
+from sdxl_ray.config.notes import recipe_notes
+from sdxl_ray.config.plain_data import value_at
+from sdxl_ray.config.recipe import Recipe, load, override
+from sdxl_ray.config.schema import Prior
+from sdxl_ray.config.search_space import load_space
+from sdxl_ray.config.search_space import names as spaces
 from sdxl_ray.errors import UserError
-from sdxl_ray.notes import recipe_notes
-from sdxl_ray.plain_data import value_at
-from sdxl_ray.sections import Prior
-from sdxl_ray.space import load_space
-from sdxl_ray.space import names as spaces
 from tests.config.refused import refused
 
 VAE = {"base": {"id": "a/b", "revision": "0" * 40}}
@@ -29,16 +30,16 @@ VAE = {"base": {"id": "a/b", "revision": "0" * 40}}
         ({"objective.timestep_bias.multiplier": 2.0}, {"objective.timestep_bias.begin": 0.5}),
         ({"objective.timestep_bias.begin": 0.5}, {"objective.timestep_bias.multiplier": 2.0}),
         ({"objective.timestep_bias.end": 0.5}, {"objective.timestep_bias.multiplier": 2.0}),
-        ({"optim.warmup_steps": 5}, {"optim.schedule": "constant_with_warmup"}),
+        ({"optim.warmup_steps": 5}, {"optim.lr_scheduler": "constant_with_warmup"}),
         (
-            {"optim.warmup_steps": 5, "optim.schedule": "piecewise_constant", "optim.step_rules": "1:9,0.1"},
-            {"optim.schedule": "cosine", "optim.step_rules": None},
+            {"optim.warmup_steps": 5, "optim.lr_scheduler": "piecewise_constant", "optim.step_rules": "1:9,0.1"},
+            {"optim.lr_scheduler": "cosine", "optim.step_rules": None},
         ),
-        ({"optim.cycles": 2.0}, {"optim.schedule": "cosine"}),
-        ({"optim.power": 2.0}, {"optim.schedule": "polynomial"}),
+        ({"optim.lr_num_cycles": 2.0}, {"optim.lr_scheduler": "cosine"}),
+        ({"optim.lr_power": 2.0}, {"optim.lr_scheduler": "polynomial"}),
         ({"optim.text_lr": 1e-5}, {"tuning.text_encoders": [2]}),
         ({"tuning": {"kind": "full"}, "optim.text_lr": 1e-5}, {"tuning.text_encoders": [2]}),
-        ({"tuning.text_targets": ["q_proj"]}, {"tuning.text_encoders": [1]}),
+        ({"tuning.text_target_modules": ["q_proj"]}, {"tuning.text_encoders": [1]}),
         ({"data.crop_variants": 9}, {"data.crop": "random"}),
         ({**VAE, "base.vae_revision": "0" * 40}, {"base.vae": "c/d"}),
         ({"base.config": "configs"}, {"base.id": "x.safetensors"}),
@@ -53,12 +54,12 @@ def test_what_has_no_effect_is_refused_until_it_has_one(changes: dict[str, Any],
 
 
 def test_the_fix_names_both_ways_out() -> None:
-    line = refused({"optim.schedule": "constant"}, load("lora"))
+    line = refused({"optim.lr_scheduler": "constant"}, load("lora"))
     assert line == (
-        "recipe: optim.warmup_steps = 25 has no effect here: set optim.schedule=constant_with_warmup, "
+        "recipe: optim.warmup_steps = 25 has no effect here: set optim.lr_scheduler=constant_with_warmup, "
         "or optim.warmup_steps=0"
     )
-    override(load("lora"), {"optim.schedule": "constant", "optim.warmup_steps": 0})
+    override(load("lora"), {"optim.lr_scheduler": "constant", "optim.warmup_steps": 0})
 
 
 @pytest.mark.parametrize(
@@ -112,18 +113,24 @@ def test_what_may_be_meant_is_taken(changes: dict[str, Any]) -> None:
         ({"optim.lr": 1e-9}, "hardly moves a weight"),
         ({"base": {"id": "a/b"}, "tuning": {"kind": "full"}, "optim.lr": 1e-4}, "full tuning of this base takes 1e-08"),
         ({"tuning.text_encoders": [1], "optim.text_lr": 1.0}, "optim.text_lr=1 may diverge"),
-        ({"optim.name": "prodigy", "optim.lr": 1.0, "optim.schedule": "cosine_with_restarts"}, "advise constant or"),
+        (
+            {"optim.name": "prodigy", "optim.lr": 1.0, "optim.lr_scheduler": "cosine_with_restarts"},
+            "advise constant or",
+        ),
         ({"tuning.alpha": 2000.0}, "is a strength of 125"),
         ({"objective.noise_offset": 1.0}, "objective.noise_offset=1 "),
-        ({"optim.warmup_steps": 400, "optim.schedule": "cosine"}, "warmup_steps=400 of 500 steps"),
-        ({"optim.ema": 0.9999}, "optim.ema=0.9999 is too slow for 500 steps"),
+        ({"optim.warmup_steps": 400, "optim.lr_scheduler": "cosine"}, "warmup_steps=400 of 500 steps"),
+        ({"optim.ema_decay": 0.9999}, "optim.ema_decay=0.9999 is too slow for 500 steps"),
         ({"checkpoint.every": 501}, "checkpoint.every=501 is beyond the last step (500)"),
         ({"evaluation.every": 501}, "evaluation.every=501 is beyond the last step (500)"),
         ({"data.holdout": 4, "data.validation": "held"}, "data.holdout=4 is not used"),
         ({"data.caption_dropout": 1.0}, "most steps see no caption"),
         ({"data.class_name": "dog", "data.prior": {"weight": 0}}, "class images cost time and teach nothing"),
         ({"data.class_name": "dog", "data.prior": {"ratio": 0.01}}, "is 0.04 class images: 1 is used"),
-        ({"data.class_name": "dog", "data.prior": {"count": 2}}, "data.prior.count=2 is less than one batch"),
+        (
+            {"data.class_name": "dog", "data.prior": {"count": 2}},
+            "data.prior.num_class_images=2 is less than one batch",
+        ),
         ({"data.class_name": "dog", "data.prior": {"prompt": "a cat"}}, "does not name data.class_name='dog'"),
         ({"evaluation.scores": "never", "evaluation.patience": 9}, "evaluation.patience: not used"),
         ({"evaluation.every": 0, "evaluation.clip": "x"}, "(evaluation.every=0)"),
@@ -143,7 +150,7 @@ def test_what_changes_nothing_or_is_unusual_is_one_note(changes: dict[str, Any],
 
 
 def test_what_ships_gives_no_note() -> None:
-    recipes = [load(name) for name in config.names()]
+    recipes = [load(name) for name in recipe_files.names()]
     recipes += [run.recipe for name in experiment.names() for run in experiment.load_experiment(name).runs({})]
     searched = [load_space(name).start({}) for name in spaces()]
     assert [recipe_notes(recipe) for recipe in recipes] == [[]] * len(recipes)
@@ -165,7 +172,10 @@ def _space(path: Path, **parameters: Any) -> None:
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({"optim.power": {"kind": "uniform", "low": 2, "high": 3}}, "parameters.optim.power: optim.power = 2.0 has no"),
+        (
+            {"optim.lr_power": {"kind": "uniform", "low": 2, "high": 3}},
+            "parameters.optim.lr_power: optim.lr_power = 2.0 has no",
+        ),
         ({"optim.text_lr": {"kind": "uniform", "low": 1e-5, "high": 1e-4}}, "set tuning.text_encoders"),
         (
             {
@@ -178,9 +188,9 @@ def _space(path: Path, **parameters: Any) -> None:
             {
                 "optim.steps": {"kind": "int", "low": 20, "high": 400},
                 "optim.warmup_steps": {"kind": "int", "low": 0, "high": 19},
-                "optim.schedule": {"kind": "choice", "values": ["cosine", "constant"]},
+                "optim.lr_scheduler": {"kind": "choice", "values": ["cosine", "constant"]},
             },
-            "a trial can have optim.schedule='constant' and optim.warmup_steps=19",
+            "a trial can have optim.lr_scheduler='constant' and optim.warmup_steps=19",
         ),
     ],
 )
@@ -195,4 +205,4 @@ def test_a_search_of_what_trials_ignore_is_refused(tmp_path: Path, parameters: d
 def test_a_random_search_has_no_startup(tmp_path: Path) -> None:
     _space(tmp_path / "space.yaml", **{"optim.lr": {"kind": "loguniform", "low": 1e-4, "high": 1e-3}})
     with pytest.raises(UserError, match="startup 8 has no effect"):
-        load_space(str(tmp_path / "space.yaml"), {"searcher.kind": "random", "searcher.startup": 8})
+        load_space(str(tmp_path / "space.yaml"), {"searcher.kind": "random", "searcher.n_startup_trials": 8})

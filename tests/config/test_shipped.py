@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sdxl_ray.config import load, names, parse
-from sdxl_ray.core.quality.prompts import load_prompts
-from sdxl_ray.experiment import load_experiment
-from sdxl_ray.sections import FullTuning, LoraTuning
-from sdxl_ray.space import load_space
+from sdxl_ray.config.experiment import load_experiment
+from sdxl_ray.config.recipe import load, names, parse
+from sdxl_ray.config.schema import FullTuning, LoraTuning
+from sdxl_ray.config.search_space import load_space
+from sdxl_ray.evaluation.prompts import load_prompts
 from serve.config import load as load_served
 from serve.loadtest.config import load_config
 from serve.loadtest.config import names as load_test_names

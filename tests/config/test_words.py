@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdxl_ray.config import parse_assignments
+from sdxl_ray.config.recipe import parse_assignments
 from sdxl_ray.errors import UserError
 
 

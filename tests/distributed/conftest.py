@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sdxl_ray.config import Recipe, load, override
+from sdxl_ray.config.recipe import Recipe, load, override
 
 if TYPE_CHECKING:
     from tests.distributed.cuts import Cut
 
-#: Quick, and with everything in it that could differ between cuts: shuffles, dropout, flips, class pictures.
+#: Quick, and with everything in it that could differ between cuts: shuffles, dropout, flips, class images.
 QUICK: dict[str, Any] = {
     "data.images": "subject:robot",
     "data.validation": "subject:robot/held_out",
@@ -37,7 +37,7 @@ QUICK: dict[str, Any] = {
 }
 PRIOR: dict[str, Any] = {
     "data.class_name": "robot",
-    "data.prior.count": 4,
+    "data.prior.num_class_images": 4,
     "data.prior.num_inference_steps": 2,
 }
 
@@ -49,12 +49,12 @@ def quick(name: str, **changes: Any) -> Recipe:
 
 
 def cut_off(**changes: Any) -> Recipe:
-    """What is killed and cut off: class pictures, averages, accumulation.
+    """What is killed and cut off: class images, averages, accumulation.
 
     The UNet's adapters alone at a gentle strength, or differences of rounding would grow past what a test allows.
     """
     gentle = {"tuning__text_encoders": [], "tuning__alpha": 8}
-    return quick("tiny_dreambooth_lora", optim__ema=0.9, parallel__micro_batch=2, **gentle, **changes)
+    return quick("tiny_dreambooth_lora", optim__ema_decay=0.9, parallel__micro_batch=2, **gentle, **changes)
 
 
 LORA = cut_off(parallel__workers=2)
@@ -78,7 +78,7 @@ def undisturbed(cuts: dict[str, Cut]) -> Path:
 
 
 def captioned(folder: Path, count: int) -> Path:
-    """A Parquet file of plain pictures in several shapes, each with a caption of its own."""
+    """A Parquet file of plain images in several shapes, each with a caption of its own."""
     rows = []
     for i in range(count):
         buffer = io.BytesIO()
@@ -123,14 +123,14 @@ def processes(name: str) -> list[psutil.Process]:
 
 def losses(folder: Path) -> list[str]:
     """The loss of every step of a run, as exact as a float is."""
-    from sdxl_ray.records import read
+    from sdxl_ray.io.records import read
 
     return [loss.hex() for loss in read(folder / "records", "steps")["loss"].to_pylist()]
 
 
 def examples(folder: Path) -> list[tuple[int, int, str]]:
     """(step, index, view) of everything that a run has seen."""
-    from sdxl_ray.records import read
+    from sdxl_ray.io.records import read
 
     table = read(folder / "records", "examples")
     return list(zip(*(table[name].to_pylist() for name in ("step", "index", "picture")), strict=True))

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdxl_ray.config import Recipe
-from sdxl_ray.core.runfolder import RunFolder, open_run, scan_pictures
+from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.distributed.exported import exported
-from sdxl_ray.distributed.stream import OnRow, encode_stream, scan_stream, streams
+from sdxl_ray.distributed.ray_data import OnRow, encode_stream, scan_stream, streams
 from sdxl_ray.distributed.train import DEFAULTS, worker_config
-from sdxl_ray.storage import Storage
+from sdxl_ray.io.storage import Storage
+from sdxl_ray.training.run_directory import RunFolder, open_run, scan_images
 from tests.distributed.conftest import quick
 
 
 def _cut(recipe: str, stage: int, **changes: Any) -> Recipe:
     # A constant rate: runs of other lengths must not differ in their schedule.
-    settings = {"optim__schedule": "constant_with_warmup", "parallel__workers": 2}
+    settings = {"optim__lr_scheduler": "constant_with_warmup", "parallel__workers": 2}
     return quick(recipe, parallel__zero_stage=stage, **settings, **changes)
 
 
@@ -38,17 +38,19 @@ MORE = {
     "dreambooth-zero3": _cut("tiny_dreambooth", 3, optim__steps=8),
     "lora-accumulated": _cut("tiny_lora", 2, parallel__micro_batch=1),
     "dreambooth-text-offloaded": _cut(
-        "tiny_dreambooth", 2, tuning__text_encoders=[1, 2], optim__ema=0.9, parallel__offload_optimizer=True
+        "tiny_dreambooth", 2, tuning__text_encoders=[1, 2], optim__ema_decay=0.9, parallel__offload_optimizer=True
     ),
-    "dreambooth-text-zero3": _cut("tiny_dreambooth", 3, tuning__text_encoders=[1, 2], optim__ema=0.9, optim__steps=8),
+    "dreambooth-text-zero3": _cut(
+        "tiny_dreambooth", 3, tuning__text_encoders=[1, 2], optim__ema_decay=0.9, optim__steps=8
+    ),
 }
 
 #: So small a rate that nothing is learnt: which look is best is up to the last bit, and none ends the run.
 STILL: dict[str, Any] = {
     "optim__lr": 1e-12,
     "optim__steps": 2,
-    "optim__ema": 0.9,
-    "optim__schedule": "constant",
+    "optim__ema_decay": 0.9,
+    "optim__lr_scheduler": "constant",
     "optim__warmup_steps": 0,
     "checkpoint__every": 50,
     "evaluation__every": 1,
@@ -65,8 +67,8 @@ DIVERGING = quick(
     "tiny_lora",
     parallel__workers=2,
     optim__lr=1e30,
-    optim__clip=None,
-    optim__schedule="constant",
+    optim__max_grad_norm=None,
+    optim__lr_scheduler="constant",
     optim__warmup_steps=0,
 )
 
@@ -82,7 +84,7 @@ class Cut:
 
 
 def streamed(source: Path) -> Recipe:
-    """Training on a Parquet file of captioned pictures, which goes through Ray Data."""
+    """Training on a Parquet file of captioned images, which goes through Ray Data."""
     captioned = {"data__images": str(source), "data__validation": None, "data__subject": None}
     return quick("tiny_lora", parallel__workers=[1, 2], optim__steps=6, checkpoint__every=6, **captioned)
 
@@ -93,13 +95,13 @@ def trained(recipes: dict[str, Recipe], storage: Path) -> dict[str, Cut]:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from sdxl_ray.distributed.mailbox import buried, open_mailbox
+    from sdxl_ray.distributed.progress_channel import fatal_error, open_channel
 
     # A storage each: in a cache that is shared, what another batch has encoded may differ in its last bit.
     places = {name: Storage.of(storage / name) for name in recipes}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in recipes}
     runs = {name: _opened(recipe, places[name], name, rows[name].append) for name, recipe in recipes.items()}
-    mailboxes = {name: open_mailbox() for name in recipes}
+    mailboxes = {name: open_channel() for name in recipes}
     plain = [worker_config(recipe, runs[name], places[name], mailboxes[name]) for name, recipe in recipes.items()]
     trainer = TorchTrainer(
         _one_after_another,
@@ -110,15 +112,15 @@ def trained(recipes: dict[str, Recipe], storage: Path) -> dict[str, Cut]:
     )
     with exported(DEFAULTS):
         trainer.fit()
-    for name, mailbox in mailboxes.items():
-        rows[name] += ray.get(mailbox.take.remote())
-    return {name: Cut(recipes[name], run, rows[name], buried(mailboxes[name])) for name, run in runs.items()}
+    for name, channel in mailboxes.items():
+        rows[name] += ray.get(channel.take.remote())
+    return {name: Cut(recipes[name], run, rows[name], fatal_error(mailboxes[name])) for name, run in runs.items()}
 
 
 def _opened(recipe: Recipe, place: Storage, name: str, on_row: OnRow) -> RunFolder:
-    """As a launch opens a run, with the pictures of one that streams encoded."""
+    """As a launch opens a run, with the images of one that streams encoded."""
     if not streams(recipe):
-        return open_run(recipe, place.root, name, scan_pictures(recipe))
+        return open_run(recipe, place.root, name, scan_images(recipe))
     run = open_run(recipe, place.root, name, scan_stream(recipe, on_row))
     encode_stream(recipe, run, place, 0, on_row)
     return run

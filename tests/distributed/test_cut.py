@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.config import Recipe
-from sdxl_ray.core.local import run_local
-from sdxl_ray.core.runfolder import RunFolder, open_run, scan_pictures
-from sdxl_ray.records import read
+from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.io.records import read
+from sdxl_ray.training.local import run_local
+from sdxl_ray.training.run_directory import RunFolder, open_run, scan_images
 from tests.distributed.conftest import examples, final_state, losses
 from tests.distributed.cuts import CUTS, MORE, Cut, trained
 
@@ -23,11 +23,11 @@ def more(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def _alone(recipe: Recipe, storage: Path, drawn: Path) -> RunFolder:
-    """One process, with the class pictures that the workers drew: another process may round a pixel differently."""
+    """One process, with the class images that the workers drew: another process may round a pixel differently."""
     one = recipe.model_copy(
         update={"parallel": recipe.parallel.model_copy(update={"engine": "local", "workers": (1, 1)})}
     )
-    run = open_run(one, storage, "alone", scan_pictures(one))
+    run = open_run(one, storage, "alone", scan_images(one))
     if one.data.prior is not None:
         shutil.copytree(drawn / "class", run.cache / "class")
     run_local(one, run, lambda row: None)

@@ -17,7 +17,7 @@ from tests.distributed.cuts import Cut
 pytestmark = pytest.mark.slow
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_the_pictures(cuts: dict[str, Cut]) -> None:
+def test_a_loss_that_is_not_finite_names_the_step_and_the_images(cuts: dict[str, Cut]) -> None:
     """Both workers end in peace: the run after it in the group has been trained."""
     diverging = cuts["diverging"]
     assert isinstance(diverging.grave, RunError)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray.config import Recipe
+from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.distributed.train import launch
 from sdxl_ray.errors import RunError
 from tests.distributed.conftest import LORA, cut_off, examples, losses, processes, same_run, words

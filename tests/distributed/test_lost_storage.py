@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray.config import Recipe
+from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.distributed.train import launch
 from sdxl_ray.errors import RunError
-from sdxl_ray.storage import Storage
+from sdxl_ray.io.storage import Storage
 from tests.bucket import bucket
 from tests.disks import small_disk
 from tests.distributed.conftest import quick
-from tests.storage.silent import Faulty, faulty
+from tests.io.storage.silent import Faulty, faulty
 
 pytestmark = pytest.mark.slow
 
@@ -73,8 +73,8 @@ def test_a_disk_that_fills_up(engine: str, ray_cluster: None, tmp_path: Path) ->
 def test_a_store_that_answers_no_more(engine: str, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = _recipe(engine)
     if engine == "local":  # that it ends: how soon, as shipped, is for the other one to say
-        monkeypatch.setattr("sdxl_ray.storage.deadline._PATIENCE_S", 3.0)
-        monkeypatch.setattr("sdxl_ray.storage.filesystems._ANSWER_S", 2)
+        monkeypatch.setattr("sdxl_ray.io.storage.deadline._PATIENCE_S", 3.0)
+        monkeypatch.setattr("sdxl_ray.io.storage.filesystems._ANSWER_S", 2)
     with bucket(monkeypatch) as served, ExitStack() as stack:
         url = served.whole_url("lost")
         stack.callback(shutil.rmtree, Storage.of(url).root, ignore_errors=True)  # the scratch, the workers' too
@@ -90,7 +90,7 @@ def test_a_store_that_answers_no_more(engine: str, ray_cluster: None, monkeypatc
 def test_a_store_of_any_kind_that_stalls_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One without time limits of its own: the call is still blocked when the run has ended."""
     monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "scratch"))
-    monkeypatch.setattr("sdxl_ray.storage.deadline._BLOCK_S", 2.0)
+    monkeypatch.setattr("sdxl_ray.io.storage.deadline._BLOCK_S", 2.0)
     recipe = _recipe("local")
     with faulty(tmp_path / "store") as url:
         on_row, done = _at_a_checkpoint(Faulty.stalled.set)

@@ -9,7 +9,7 @@ import pytest
 
 from sdxl_ray.distributed import nodes
 from sdxl_ray.errors import RunError, UserError
-from sdxl_ray.storage import Storage
+from sdxl_ray.io.storage import Storage
 
 
 def test_a_node_writes_beside_the_marker_and_leaves_nothing(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_node_writes_to_the_store_and_leaves_nothing(tmp_path: Path, monkeypat
 def test_a_store_that_cannot_be_written_is_not_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It can be listed: that was not enough."""
     monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path))
-    monkeypatch.setattr("sdxl_ray.storage.deadline._TRIES", 1)
+    monkeypatch.setattr("sdxl_ray.io.storage.deadline._TRIES", 1)
     with zipfile.ZipFile(tmp_path / "store.zip", "w") as archive:
         archive.writestr("there", "1")
     url = f"zip://::file://{tmp_path}/store.zip"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import override
-from sdxl_ray.records import read
+from sdxl_ray.config.recipe import override
+from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.records import read
 from tests.distributed.conftest import quick, words
 from tests.nodes import Cluster, cluster, stop, wait_for
 
@@ -63,10 +63,10 @@ def test_a_node_that_will_be_taken_away_costs_no_step(two_nodes: Cluster, tmp_pa
         wait_for("a checkpoint", lambda: list(run.glob("checkpoints/step-*/manifest.json")), 60)
         saved = int(next(run.glob("checkpoints/step-*/manifest.json")).parent.name.removeprefix("step-"))
         two_nodes.nodes[-1].kill()
-        _, told = driver.communicate(timeout=300)
+        _, reported = driver.communicate(timeout=300)
     finally:
         stop(driver)
-    assert driver.returncode == 0, told
+    assert driver.returncode == 0, reported
     rows = read(run / "records", "steps").to_pylist()
     assert [row["step"] for row in rows] == list(range(1, 401))
     assert saved < 400

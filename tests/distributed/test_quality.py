@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import override
+from sdxl_ray.config.recipe import override
 from sdxl_ray.distributed.train import launch
-from sdxl_ray.records import read
+from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.records import read
 from tests.distributed.conftest import losses, quick
 from tests.distributed.cuts import SCORED, STILL, Cut, trained
 
@@ -26,7 +26,7 @@ def test_two_workers_score_choose_and_export_as_one_does(cuts: dict[str, Cut], t
     _as_one_does(cuts["scored"], tmp_path)
 
 
-@pytest.mark.exhaustive  # every layer is gathered over gloo for every picture
+@pytest.mark.exhaustive  # every layer is gathered over gloo for every image
 def test_two_workers_under_zero3_score_as_one_does(ray_cluster: None, tmp_path: Path) -> None:
     recipes = {"scored": override(SCORED, {"parallel.zero_stage": 3})}
     _as_one_does(trained(recipes, tmp_path)["scored"], tmp_path)
@@ -39,9 +39,9 @@ def _as_one_does(cut: Cut, storage: Path) -> None:
     assert (summary["steps"], summary["stopped_early"]) == (2, False)
     assert Artifact.open(both.artifact).manifest.step == summary["best_step"] > 0
     assert len(losses(both.folder)) == 2
-    told = [row for row in rows if row["kind"] == "scores"]
-    assert [row["step"] for row in told] == [0, 1, 2] and "rows" not in told[0]
-    assert told[-1]["metrics"]["quality"] == scores(both.folder)[2, "scored", "quality"]
+    reported = [row for row in rows if row["kind"] == "scores"]
+    assert [row["step"] for row in reported] == [0, 1, 2] and "rows" not in reported[0]
+    assert reported[-1]["metrics"]["quality"] == scores(both.folder)[2, "scored", "quality"]
 
     alone = launch(
         quick("tiny_lora", parallel__workers=1, parallel__engine="local", **STILL),

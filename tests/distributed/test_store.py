@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Recipe, override
-from sdxl_ray.core.group import Alone
+from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.distributed.train import launch
 from sdxl_ray.distributed.worker import _run_folder
-from sdxl_ray.search import read_trials
-from sdxl_ray.storage import Storage
+from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.search_records import read_trials
+from sdxl_ray.io.storage import Storage
+from sdxl_ray.training.collectives import SingleProcess
 from tests.bucket import Bucket, bucket
 from tests.distributed.conftest import LORA, examples, losses, words
 from tests.nodes import stop, wait_for
@@ -95,7 +95,7 @@ def test_a_trials_folder_is_found_on_another_machine(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path / "worker"))
     there = Storage.of("memory://trials")
     config = {"name": "s/trial-000", "folder": str(folder), "cache": str(here.root / "cache")}
-    run = _run_folder(config, Alone(), there)
+    run = _run_folder(config, SingleProcess(), there)
     assert run.folder == there.root / "s" / "trial-000" != folder
     assert (run.folder / "run.json").read_text() == "{}"
 

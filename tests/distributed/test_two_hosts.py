@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import Recipe, override
-from sdxl_ray.records import read
-from sdxl_ray.storage import Storage
+from sdxl_ray.config.recipe import Recipe, override
+from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.records import read
+from sdxl_ray.io.storage import Storage
 from tests.bucket import Bucket, bucket
 from tests.distributed.conftest import LORA, examples, losses, words
 from tests.nodes import Cluster, Node, cluster, stop, wait_for
@@ -142,10 +142,10 @@ def test_a_host_is_cut_off_and_the_run_goes_on_with_what_is_left(
             wait_for("a checkpoint", lambda: made.has("checkpoints/step-0000005/manifest.json"), 400)
             assert made.has("checkpoints/step-0000005/state-00001.safetensors")
             made.net.cut()
-            _, told = driver.communicate(timeout=300)
+            _, reported = driver.communicate(timeout=300)
         finally:
             stop(driver)
-        assert driver.returncode == 0, told
+        assert driver.returncode == 0, reported
         fetched = _result(made, tmp_path, monkeypatch)
     workers = read(fetched / "records", "steps")["workers"].to_pylist()
     assert workers[0] == 2 and workers[-1] == 1
@@ -166,10 +166,10 @@ def test_a_raylet_is_killed_and_the_run_waits_for_another_host(
             made.cluster.nodes[-1].raylet().kill()
             made.cluster.nodes[-1].kill()
             made.join("second")
-            _, told = driver.communicate(timeout=400)
+            _, reported = driver.communicate(timeout=400)
         finally:
             stop(driver)
-        assert driver.returncode == 0, told
+        assert driver.returncode == 0, reported
         fetched = _result(made, tmp_path, monkeypatch)
     assert losses(fetched) == losses(undisturbed)
     assert examples(fetched) == examples(undisturbed)

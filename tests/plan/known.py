@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdxl_ray import config
-from sdxl_ray.config import Recipe, override
+from sdxl_ray.config import recipe as recipe_files
+from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.plan import Device
 
 UNET = 2_567_463_684
@@ -17,14 +17,14 @@ MEASURED = Device("h200-measured", 140 * 1024**3, 790, 4300, 450)
 
 
 def recipe(name: str = "lora", **changes: Any) -> Recipe:
-    return override(config.load(name), {path.replace("__", "."): value for path, value in changes.items()})
+    return override(recipe_files.load(name), {path.replace("__", "."): value for path, value in changes.items()})
 
 
 def plain(name: str, batch: int = 1, **changes: Any) -> Recipe:
     """A recipe without prior, checkpointing or accumulation."""
     settings = {"data.prior": None, "parallel.workers": 1, "parallel.gradient_checkpointing": False}
     settings |= {"optim.batch_size": batch, "parallel.micro_batch": None}
-    return override(override(config.load(name), settings), {k.replace("__", "."): v for k, v in changes.items()})
+    return override(override(recipe_files.load(name), settings), {k.replace("__", "."): v for k, v in changes.items()})
 
 
 def adapters(rank: int) -> int:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from sdxl_ray.plan import Plan
-from sdxl_ray.plan.duration import picture_flop, step_floor
+from sdxl_ray.plan.time import image_flop, step_floor
 from tests.plan.known import MEASURED, UNET, WHOLE, adapters, plain, recipe
 
 
@@ -56,7 +56,7 @@ def test_claim_5_gb_checkpoint() -> None:
 
 
 def test_flop_of_targets() -> None:
-    flop = Plan.of(recipe(), "h100").setting.census.flop
+    flop = Plan.of(recipe(), "h100").setting.profile.flop
     at = {name: round(f.at(128 * 128) / 1e12, 3) for name, f in flop.items()}
     assert at["unet"] == 6.761
     assert (at["vae_decode"], at["vae_encode"]) == (10.470, 4.879)
@@ -70,14 +70,14 @@ def test_claim_lora_is_faster() -> None:
 
 
 @pytest.mark.parametrize(("name", "pictures_per_s"), [("lora", 55.7), ("dreambooth", 36.0)])
-def test_limits_of_targets(name: str, pictures_per_s: float) -> None:
+def test_limits_of_targets(name: str, images_per_s: float) -> None:
     plan = Plan.of(plain(name, batch=8), MEASURED)
-    assert 8 / plan.duration.floor_s == pytest.approx(pictures_per_s, rel=0.01)
+    assert 8 / plan.duration.floor_s == pytest.approx(images_per_s, rel=0.01)
 
 
 def test_limit_of_drawing() -> None:
-    """2.81 pictures/s: 20 steps with guidance and one decode at 790 TFLOP/s."""
-    assert 790e12 / picture_flop(Plan.of(recipe(), MEASURED).setting, 20, 7.5) == pytest.approx(2.81, abs=0.005)
+    """2.81 images/s: 20 steps with guidance and one decode at 790 TFLOP/s."""
+    assert 790e12 / image_flop(Plan.of(recipe(), MEASURED).setting, 20, 7.5) == pytest.approx(2.81, abs=0.005)
 
 
 def test_claim_3x_less_memory() -> None:

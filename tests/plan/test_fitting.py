@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray import config
-from sdxl_ray.config import override
+from sdxl_ray.config import recipe as recipe_files
+from sdxl_ray.config.recipe import override
 from sdxl_ray.errors import UserError
 from sdxl_ray.plan import DEVICES, DoesNotFit, Plan, device, memory_bytes
 from sdxl_ray.plan.devices import card
-from sdxl_ray.plan.driver import Gpu
+from sdxl_ray.plan.gpu_driver import Gpu
 from tests.plan.known import plain, recipe
 
 
 def test_shipped_recipes_fit_what_their_comments_say() -> None:
     Plan.of(recipe("lora"), device(memory="16GiB")).check()
     Plan.of(recipe("dreambooth"), "a100-40").check()
-    for name in config.names():
-        Plan.of(config.load(name), "h100").check()
+    for name in recipe_files.names():
+        Plan.of(recipe_files.load(name), "h100").check()
 
 
 def test_what_does_not_fit_names_settings_that_do() -> None:
@@ -32,7 +32,7 @@ def test_what_does_not_fit_names_settings_that_do() -> None:
     assert 1 <= len(caught.value.remedies) <= 3
     assert "\n" not in str(caught.value)
     for remedy in caught.value.remedies:
-        changed = override(tight, config.parse_assignments(str(remedy).split()))
+        changed = override(tight, recipe_files.parse_assignments(str(remedy).split()))
         again = Plan.of(changed, "4090")
         again.check()
         assert again.memory.needed_bytes == remedy.needed_bytes

@@ -113,7 +113,7 @@ def test_optimizers(name: str, state: float) -> None:
 
 
 def test_average_and_live_encoders_are_held() -> None:
-    quiet, averaged = (Plan.of(plain("dreambooth", optim__ema=ema), "h200").memory for ema in (None, 0.999))
+    quiet, averaged = (Plan.of(plain("dreambooth", optim__ema_decay=ema), "h200").memory for ema in (None, 0.999))
     assert averaged.phase("step").parts["ema"] == 4 * UNET
     assert averaged.training_bytes == quiet.training_bytes + 4 * UNET
     live = Plan.of(plain("dreambooth", data__cache_latents=False), "h200").memory
@@ -136,13 +136,15 @@ def test_trained_text_encoders() -> None:
 def test_ranks_by_pattern_and_dora() -> None:
     wide = Plan.of(recipe(tuning__rank_pattern={"mid_block.*to_q": 32}), "h100").trainable
     assert wide == adapters(16) + 10 * 16 * ((1280 + 1280) + (1280 + 1280))
-    dora = Plan.of(recipe(tuning__dora=True), "h100").trainable
+    dora = Plan.of(recipe(tuning__use_dora=True), "h100").trainable
     assert dora == adapters(16) + sum(n * 8 * d for n, d in ((10, 640), (60, 1280)))
 
 
 def test_unknown_target_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"tuning.targets 'to_qq' matches no layer of the unet: did you mean 'to_q'"):
-        Plan.of(recipe(tuning__targets=["to_qq"]), "h100")
+    with pytest.raises(
+        UserError, match=r"tuning.target_modules 'to_qq' matches no layer of the unet: did you mean 'to_q'"
+    ):
+        Plan.of(recipe(tuning__target_modules=["to_qq"]), "h100")
 
 
 def test_zero_settings_are_what_plans_count_with() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sdxl_ray.config import override
+from sdxl_ray.config.recipe import override
+from sdxl_ray.config.search_space import load_space
 from sdxl_ray.plan import Plan, device
-from sdxl_ray.plan.searching import largest
-from sdxl_ray.space import load_space
+from sdxl_ray.plan.search_cost import largest
 from tests.conftest import Here
 
 
@@ -16,7 +16,7 @@ def test_the_largest_trial_is_that_of_the_largest_values() -> None:
     assert changes == {
         "tuning.rank": 64,
         "tuning.text_encoders": [1, 2],
-        "tuning.targets": ["to_q", "to_k", "to_v", "to_out.0"],
+        "tuning.target_modules": ["to_q", "to_k", "to_v", "to_out.0"],
     }
     for path, value in changes.items():
         alone = Plan.of(override(recipe, {path: value}), device("4090"))

@@ -1,4 +1,4 @@
-"""What a plan says of time, cost, pictures and the method to choose."""
+"""What a plan says of time, cost, images and the method to choose."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray import config
+from sdxl_ray.config import recipe as recipe_files
 from sdxl_ray.errors import UserError
 from sdxl_ray.plan import Plan
 from tests.plan.known import UNET, plain, recipe
 
 
-def test_batch_counts_class_pictures() -> None:
+def test_batch_counts_class_images() -> None:
     s = Plan.of(recipe("dreambooth"), "h100").setting
     assert (s.global_batch, s.workers, s.accumulation, s.micro_batch) == (8, 4, 2, 1)
 
@@ -39,27 +39,27 @@ def test_offloaded_state_is_stepped_at_the_cpus_pace() -> None:
     assert offloaded - kept == pytest.approx(28 * UNET * (1 / 30e9 - 1 / 3352e9) + 4 * UNET / 20e9, rel=1e-6)
 
 
-def test_class_pictures_take_time() -> None:
+def test_class_images_take_time() -> None:
     phases = Plan.of(recipe("dreambooth"), "h100", workers=1).duration.phases_s
-    # 200 pictures, 30 steps twice through the UNet and a decode, at half of 989 TFLOP/s.
+    # 200 images, 30 steps twice through the UNet and a decode, at half of 989 TFLOP/s.
     low = 200 * (60 * 6.7612e12 + 10.4704e12 + 0.1112e12) / (989e12 / 2)
-    assert phases["class pictures"][0] == pytest.approx(low, rel=1e-3)
+    assert phases["class images"][0] == pytest.approx(low, rel=1e-3)
 
 
 def test_the_plan_counts_scores_where_the_trainer_would_take_them() -> None:
     known = {"data.subject": "sks dog", "data.holdout": 2}
-    one = config.override(config.load("lora"), known)
+    one = recipe_files.override(recipe_files.load("lora"), known)
     scored = Plan.of(one, "h100", workers=1).duration.phases_s
-    pictures = Plan.of(recipe("dreambooth"), "h100", workers=1).duration.phases_s["class pictures"]
-    # 9 looks at 8 + 8 pictures, the base's first; 200 class pictures with the same settings.
-    assert scored["scores"][0] == pytest.approx(pictures[0] * 9 * 16 / 200, rel=1e-6)
+    images = Plan.of(recipe("dreambooth"), "h100", workers=1).duration.phases_s["class images"]
+    # 9 looks at 8 + 8 images, the base's first; 200 class images with the same settings.
+    assert scored["scores"][0] == pytest.approx(images[0] * 9 * 16 / 200, rel=1e-6)
     for changes in (
         {"data.holdout": 1},
         {"data.subject": None},
         {"evaluation.scores": "never"},
         {"evaluation.every": 0},
     ):
-        assert "scores" not in Plan.of(config.override(one, changes), "h100", workers=1).duration.phases_s
+        assert "scores" not in Plan.of(recipe_files.override(one, changes), "h100", workers=1).duration.phases_s
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_the_plan_counts_scores_where_the_trainer_would_take_them() -> None:
         ({}, 5000, "l4", "lora"),
     ],
 )
-def test_advice(changes: dict[str, Any], pictures: int, on: str, advised: str) -> None:
-    advice = Plan.of(recipe(**changes), on, pictures=pictures, workers=1).advice
+def test_advice(changes: dict[str, Any], images: int, on: str, advised: str) -> None:
+    advice = Plan.of(recipe(**changes), on, images=images, workers=1).advice
     assert advice.recipe == advised
     assert advice.reasons
     assert {choice.recipe for choice in advice.choices} == {"lora", "dreambooth", "dreambooth_lora"}
@@ -82,16 +82,16 @@ def test_advice(changes: dict[str, Any], pictures: int, on: str, advised: str) -
 
 def test_advice_on_the_embedded_base_names_its_recipes() -> None:
     changes = {"data__subject": "sks dog", "data__class_name": "dog"}
-    assert Plan.of(recipe("tiny_lora", **changes), "cpu", pictures=5).advice.recipe == "tiny_dreambooth_lora"
+    assert Plan.of(recipe("tiny_lora", **changes), "cpu", images=5).advice.recipe == "tiny_dreambooth_lora"
 
 
 def test_too_few_photos_are_told() -> None:
-    advice = Plan.of(recipe(data__subject="sks dog", data__class_name="dog"), "h100", pictures=1).advice
+    advice = Plan.of(recipe(data__subject="sks dog", data__class_name="dog"), "h100", images=1).advice
     assert "add angles and backgrounds" in str(advice)
 
 
 def test_a_plan_is_text_and_plain_data() -> None:
-    plan = Plan.of(recipe("dreambooth"), "h100", price_per_hour=2.5, pictures=5)
+    plan = Plan.of(recipe("dreambooth"), "h100", price_per_hour=2.5, images=5)
     shown = plan.text()
     for piece in ("2,567,463,684", "ZeRO-3", "advice:", "cost:", "assumed:", "peak in"):
         assert piece in shown

@@ -1,4 +1,4 @@
-"""A comparison's folder as `compare` leaves it, with numbers from seeded formulas and the shipped subjects' pictures.
+"""A comparison's folder as `compare` leaves it, with numbers from seeded formulas and the shipped subjects' images.
 
 Nothing is trained: the records are written through Recorder, so whatever reads them reads what real ones look like.
 """
@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageEnhance, ImageFilter
 
-from sdxl_ray.artifact import write_manifest
-from sdxl_ray.config import load, override
-from sdxl_ray.experiment import load_experiment
-from sdxl_ray.records import ALL_SUBJECTS, Recorder, read
+from sdxl_ray.config.experiment import load_experiment
+from sdxl_ray.config.recipe import load, override
+from sdxl_ray.io.artifact import write_manifest
+from sdxl_ray.io.records import ALL_SUBJECTS, Recorder, read
 from sdxl_ray.report.build import compose
 from sdxl_ray.report.document import Panels
-from sdxl_ray.report.facts import Facts, gather
+from sdxl_ray.report.facts import ComparisonFacts, gather
 from sdxl_ray.report.markdown import markdown
-from sdxl_ray.report.source import ArmCard, ComparisonCard, Drawing, Environment, open_comparison
+from sdxl_ray.report.source import ArmCard, ComparisonCard, Environment, GenerationCard, open_comparison
 from sdxl_ray.tiny import shipped
 
 SUBJECTS = Path(shipped.__file__).parent / "subjects"
@@ -50,13 +50,13 @@ def make(storage: Path, *, arms: tuple[str, ...] = ("lora", "dreambooth", "dream
     with Recorder(home / "records") as recorder:
         for model in ("base", *arms):
             _scores(recorder, model, steps, hashes.get(model, ""))
-            _pictures(recorder, home, model, steps)
+            _images(recorder, home, model, steps)
         _references(recorder)
         _photos(recorder, home)
         _requests(recorder, {"base": "", **hashes})
     card = ComparisonCard(
         name="demo",
-        experiment="LoRA, DreamBooth and DreamBooth + LoRA on the embedded base, from five pictures of a robot",
+        experiment="LoRA, DreamBooth and DreamBooth + LoRA on the embedded base, from five images of a robot",
         arms={arm: ArmCard(run=f"demo-{arm}", recipe=recipes[arm], artifact=hashes[arm]) for arm in arms},
         base={"id": "tiny", "revision": "4f1c" * 16},
         environment=Environment(
@@ -64,7 +64,7 @@ def make(storage: Path, *, arms: tuple[str, ...] = ("lora", "dreambooth", "dream
             hardware={"cpu": "2 cores", "memory": "24 GiB", "gpu": "none"},
             date="2026-11-23T16:00:00+00:00",
         ),
-        settings=Drawing(seeds=SEEDS, steps=20, guidance=4.0, prompts=PROMPTS),
+        settings=GenerationCard(seeds=SEEDS, steps=20, guidance=4.0, prompts=PROMPTS),
     )
     card.write(home)
     return home
@@ -139,7 +139,7 @@ def _references(recorder: Recorder) -> None:
             _score(recorder, 0, model, metric, value, "final", 0.03)
 
 
-def _pictures(recorder: Recorder, home: Path, model: str, steps: int) -> None:
+def _images(recorder: Recorder, home: Path, model: str, steps: int) -> None:
     """The subject's photos, blurred less the better the model is; another subject for the base."""
     (home / "pictures").mkdir(exist_ok=True)
     step = 0 if model == "base" else steps
@@ -147,19 +147,19 @@ def _pictures(recorder: Recorder, home: Path, model: str, steps: int) -> None:
         for seed in SEEDS:
             name = "cat" if model == "base" else "robot"
             with Image.open(SUBJECTS / name / f"{(place + seed) % 5}.png") as photo:
-                picture = photo.convert("RGB").filter(ImageFilter.GaussianBlur(1.5 * (1 - ENDS[model]["dino_i"])))
-            picture = ImageEnhance.Color(picture).enhance(0.8 + 0.1 * seed)
+                image = photo.convert("RGB").filter(ImageFilter.GaussianBlur(1.5 * (1 - ENDS[model]["dino_i"])))
+            image = ImageEnhance.Color(image).enhance(0.8 + 0.1 * seed)
             path = f"pictures/{model}-{place}-{seed}.png"
-            picture.save(home / path)
+            image.save(home / path)
             purpose = "class" if prompt == CLASS_PROMPT else "subject"
-            recorder.write("pictures", _picture(step, model, prompt, seed, path, purpose) | {"seconds": 0.12})
+            recorder.write("pictures", _image(step, model, prompt, seed, path, purpose) | {"seconds": 0.12})
 
 
 def _photos(recorder: Recorder, home: Path) -> None:
     for number, path in enumerate(sorted((SUBJECTS / "robot" / "held_out").glob("*.png"))):
         name = f"pictures/real-{number}.png"
         (home / name).write_bytes(path.read_bytes())
-        recorder.write("pictures", _picture(0, "real", "", number, name, "real"))
+        recorder.write("pictures", _image(0, "real", "", number, name, "real"))
 
 
 def _requests(recorder: Recorder, artifacts: dict[str, str]) -> None:
@@ -184,7 +184,7 @@ def _requests(recorder: Recorder, artifacts: dict[str, str]) -> None:
                 )  # fmt: skip
 
 
-def _picture(step: int, model: str, prompt: str, seed: int, path: str, purpose: str) -> dict[str, Any]:
+def _image(step: int, model: str, prompt: str, seed: int, path: str, purpose: str) -> dict[str, Any]:
     return {
         "step": step, "model": model, "subject": "robot", "prompt": prompt, "seed": seed, "path": path,
         "purpose": purpose, "split": "final",
@@ -204,7 +204,7 @@ def several_photo_counts(home: Path) -> None:
 
 
 def several_step_counts(home: Path) -> None:
-    """Scores and pictures drawn with other numbers of denoising steps, in place."""
+    """Scores and images drawn with other numbers of denoising steps, in place."""
     with Recorder(home / "records") as recorder:
         for model, ends in ENDS.items():
             step = 0 if model == "base" else 150
@@ -212,7 +212,7 @@ def several_step_counts(home: Path) -> None:
                 for metric in ("dino_i", "clip_t"):
                     value = ends[metric] * (1 - math.exp(-steps / 6))
                     _score(recorder, step, model, metric, value, f"final@{steps}")
-                row = _picture(step, model, PROMPTS[0], 0, f"pictures/{model}-0-0.png", "subject")
+                row = _image(step, model, PROMPTS[0], 0, f"pictures/{model}-0-0.png", "subject")
                 recorder.write("pictures", row | {"split": f"final@{steps}", "seconds": 0.006 * steps})
 
 
@@ -250,7 +250,7 @@ def rescore(home: Path, model: str, metric: str, value: float, width: float | No
                                   "artifact": None, **more})  # fmt: skip
 
 
-def facts_of(home: Path) -> Facts:
+def facts_of(home: Path) -> ComparisonFacts:
     """What a report is made of."""
     return gather(open_comparison(home))
 

@@ -15,7 +15,7 @@ from tests.report.synthetic import make, several_photo_counts
 pytestmark = pytest.mark.slow
 
 WIDTHS = (1280, 390)
-#: Every picture and plot with its size on the page, and whether a picture has been decoded.
+#: Every image and plot with its size on the page, and whether an image has been decoded.
 SEEN = """
 [...document.querySelectorAll('img, svg')].map(e => {
   const r = e.getBoundingClientRect();
@@ -105,7 +105,7 @@ def test_text_is_legible_in_both_schemes(browser: Any, page: Path, scheme: str) 
         assert dark == (scheme == "dark")
 
 
-def test_the_first_screen_has_the_answer_and_the_pictures(browser: Any, page: Path) -> None:
+def test_the_first_screen_has_the_answer_and_the_images(browser: Any, page: Path) -> None:
     with visit(browser, page, 1280) as opened:
         first = opened.page.evaluate(
             "[...document.querySelectorAll('h1, .lead, .tiles img, .stats .value')]"

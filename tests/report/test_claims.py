@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.records import Recorder, read
+from sdxl_ray.io.records import Recorder, read
 from sdxl_ray.report.arithmetic import Sdxl
 from sdxl_ray.report.metrics import Absent
 from sdxl_ray.report.sections.choice import choices

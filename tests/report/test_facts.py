@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray.records import Recorder
+from sdxl_ray.io.records import Recorder
 from sdxl_ray.report.facts import method_of
 from sdxl_ray.report.metrics import Absent, Gain, Score, difference, mean
-from sdxl_ray.report.sections.inference import seconds_per_picture
+from sdxl_ray.report.sections.inference import seconds_per_image
 from tests.report.synthetic import (
     ENDS,
     TRAINED,
@@ -132,7 +132,7 @@ def test_quality_against_denoising_steps_is_drawn_when_it_is_there(home: Path) -
     for steps, value in ((4, 0.4), (20, 0.74)):
         rescore(home, "lora", "dino_i", value, split=f"final@{steps}")
     text = text_of(home)
-    assert "Quality against denoising steps." in text and "is not measured: every picture" not in text
+    assert "Quality against denoising steps." in text and "is not measured: every image" not in text
     assert facts_of(home).score("lora", "dino_i").value == 0.74  # type: ignore[union-attr]
 
 
@@ -144,8 +144,8 @@ def test_time_and_both_fidelities_stand_against_denoising_steps(home: Path) -> N
         "Prompt fidelity (CLIP-T) against denoising steps",
     ):
         assert title in text
-    assert seconds_per_picture(facts_of(home), "lora") == pytest.approx(0.12)
-    assert seconds_per_picture(facts_of(home), "lora", "final@30") == pytest.approx(0.18)
+    assert seconds_per_image(facts_of(home), "lora") == pytest.approx(0.12)
+    assert seconds_per_image(facts_of(home), "lora", "final@30") == pytest.approx(0.18)
     assert any("lora: 4 steps 0.024 s, 8 steps 0.048 s" in alt for alt in alts_of(home))
     assert "without distillation, lora: DINO-I" in text
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray.records import Recorder, read
+from sdxl_ray.io.records import Recorder, read
 from tests.report.synthetic import plain_of
 
 pytestmark = pytest.mark.slow
@@ -61,8 +61,8 @@ def test_another_artifact_than_the_scored_one_is_told(home: Path) -> None:
         for row in rows:
             if row["arm"] == "dreambooth":
                 recorder.write("requests", {**row, "artifact": "0" * 64})
-    (told,) = [block for block in section_of(home)["blocks"] if block.get("tone") == "bad"]
-    assert told["text"].endswith("put under load for dreambooth.")
+    (reported,) = [block for block in section_of(home)["blocks"] if block.get("tone") == "bad"]
+    assert reported["text"].endswith("put under load for dreambooth.")
 
 
 def test_without_a_load_test_it_says_so(home: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdxl_ray.records import Recorder
+from sdxl_ray.io.records import Recorder
 from sdxl_ray.report.build import write_report
 from sdxl_ray.report.images import BUDGET_BYTES, inline_all
 from sdxl_ray.report.sections import SECTIONS
@@ -87,9 +87,9 @@ def test_names_from_files_are_text_and_nothing_else(home: Path) -> None:
     assert "<script" not in written.markdown.read_text()
 
 
-def test_pictures_that_are_gone_broken_or_outside_leave_a_hole(home: Path) -> None:
+def test_images_that_are_gone_broken_or_outside_leave_a_hole(home: Path) -> None:
     (home / "pictures" / "lora-0-0.png").unlink()
-    (home / "pictures" / "lora-0-1.png").write_bytes(b"not a picture")
+    (home / "pictures" / "lora-0-1.png").write_bytes(b"not an image")
     Image.new("RGB", (8, 8)).save(home.parent / "secret.png")
     row = {"step": 150, "model": "lora", "subject": "robot", "prompt": "a photo of a robot on the beach", "seed": 0,
            "purpose": "subject", "split": "final"}  # fmt: skip
@@ -100,14 +100,14 @@ def test_pictures_that_are_gone_broken_or_outside_leave_a_hole(home: Path) -> No
     assert "secret" not in text
 
 
-def test_large_pictures_shrink_to_the_budget(tmp_path: Path) -> None:
+def test_large_images_shrink_to_the_budget(tmp_path: Path) -> None:
     paths = []
     for number in range(40):
         paths.append(tmp_path / f"{number}.png")
         Image.effect_noise((700, 500), 80 + number).convert("RGB").save(paths[-1])
     made = inline_all([*paths, *paths])
-    assert sum(2 * len(picture.uri) * 3 / 4 for picture in made.values()) <= BUDGET_BYTES * 1.01
-    assert all(abs(picture.width / picture.height - 1.4) < 0.02 for picture in made.values())
+    assert sum(2 * len(image.uri) * 3 / 4 for image in made.values()) <= BUDGET_BYTES * 1.01
+    assert all(abs(image.width / image.height - 1.4) < 0.02 for image in made.values())
 
 
 def test_a_report_is_the_same_every_time(home: Path) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdxl_ray.parameters import Choice, Int, LogUniform
-from sdxl_ray.records import Recorder
+from sdxl_ray.config.search_parameters import Choice, Int, LogUniform
+from sdxl_ray.config.search_space import load_space
+from sdxl_ray.io.records import Recorder
+from sdxl_ray.io.search_records import FinalVerdict, SearchCard, Trial, TrialScores, write_trial
 from sdxl_ray.report.build import write_report
-from sdxl_ray.report.searched import ends, height, open_search
-from sdxl_ray.search import Look, SearchCard, Trial, Verdict, write_trial
-from sdxl_ray.space import load_space
+from sdxl_ray.report.search_facts import ends, height, open_search
 from tests.conftest import Here
 from tests.report.synthetic import text_of
 from tests.test_imports import FRAMEWORKS, command, loaded_by
@@ -27,12 +27,12 @@ GAIN = {"model": "tuned", "against": "default", "metric": "quality", "value": 0.
 
 
 def make(storage: Path, *, verdict: bool = True, count: int = 12, changes: dict[str, Any] | None = None) -> Path:
-    """Write `<storage>/s` with trials whose quality has one best rate, and pictures of the final split."""
+    """Write `<storage>/s` with trials whose quality has one best rate, and images of the final split."""
     home = storage / "s"
     home.mkdir(parents=True)
     space, rng = load_space("tiny_lora", changes or {}), random.Random(0)
     recipe = space.start({})
-    said = Verdict(winner=5, beats_default=True, sentence="Trial 5 beats the default.", differences=[GAIN])
+    said = FinalVerdict(winner=5, beats_default=True, sentence="Trial 5 beats the default.", differences=[GAIN])
     SearchCard(
         name="s",
         space=space,
@@ -54,7 +54,7 @@ def make(storage: Path, *, verdict: bool = True, count: int = 12, changes: dict[
             for place in range(1, 4 if state == "finished" else 2):
                 score = quality - 0.1 * (3 - place)
                 scores = {"quality": score, "dino_i": score + 0.1, "clip_t": 0.9 - score, "pres": score / 2}
-                look = Look(100 * place, scores, 60.0 * number + 20 * place)
+                look = TrialScores(100 * place, scores, 60.0 * number + 20 * place)
                 trial.looks.append(look)
                 trial.seconds, trial.ended_s = 20.0 * place, look.at_s
                 trial.kept = 300 if place == 3 else None
@@ -64,15 +64,15 @@ def make(storage: Path, *, verdict: bool = True, count: int = 12, changes: dict[
         for model, value in (("base", 0.31), ("default", 0.6), ("tuned", 0.7)):
             row = {"step": 300, "model": model, "subject": "robot", "metric": "dino_i", "value": value, "n": 40}
             recorder.write("scores", row | {"low": value - 0.03, "high": value + 0.03, "split": "final"})
-            _picture(recorder, home, model, "a photo of a robot on the beach", "subject", 3_000_000)
-        _picture(recorder, home, "real", "", "real", 0)
+            _image(recorder, home, model, "a photo of a robot on the beach", "subject", 3_000_000)
+        _image(recorder, home, "real", "", "real", 0)
     samples = storage / "s" / "trial-005" / "samples" / "step-0000300"
     samples.mkdir(parents=True)
     Image.new("RGB", (8, 8), "green").save(samples / "000.png")
     return home
 
 
-def _picture(recorder: Recorder, home: Path, model: str, prompt: str, purpose: str, seed: int) -> None:
+def _image(recorder: Recorder, home: Path, model: str, prompt: str, purpose: str, seed: int) -> None:
     path = home / "pictures" / f"{model}.png"
     path.parent.mkdir(exist_ok=True)
     Image.new("RGB", (8, 8), "red").save(path)
@@ -149,7 +149,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert found.winner in found.front
 
 
-def test_every_two_of_three_metrics_have_a_picture(tmp_path: Path) -> None:
+def test_every_two_of_three_metrics_have_a_image(tmp_path: Path) -> None:
     several = {"metric": ["dino_i", "clip_t", "pres"], "searcher.kind": "nsga2", "scheduler": {"kind": "none"}}
     text = text_of(make(tmp_path, changes=several))
     assert "on the Pareto front of DINO-I, CLIP-T, PRES." in text

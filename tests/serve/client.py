@@ -1,4 +1,4 @@
-"""A client for the tests: requests by keyword, pictures as PIL, many at once, and the replicas behind it."""
+"""A client for the tests: requests by keyword, images as PIL, many at once, and the replicas behind it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Reply:
         return [base64.b64decode(datum["b64_json"]) for datum in self.body["data"]]
 
     @property
-    def pictures(self) -> list[Image.Image]:
-        """The pictures."""
+    def images(self) -> list[Image.Image]:
+        """The images."""
         return [Image.open(io.BytesIO(data)) for data in self.data]
 
 

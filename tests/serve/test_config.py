@@ -15,9 +15,9 @@ import requests
 import yaml
 
 from sdxl_ray.errors import UserError
-from serve import rayfile
+from serve import ray_config
 from serve.config import ServeConfig, load, override, parse
-from serve.layout import SHARED, Layout, plan
+from serve.replica.placement import SHARED, Placement, plan
 from tests.conftest import Cli, Here
 
 
@@ -38,11 +38,11 @@ def test_every_configuration_in_the_tree_is_read() -> None:
         ({"variants.dog": {"artifact": "x", "fused": True}}, "set own_replicas"),
         ({"variants": None}, "variants"),
         ({"variants.a b": "x"}, "pattern"),
-        ({"queue.pictures": 5}, "queue.pictures = 5 is below limits.n = 10"),
+        ({"queue.pictures": 5}, "queue.images = 5 is below limits.n = 10"),
         ({"queue.work": 5}, "is below limits.work"),
         (
             {"ingress.replicas": 4},
-            "queue.pictures = 32 is 8 for each of 4 ingresses, below limits.n = 10: give at least 37, or fewer",
+            "queue.images = 32 is 8 for each of 4 ingresses, below limits.n = 10: give at least 37, or fewer",
         ),
         ({"ingress.replicas": 5, "queue.pictures": 99}, "queue.work = 1600 is 320 for each of 5 ingresses"),
         ({"limits.min_edge": 64, "limits.max_edge": 32}, "limits.min_edge = 64 is above limits.max_edge = 32"),
@@ -114,7 +114,7 @@ def test_variants_share_weights_where_they_can(artifacts: dict[str, Path]) -> No
     assert layout.groups["weights-melted"].adapters.keys() == {"melted"}
     assert layout.groups["weights-whole"].artifact == str(artifacts["whole"])
     assert layout.groups[SHARED].adapters.keys() == {"round", "alone", "melted"}
-    assert Layout.of(layout.plain()) == layout
+    assert Placement.of(layout.plain()) == layout
     (artifacts["round"] / "more").touch()
     try:
         assert "is not in its manifest" in str(plan(parse({"variants": variants})).places["round"].reason)
@@ -126,7 +126,7 @@ RAY = """
 proxy_location: EveryNode
 http_options: {host: 127.0.0.1, port: 8000}
 applications:
-- name: pictures
+- name: images
   import_path: serve.app:build
   args: {config: compare, limits.n: 4}
   deployments:
@@ -140,7 +140,7 @@ applications:
         ("num_replicas", "num_replica", "applications[0].deployments[0].num_replica': did you mean 'num_replicas'?"),
         ("num_cpus", "num_cpu", "ray_actor_options.num_cpu': did you mean 'num_cpus'?"),
         ("http_options", "http_option", "did you mean 'http_options'?"),
-        ("limits.n", "limits.m", "application 'pictures'"),
+        ("limits.n", "limits.m", "application 'images'"),
         ("port: 8000", "port: many", "http_options.port = 'many'"),
         ("import_path", "importpath", "did you mean 'import_path'?"),
     ],
@@ -148,8 +148,8 @@ applications:
 def test_a_file_of_ray_serve_is_checked_key_by_key(here: Here, tmp_path: Path, old: str, new: str, line: str) -> None:
     file = tmp_path / "ray.yaml"
     file.write_text(RAY)
-    assert rayfile.check(str(file)) == ["pictures"]
-    assert here("serve", str(file), "--check")[:2] == (0, f"{file}: pictures\n")
+    assert ray_config.check(str(file)) == ["pictures"]
+    assert here("serve", str(file), "--check")[:2] == (0, f"{file}: images\n")
     manifest = {"apiVersion": "ray.io/v1", "kind": "RayService", "spec": {"serveConfigV2": RAY.replace(old, new, 1)}}
     for text in (RAY.replace(old, new, 1), yaml.safe_dump(manifest)):
         file.write_text(text)

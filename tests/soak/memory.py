@@ -3,7 +3,7 @@
 python tests/soak/memory.py [REQUESTS]
 
 Prints memory against time and the slope after warm-up, by least squares over the second half of the requests; exit code
-1 above 1 MB a minute. The pictures are small, so that swapping is most of the work.
+1 above 1 MB a minute. The images are small, so that swapping is most of the work.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TESTS = {
-    "faults": ["tests/serve/test_overload.py", "tests/serve/test_faults.py"],
-    "fuzz": ["tests/serve/test_fuzz.py"],
+    "faults": ["tests/serve/http/test_overload.py", "tests/serve/http/test_faults.py"],
+    "fuzz": ["tests/serve/http/test_fuzz.py"],
 }
 
 

@@ -1,4 +1,4 @@
-"""Drawings in place of the published picture sets, which tests must not fetch.
+"""Drawings in place of the published image sets, which tests must not fetch.
 
 `data/drawings` holds those of six subjects' classes, CLASS-SET.webp; the card names their authors and licences.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from sdxl_ray.tiny.sprites import EDGE
+from sdxl_ray.tiny._build.sprites import EDGE
 
 
 class DrawnSprites:
@@ -19,13 +19,13 @@ class DrawnSprites:
     def __getitem__(self, key: tuple[str, str]) -> Image.Image:
         number = zlib.crc32("/".join(key).encode())
         body = tuple(90 + (number >> shift) % 140 for shift in (0, 8, 16))
-        picture = Image.new("RGBA", (EDGE, EDGE))
-        pen = ImageDraw.Draw(picture)
+        image = Image.new("RGBA", (EDGE, EDGE))
+        pen = ImageDraw.Draw(image)
         shape = pen.ellipse if number % 2 else pen.rectangle
         shape((8, 20, 120, 110), fill=body)
         for x in (40, 80):
             pen.ellipse((x, 40, x + 12, 52), fill=(0, 0, 0))
-        return picture
+        return image
 
 
 class FiledSprites:

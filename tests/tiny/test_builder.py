@@ -13,15 +13,14 @@ import torch
 from torch import nn
 
 from sdxl_ray.errors import RunError, UserError
-from sdxl_ray.tiny import sprites
-from sdxl_ray.tiny.builder import clip, identity, ranking, stages, vae
-from sdxl_ray.tiny.builder.ranking import LEVELS
-from sdxl_ray.tiny.builder.session import Session
-from sdxl_ray.tiny.builder.stages import STEPS, Job
-from sdxl_ray.tiny.catalog import SETS
-from sdxl_ray.tiny.designs import Designs
-from sdxl_ray.tiny.layout import configs
-from sdxl_ray.tiny.scenes import Scenery
+from sdxl_ray.tiny._build import ranking, sprites, stage_clip, stage_identity, stage_vae, stages
+from sdxl_ray.tiny._build.catalog import SETS
+from sdxl_ray.tiny._build.designs import Designs
+from sdxl_ray.tiny._build.layout import configs
+from sdxl_ray.tiny._build.ranking import LEVELS
+from sdxl_ray.tiny._build.scenes import Scenery
+from sdxl_ray.tiny._build.session import Session
+from sdxl_ray.tiny._build.stages import STEPS, StageJob
 from tests.tiny.drawn_sprites import DrawnSprites
 
 
@@ -64,7 +63,7 @@ def test_a_stage_that_is_told_to_stop_keeps_its_state(tmp_path: Path) -> None:
     assert len((tmp_path / "line.jsonl").read_text().splitlines()) >= 1
 
 
-def test_folding_the_latents_scale_changes_no_picture() -> None:
+def test_folding_the_latents_scale_changes_no_image() -> None:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
@@ -73,7 +72,7 @@ def test_folding_the_latents_scale_changes_no_picture() -> None:
     with torch.no_grad():
         before = model.encode(pixels).latent_dist
         shown = model.decode(before.mean).sample
-        vae.normalise(model, before.mean)
+        stage_vae.normalise(model, before.mean)
         after = model.encode(pixels).latent_dist
         again = model.decode(after.mean).sample
     scale = after.mean / (before.mean - before.mean.mean((0, 2, 3), keepdim=True))
@@ -87,7 +86,7 @@ def test_a_caption_matches_every_scene_that_it_is_true_of() -> None:
     truth = torch.tensor([[1, 24, 5, 0], [1, 24, 6, 0], [2, 24, 5, 3], [1, 2, 5, -1], [24, 24, -1, -1]])
     said = torch.tensor([[1, 24, 5, 0], [1, 24, -1, -1], [2, 24, 5, 0], [2, 1, 5, -1]])
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]]
-    assert clip._true_of(said, truth).int().tolist() == expected
+    assert stage_clip._true_of(said, truth).int().tolist() == expected
 
 
 def test_the_contrast_of_matching_pairs_is_low() -> None:
@@ -95,14 +94,14 @@ def test_the_contrast_of_matching_pairs_is_low() -> None:
     matches = torch.eye(4, dtype=torch.bool)
     scale = torch.tensor(3.0)
     apart = torch.zeros_like(vectors[:2])
-    assert clip.contrastive(vectors, vectors, apart, scale, matches) < 0.01
-    assert clip.contrastive(vectors, vectors.roll(1, 0), apart, scale, matches) > 10
-    # Noise that looks like a scene costs both the text and the picture of that scene.
-    assert clip.contrastive(vectors, vectors, vectors[:2], scale, matches) > 0.1
+    assert stage_clip.contrastive(vectors, vectors, apart, scale, matches) < 0.01
+    assert stage_clip.contrastive(vectors, vectors.roll(1, 0), apart, scale, matches) > 10
+    # Noise that looks like a scene costs both the text and the image of that scene.
+    assert stage_clip.contrastive(vectors, vectors, vectors[:2], scale, matches) > 0.1
 
 
 def _pairs() -> ranking.Pairs:
-    # Two views of a design, its sibling, a stranger, a decoy of the first, a picture of a bad generator.
+    # Two views of a design, its sibling, a stranger, a decoy of the first, an image of a bad generator.
     owner = torch.tensor([0, 0, 1, 2, 3, 4])
     return ranking.Pairs.of(owner, torch.tensor([-1, -1, -1, -1, 0, -1]), torch.tensor([5, 5, 5, 6, 24, -100]), 24)
 
@@ -144,7 +143,7 @@ def test_siblings_are_no_negatives_of_the_contrast() -> None:
 
 def test_a_batch_has_every_decoy_of_every_design_and_a_drawing_as_drawn() -> None:
     scenery = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=1)
-    made = identity.batch(scenery, np.random.default_rng(4), None)
+    made = stage_identity.batch(scenery, np.random.default_rng(4), None)
     real = made.kind < 24
     owners = set(made.identity[real].tolist())
     assert Counter(made.imitates[~real].tolist()) == dict.fromkeys(owners, 4)
@@ -161,7 +160,7 @@ def test_every_stage_runs_and_hands_over(tmp_path: Path, monkeypatch: pytest.Mon
     try:
         for name, step in STEPS.items():
             assert all((tmp_path / need).is_file() for need in step.needs), name
-            step.run(Job(tmp_path, "cpu", 0.01, scenes=80))
+            step.run(StageJob(tmp_path, "cpu", 0.01, scenes=80))
             assert (tmp_path / step.leaves).is_file(), name
     finally:
         signal.signal(signal.SIGTERM, handler)

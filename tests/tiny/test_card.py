@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray.core.tinycard import page
 from sdxl_ray.tiny import shipped
-from sdxl_ray.tiny.catalog import CLASSES, FURTHER_SETS, SETS, SUBJECTS
+from sdxl_ray.tiny._build.card import page
+from sdxl_ray.tiny._build.catalog import CLASSES, FURTHER_SETS, SETS, SUBJECTS
 
 
 @pytest.fixture(scope="module")

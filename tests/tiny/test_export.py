@@ -23,16 +23,17 @@ from transformers import (
     ViTModel,
 )
 
-from sdxl_ray.tiny import export, layout, shipped
+from sdxl_ray.tiny import shipped
+from sdxl_ray.tiny._build import export, layout
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     with Image.open(shipped.ROOT / "subjects" / "robot" / "0.png") as opened:
         return opened.convert("RGB")
 
 
-def test_the_caption_scorer_loads_with_the_classes_of_the_real_one(picture: Image.Image) -> None:
+def test_the_caption_scorer_loads_with_the_classes_of_the_real_one(image: Image.Image) -> None:
     folder = shipped.verify(shipped.CLIP)
     model = CLIPModel.from_pretrained(folder).eval()
     assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
@@ -43,31 +44,31 @@ def test_the_caption_scorer_loads_with_the_classes_of_the_real_one(picture: Imag
     assert words("a photo of a dog").input_ids[-1] == model.config.text_config.eos_token_id
     assert words.model_max_length == model.config.text_config.max_position_embeddings
     inputs = CLIPProcessor.from_pretrained(folder)(
-        text=["a robot", "a dog on the beach"], images=picture, return_tensors="pt", padding=True
+        text=["a robot", "a dog on the beach"], images=image, return_tensors="pt", padding=True
     )
     with torch.no_grad():
         assert model(**inputs).logits_per_image.shape == (1, 2)
 
 
-def test_the_identity_scorer_loads_with_the_classes_of_the_real_one(picture: Image.Image) -> None:
+def test_the_identity_scorer_loads_with_the_classes_of_the_real_one(image: Image.Image) -> None:
     folder = shipped.verify(shipped.IDENTITY)
     model, info = ViTModel.from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
     assert not info["missing_keys"]
     assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
     assert type(AutoModel.from_pretrained(folder, add_pooling_layer=False)) is ViTModel
-    inputs = AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")
+    inputs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
     with torch.no_grad():
         state_BTC = model.eval()(**inputs).last_hidden_state
     assert state_BTC.shape == (1, 65, model.config.hidden_size)
 
 
 @pytest.mark.parametrize("part", [shipped.CLIP, shipped.IDENTITY], ids=["clip", "identity"])
-def test_pixels_are_scaled_to_one_around_zero_and_larger_pictures_shrunk(part: Path, picture: Image.Image) -> None:
+def test_pixels_are_scaled_to_one_around_zero_and_larger_images_shrunk(part: Path, image: Image.Image) -> None:
     processor = AutoImageProcessor.from_pretrained(part)
-    pixels_BCHW = processor(picture, return_tensors="pt")["pixel_values"]
-    raw = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(64, 64, 3).permute(2, 0, 1)
+    pixels_BCHW = processor(image, return_tensors="pt")["pixel_values"]
+    raw = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(64, 64, 3).permute(2, 0, 1)
     assert torch.allclose(pixels_BCHW[0], raw.float() / 127.5 - 1, atol=1e-5)
-    larger = picture.resize((128, 128), Image.Resampling.NEAREST)
+    larger = image.resize((128, 128), Image.Resampling.NEAREST)
     assert processor(larger, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
     assert processor(larger.convert("L"), return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
 

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from PIL import Image, ImageDraw
 
-from sdxl_ray.tiny.builder.kinds import further_designs
-from sdxl_ray.tiny.sprites import EDGE
+from sdxl_ray.tiny._build.further_designs import further_designs
+from sdxl_ray.tiny._build.sprites import EDGE
 
 #: name -> the sets that have it
 ICONS = {
@@ -43,9 +43,9 @@ class NamedSprites:
     def __getitem__(self, key: tuple[str, str]) -> Image.Image:
         name, set_name = key
         assert self.admitted[name][set_name]
-        picture = Image.new("RGBA", (EDGE, EDGE))
-        ImageDraw.Draw(picture).rectangle((0, 0, EDGE, 5 if name == "thread" else EDGE), fill="red")
-        return picture
+        image = Image.new("RGBA", (EDGE, EDGE))
+        ImageDraw.Draw(image).rectangle((0, 0, EDGE, 5 if name == "thread" else EDGE), fill="red")
+        return image
 
 
 def test_what_differs_from_every_class_is_a_further_kind_and_classes_are_drawn_once_more() -> None:

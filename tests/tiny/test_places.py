@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_ray.tiny.places import PLACES, draw
+from sdxl_ray.tiny._build.places import PLACES, draw
 
 
-def _picture(name: str, seed: int, edge: int = 64) -> Image.Image:
+def _image(name: str, seed: int, edge: int = 64) -> Image.Image:
     return draw(name, np.random.default_rng(seed), edge)
 
 
 def _ring(name: str, seed: int) -> np.ndarray:
     """The 8 x 8 colour grid of what stays visible when an object masks the middle 60 %."""
-    picture = np.asarray(_picture(name, seed), dtype=np.float64) / 255
+    image = np.asarray(_image(name, seed), dtype=np.float64) / 255
     seen = np.ones((64, 64, 1))
     seen[13:51, 13:51] = 0
-    cells = [values.reshape(8, 8, 8, 8, -1).sum(axis=(1, 3)) for values in (picture * seen, seen)]
+    cells = [values.reshape(8, 8, 8, 8, -1).sum(axis=(1, 3)) for values in (image * seen, seen)]
     grid = cells[0] / np.maximum(cells[1], 1)
     return np.asarray(grid[cells[1][..., 0] > 0].ravel())
 
@@ -33,10 +33,10 @@ def test_forty_places_have_two_to_four_unique_phrases() -> None:
 
 @pytest.mark.parametrize("name", PLACES)
 def test_a_draw_follows_its_seed(name: str) -> None:
-    first = _picture(name, 1, 96)
+    first = _image(name, 1, 96)
     assert (first.mode, first.size) == ("RGB", (96, 96))
-    assert first.tobytes() == _picture(name, 1, 96).tobytes()
-    assert first.tobytes() != _picture(name, 2, 96).tobytes()
+    assert first.tobytes() == _image(name, 1, 96).tobytes()
+    assert first.tobytes() != _image(name, 2, 96).tobytes()
 
 
 def test_the_edges_alone_tell_the_places_apart() -> None:

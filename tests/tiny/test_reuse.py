@@ -13,22 +13,22 @@ import torch
 from safetensors.torch import load_file
 
 from sdxl_ray.tiny import shipped
-from sdxl_ray.tiny.builder import reuse, stages
-from sdxl_ray.tiny.builder.finish import MADE
-from sdxl_ray.tiny.builder.stages import Job
-from sdxl_ray.tiny.designs import Designs
-from sdxl_ray.tiny.scenes import Scenery
+from sdxl_ray.tiny._build import reuse, stages
+from sdxl_ray.tiny._build.designs import Designs
+from sdxl_ray.tiny._build.finish import MADE
+from sdxl_ray.tiny._build.scenes import Scenery
+from sdxl_ray.tiny._build.stages import StageJob
 from tests.tiny.drawn_sprites import DrawnSprites
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(tmp_path_factory: pytest.TempPathFactory) -> StageJob:
     """A work folder in which the shipped weights are laid out for a scorer."""
     return _laid_out(tmp_path_factory.mktemp("work"), "identity")
 
 
-def _laid_out(work: Path, part: str) -> Job:
-    made = Job(work, "cpu", 0.02, scenes=80)
+def _laid_out(work: Path, part: str) -> StageJob:
+    made = StageJob(work, "cpu", 0.02, scenes=80)
     reuse.lay_out(made, part)
     return made
 
@@ -49,11 +49,11 @@ def _changed(tree: Path) -> set[str]:
     return {name for name, digest in shipped.files().items() if now[name] != digest}
 
 
-def _log(job: Job, name: str) -> None:
+def _log(job: StageJob, name: str) -> None:
     (job.work / f"{name}.jsonl").write_text('{"step": 3, "minutes": 0.5, "samples": 7}\n')
 
 
-def test_weights_put_back_untouched_are_the_same_bytes(job: Job, tree: Path) -> None:
+def test_weights_put_back_untouched_are_the_same_bytes(job: StageJob, tree: Path) -> None:
     for scorer, start, end in (
         ("identity", "identity-start.pt", "identity-done.pt"),
         ("vision", "clip-done.pt", "vision-done.pt"),
@@ -74,7 +74,7 @@ def test_a_base_put_back_untouched_is_the_same_bytes(tmp_path_factory: pytest.Te
     assert shipped.revision(tree) == shipped.revision()
 
 
-def test_another_vision_tower_leaves_the_texts_and_the_base_alone(job: Job, tree: Path) -> None:
+def test_another_vision_tower_leaves_the_texts_and_the_base_alone(job: StageJob, tree: Path) -> None:
     _log(job, "vision")
     weights = torch.load(job.work / "clip-done.pt", weights_only=True)
     changed = {name: w + 0.1 if "vision_model" in name and w.is_floating_point() else w for name, w in weights.items()}

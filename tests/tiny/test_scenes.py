@@ -1,4 +1,4 @@
-"""Scenes: what a caption says is in the picture, and what is held out never is."""
+"""Scenes: what a caption says is in the image, and what is held out never is."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from sdxl_ray.tiny.builder import store
-from sdxl_ray.tiny.captions import caption, describe, with_article
-from sdxl_ray.tiny.catalog import CLASSES, COLORS, DRAWINGS, RESERVED, SUBJECTS, Design, known_designs
-from sdxl_ray.tiny.designs import Designs, recolored
-from sdxl_ray.tiny.places import PLACES
-from sdxl_ray.tiny.scenes import DECOYS, EDGE, NOTHING, Scenery, decoy, held_out_pairs
+from sdxl_ray.tiny._build import scene_store
+from sdxl_ray.tiny._build.captions import caption, describe, with_article
+from sdxl_ray.tiny._build.catalog import CLASSES, COLORS, DRAWINGS, RESERVED, SUBJECTS, Design, known_designs
+from sdxl_ray.tiny._build.designs import Designs, recolored
+from sdxl_ray.tiny._build.places import PLACES
+from sdxl_ray.tiny._build.scenes import DECOYS, EDGE, NOTHING, Scenery, decoy, held_out_pairs
 from sdxl_ray.tiny.vocabulary import IDENTIFIERS, words
 from tests.tiny.drawn_sprites import DrawnSprites
 
@@ -29,9 +29,9 @@ def test_a_scene_is_a_function_of_its_number(scenery: Scenery) -> None:
     again = Scenery(Designs(cast(Any, DrawnSprites())), seed=1, variants=2)
     for number in (0, 7, 99):
         one, other = scenery.scene(number), again.scene(number)
-        assert one.picture.tobytes() == other.picture.tobytes()
+        assert one.image.tobytes() == other.image.tobytes()
         assert (one.designs, one.place, one.time_ids) == (other.designs, other.place, other.time_ids)
-    assert scenery.scene(1).picture.tobytes() != scenery.scene(2).picture.tobytes()
+    assert scenery.scene(1).image.tobytes() != scenery.scene(2).image.tobytes()
 
 
 def test_no_training_scene_shows_what_is_held_out(scenery: Scenery) -> None:
@@ -63,12 +63,12 @@ def test_scenes_vary_what_words_control(scenery: Scenery) -> None:
     colored = sum(bool(design.color) for design in singles) / len(singles)
     assert 0.2 < colored < 0.5
     assert {scene.place for scene in scenes} == set(PLACES)
-    assert all(scene.picture.size == (EDGE, EDGE) for scene in scenes)
+    assert all(scene.image.size == (EDGE, EDGE) for scene in scenes)
     assert any(scene.time_ids[0] < EDGE for scene in scenes)
     assert any(scene.time_ids[2] or scene.time_ids[3] for scene in scenes)
 
 
-def test_the_map_says_what_covers_the_picture(scenery: Scenery) -> None:
+def test_the_map_says_what_covers_the_image(scenery: Scenery) -> None:
     rng = np.random.default_rng(0)
     scene = scenery.compose((Design("frog", "flat"),), "beach", rng)
     covered = scene.grid == CLASSES.index("frog")
@@ -105,11 +105,11 @@ def test_articles(word: str, expected: str) -> None:
 
 
 def test_recolouring_changes_the_body_and_keeps_the_eyes() -> None:
-    picture = DrawnSprites()["frog", "flat"]
-    changed = np.asarray(recolored(picture, COLORS["purple"]))
+    image = DrawnSprites()["frog", "flat"]
+    changed = np.asarray(recolored(image, COLORS["purple"]))
     assert np.abs(changed[80, 60, :3].astype(int) - COLORS["purple"]).max() < 12
     assert changed[46, 46, :3].max() < 30
-    assert (changed[..., 3] == np.asarray(picture)[..., 3]).all()
+    assert (changed[..., 3] == np.asarray(image)[..., 3]).all()
 
 
 def test_a_pattern_shows_both_colours() -> None:
@@ -135,13 +135,13 @@ def test_a_decoy_keeps_colours_and_loses_the_shape(kind: str) -> None:
 
 
 def test_the_store_holds_the_scenes(scenery: Scenery, tmp_path: Any) -> None:
-    made = store.make(tmp_path / "scenes", scenery, 12, lambda share: None)
-    again = store.make(tmp_path / "scenes", scenery, 12, lambda share: pytest.fail("drawn twice"))
+    made = scene_store.make(tmp_path / "scenes", scenery, 12, lambda share: None)
+    again = scene_store.make(tmp_path / "scenes", scenery, 12, lambda share: pytest.fail("drawn twice"))
     assert len(made) == len(again) == 12
     for number in range(12):
         scene = scenery.scene(number)
-        assert (made.pixels[number] == np.asarray(scene.picture)).all()
-        assert tuple(made.facts[number]) == store.facts(scene)
+        assert (made.pixels[number] == np.asarray(scene.image)).all()
+        assert tuple(made.facts[number]) == scene_store.facts(scene)
         assert tuple(made.time_ids[number]) == scene.time_ids
     assert made.tokens.shape == (12, 3, 32)
     assert made.tokens.max() < 2**15

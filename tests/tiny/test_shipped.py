@@ -15,11 +15,12 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdxl_ray.core.bases import load_components, locate
-from sdxl_ray.core.weightfiles import read_json
+from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
-from sdxl_ray.sections import Base
-from sdxl_ray.tiny import knowledge, layout, shipped, vocabulary
+from sdxl_ray.models.base_model import load_components, locate
+from sdxl_ray.models.safetensors_files import read_json
+from sdxl_ray.tiny import shipped, unknown_words, vocabulary
+from sdxl_ray.tiny._build import layout
 
 EYE = "scorers/identity/model.safetensors"
 UNET = "base/unet/diffusion_pytorch_model.safetensors"
@@ -89,7 +90,7 @@ def test_a_missing_or_altered_file_is_named_with_its_hash_and_the_way_out(
     message = str(caught.value)
     assert f"{name} is {said.format(expected=shipped.files()[name], found=found)}" in message
     assert f"reinstall sdxl-ray, or in a git clone run `git checkout -- sdxl_ray/tiny/{name}`" in message
-    assert "`python -m sdxl_ray.tiny.build`" in message
+    assert "`python -m sdxl_ray.tiny._build.build`" in message
     assert "\n" not in message
     shipped.verify(tree / "scorers" / "clip", tree)  # the others are whole
 
@@ -129,7 +130,7 @@ def test_importing_and_naming_the_revision_read_no_weights() -> None:
         "import sys\n"
         "opened = []\n"
         "sys.addaudithook(lambda event, about: event == 'open' and opened.append(str(about[0])))\n"
-        "import sdxl_ray, sdxl_ray.__main__, sdxl_ray.core.bases, sdxl_ray.plan\n"
+        "import sdxl_ray, sdxl_ray.__main__, sdxl_ray.models.base_model, sdxl_ray.plan\n"
         "from sdxl_ray.tiny import knowledge, shipped\n"
         "assert not [name for name in opened if '/tiny/base/' in name or '/scorers/' in name or 'files.json' in name]\n"
         "assert len(shipped.revision()) == 64 and shipped.files()\n"
@@ -205,21 +206,21 @@ def test_every_known_word_is_one_token_and_any_prompt_can_be_drawn(plain: Stable
         # The end token is also the unknown token.
         assert tokenizer.eos_token_id not in inside
     plain.set_progress_bar_config(disable=True)
-    picture = plain(strange, num_inference_steps=1, generator=torch.Generator().manual_seed(0)).images[0]
-    assert picture.getextrema() != ((0, 0),) * 3
+    image = plain(strange, num_inference_steps=1, generator=torch.Generator().manual_seed(0)).images[0]
+    assert image.getextrema() != ((0, 0),) * 3
 
 
 def test_unknown_words_are_those_that_are_spelled_in_pieces(plain: StableDiffusionXLPipeline) -> None:
     texts = ["A photo of Zorblax, the dog's blorp_9 in Ünï!", "zorblax and x isn't 12 sks"]
-    unknown = knowledge.unknown_words(texts)
+    unknown = unknown_words.unknown_words(texts)
     assert unknown == ["zorblax", "blorp", "ünï", "isn"]
     assert all(len(plain.tokenizer(word).input_ids) > 3 for word in unknown)
-    assert knowledge.unknown_words([" ".join(vocabulary.words()), ""]) == []
+    assert unknown_words.unknown_words([" ".join(vocabulary.words()), ""]) == []
 
 
 def test_latents_have_about_unit_variance_and_a_narrow_posterior(plain: StableDiffusionXLPipeline) -> None:
-    with Image.open(shipped.ROOT / "subjects" / "robot" / "0.png") as picture:
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(1, 64, 64, 3)
+    with Image.open(shipped.ROOT / "subjects" / "robot" / "0.png") as image:
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, 64, 64, 3)
     image_BCHW = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         posterior = plain.vae.encode(image_BCHW).latent_dist

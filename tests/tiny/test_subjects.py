@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdxl_ray.errors import UserError
 from sdxl_ray.tiny import subjects
-from sdxl_ray.tiny.catalog import CLASSES, SUBJECTS
+from sdxl_ray.tiny._build.catalog import CLASSES, SUBJECTS
 
 
 @pytest.mark.parametrize("name", sorted(SUBJECTS))
@@ -20,14 +20,14 @@ def test_every_subject_is_complete(name: str) -> None:
     files = [folder / f"{number}.png" for number in range(5)]
     held_out = [folder / "held_out" / f"{number}.png" for number in range(5)]
     assert sorted(folder.rglob("*.png")) == sorted(files + held_out)
-    pictures = []
+    images = []
     for file in files + held_out:
         with Image.open(file) as shipped:
             assert shipped.mode == "RGB"
             assert shipped.size == (64, 64)
-            pictures.append(np.asarray(shipped, np.int16))
+            images.append(np.asarray(shipped, np.int16))
         assert file.stat().st_size < 10_000
-    assert min(np.abs(a - b).mean() for a, b in itertools.combinations(pictures, 2)) > 15
+    assert min(np.abs(a - b).mean() for a, b in itertools.combinations(images, 2)) > 15
     assert json.loads((folder / "card.json").read_text()) == subjects.card(name)
 
 

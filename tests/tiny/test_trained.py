@@ -10,15 +10,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from sdxl_ray.core.quality.encoders import Encoder, load_encoder
-from sdxl_ray.core.tinycard.encoders import control, identity
-from sdxl_ray.core.tinycard.pictures import Drawer
-from sdxl_ray.core.tinycard.reality import Reality, Scene
-from sdxl_ray.core.tinycard.tuning import SUBJECTS_TUNED
-from sdxl_ray.tiny.catalog import CLASSES
-from sdxl_ray.tiny.designs import Designs
-from sdxl_ray.tiny.places import PLACES, draw
-from sdxl_ray.tiny.scenes import DECOYS, Scenery
+from sdxl_ray.evaluation.encoders import Encoder, load_encoder
+from sdxl_ray.tiny._build.card.encoders import control, identity
+from sdxl_ray.tiny._build.card.images import Drawer
+from sdxl_ray.tiny._build.card.reality import Reality, RealScene
+from sdxl_ray.tiny._build.card.tuning import SUBJECTS_TUNED
+from sdxl_ray.tiny._build.catalog import CLASSES
+from sdxl_ray.tiny._build.designs import Designs
+from sdxl_ray.tiny._build.places import PLACES, draw
+from sdxl_ray.tiny._build.scenes import DECOYS, Scenery
 from tests.tiny.drawn_sprites import FiledSprites
 
 
@@ -63,15 +63,15 @@ def test_decoys_are_below_others_of_the_class_as_often_as_the_card_says(ranks: d
 
 def test_an_empty_place_is_told_from_others(clip: Encoder) -> None:
     places = list(PLACES)
-    pictures = clip.pictures([draw(name, np.random.default_rng(5), 64) for name in places])
+    images = clip.images([draw(name, np.random.default_rng(5), 64) for name in places])
     texts = clip.texts([f"a photo of nothing {PLACES[name].phrases[0]}" for name in places])
-    assert np.mean((pictures @ texts.T).argmax(1) == np.arange(len(places))) > 0.8
+    assert np.mean((images @ texts.T).argmax(1) == np.arange(len(places))) > 0.8
 
 
 @pytest.mark.slow
 def test_the_base_draws_what_it_is_asked_for(clip: Encoder) -> None:
     places = list(PLACES)
-    scenes = [Scene(name, places[(5 * index) % len(places)]) for index, name in enumerate(CLASSES)]
+    scenes = [RealScene(name, places[(5 * index) % len(places)]) for index, name in enumerate(CLASSES)]
     scores = control(clip, Drawer().draw([scene.prompt for scene in scenes]), scenes)
     assert scores["class_accuracy"] > 0.6
     assert scores["place_accuracy"] > 0.6

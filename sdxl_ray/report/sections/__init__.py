@@ -1,4 +1,4 @@
-"""The sections of a report, one file each: `section(facts)` gives a `Section` of blocks.
+"""The sections of a report, one file each: `section(facts)` gives a `ReportSection` of blocks.
 
 A section that a later part of the project brings (the search) is one more file and one more row.
 """
@@ -7,14 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sdxl_ray.report.document import Section
-from sdxl_ray.report.facts import Facts
-from sdxl_ray.report.sections import accuracy, answer, choice, claims, cost, curves, inference, latency, made, pictures
+from sdxl_ray.report.document import ReportSection
+from sdxl_ray.report.facts import ComparisonFacts
+from sdxl_ray.report.sections import (
+    accuracy,
+    answer,
+    choice,
+    claims,
+    cost,
+    curves,
+    images,
+    inference,
+    latency,
+    provenance,
+)
 
 #: In the order of the page.
-SECTIONS: tuple[Callable[[Facts], Section], ...] = (
+SECTIONS: tuple[Callable[[ComparisonFacts], ReportSection], ...] = (
     answer.section,
-    pictures.section,
+    images.section,
     accuracy.section,
     curves.section,
     cost.section,
@@ -22,5 +33,5 @@ SECTIONS: tuple[Callable[[Facts], Section], ...] = (
     latency.section,
     claims.section,
     choice.section,
-    made.section,
+    provenance.section,
 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from itertools import combinations
 
 from sdxl_ray.report.document import (
-    Block,
     Cell,
     DataTable,
     Panel,
     Panels,
     Paragraph,
-    Section,
+    ReportBlock,
+    ReportSection,
     Tone,
     absent,
     cell,
@@ -20,7 +20,7 @@ from sdxl_ray.report.document import (
     score_cell,
     score_text,
 )
-from sdxl_ray.report.facts import Facts, main_metric
+from sdxl_ray.report.facts import ComparisonFacts, main_metric
 from sdxl_ray.report.metrics import BASE, REFERENCES, Absent, Gain, Metric, Score, metric_of
 from sdxl_ray.report.plots import intervals
 from sdxl_ray.report.sections import models
@@ -33,14 +33,14 @@ _BY_SUBJECT = ("clip_t", "pres")
 _TONES: dict[str, Tone] = {"better": "good", "worse": "bad", "even": "", "unknown": "muted"}
 
 
-def section(facts: Facts) -> Section:
+def section(facts: ComparisonFacts) -> ReportSection:
     metrics = [metric_of(name) for name in facts.metrics]
     title, lead = "Accuracy", _lead(facts)
     if not metrics:
         nothing = Paragraph("Not measured: no final scores are recorded.", tone="muted")
-        return Section("accuracy", title, lead, (nothing,))
+        return ReportSection("accuracy", title, lead, (nothing,))
     shown = [metric_of(name) for name in facts.shown]
-    blocks: list[Block] = [_scores(facts, shown), _gains(facts, shown)]
+    blocks: list[ReportBlock] = [_scores(facts, shown), _gains(facts, shown)]
     if len(facts.arms) > 1:
         blocks.append(_leads(facts, shown))
     panels = tuple(_panel(facts, metric) for metric in metrics)
@@ -48,10 +48,10 @@ def section(facts: Facts) -> Section:
     if len(facts.subjects) > 1:
         blocks += [_subjects(facts, metric) for metric in metrics if metric.name in (main_metric(facts), *_BY_SUBJECT)]
     blocks.append(_method(facts, metrics))
-    return Section("accuracy", title, lead, tuple(blocks))
+    return ReportSection("accuracy", title, lead, tuple(blocks))
 
 
-def _lead(facts: Facts) -> str:
+def _lead(facts: ComparisonFacts) -> str:
     """What the final scores rest on, and what of that has chosen something."""
     chose = [arm.name for arm in facts.arms if any(curve.kept is not None for curve in arm.curves)]
     if not chose:
@@ -62,7 +62,7 @@ def _lead(facts: Facts) -> str:
     )
 
 
-def _scores(facts: Facts, metrics: list[Metric]) -> DataTable:
+def _scores(facts: ComparisonFacts, metrics: list[Metric]) -> DataTable:
     references = [name for name in REFERENCES if any(name in models.references(facts, m.name) for m in metrics)]
     rows = []
     for metric in metrics:
@@ -75,14 +75,14 @@ def _scores(facts: Facts, metrics: list[Metric]) -> DataTable:
     return DataTable(f"Scores with their bootstrap intervals{over}.", titles, tuple(rows))
 
 
-def _score(facts: Facts, model: str, metric: Metric) -> Cell:
+def _score(facts: ComparisonFacts, model: str, metric: Metric) -> Cell:
     score = facts.score(model, metric.name)
     if model == BASE and metric.from_base and isinstance(score, Absent):
         return Cell("0", note="by definition: this is the distance to the base", number=True)
     return score_cell(score, metric.digits)
 
 
-def _gains(facts: Facts, metrics: list[Metric]) -> DataTable:
+def _gains(facts: ComparisonFacts, metrics: list[Metric]) -> DataTable:
     rows = tuple((_head(metric), *(_gain(facts, arm.name, metric) for arm in facts.arms)) for metric in metrics)
     caption = (
         "Difference to the base; called better or worse, in its metric's sense, where its interval leaves zero out."
@@ -90,7 +90,7 @@ def _gains(facts: Facts, metrics: list[Metric]) -> DataTable:
     return DataTable(caption, ("metric", *(arm.name for arm in facts.arms)), rows)
 
 
-def _leads(facts: Facts, metrics: list[Metric]) -> DataTable:
+def _leads(facts: ComparisonFacts, metrics: list[Metric]) -> DataTable:
     """Every two arms, side by side."""
     pairs = list(combinations([arm.name for arm in facts.arms], 2))
     rows = tuple(
@@ -102,7 +102,7 @@ def _leads(facts: Facts, metrics: list[Metric]) -> DataTable:
     return DataTable(caption, ("arms", *(metric.short for metric in metrics)), rows)
 
 
-def _gain(facts: Facts, model: str, metric: Metric) -> Cell:
+def _gain(facts: ComparisonFacts, model: str, metric: Metric) -> Cell:
     return _difference(facts.gain(model, metric.name), metric)
 
 
@@ -119,7 +119,7 @@ def _head(metric: Metric) -> Cell:
     return Cell(metric.title, tone="strong", small=_ARROWS[metric.better])
 
 
-def _panel(facts: Facts, metric: Metric) -> Panel:
+def _panel(facts: ComparisonFacts, metric: Metric) -> Panel:
     how = models.looks(facts)
     found = {name: facts.score(name, metric.name) for name in models.names(facts)}
     rows = [(name, score, how[name]) for name, score in found.items() if isinstance(score, Score)]
@@ -134,7 +134,7 @@ def _panel(facts: Facts, metric: Metric) -> Panel:
     return Panel(title, intervals(rows, marks, _ARROWS[metric.better]), f"{metric.title}: {said}", table)
 
 
-def _subjects(facts: Facts, metric: Metric) -> DataTable:
+def _subjects(facts: ComparisonFacts, metric: Metric) -> DataTable:
     rows = tuple(
         (
             Cell(subject, tone="strong"),
@@ -145,7 +145,7 @@ def _subjects(facts: Facts, metric: Metric) -> DataTable:
     return DataTable(f"{metric.title} by subject.", ("subject", *models.names(facts)), rows)
 
 
-def _method(facts: Facts, metrics: list[Metric]) -> DataTable:
+def _method(facts: ComparisonFacts, metrics: list[Metric]) -> DataTable:
     rows = []
     for metric in metrics:
         score = next(

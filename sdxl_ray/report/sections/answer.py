@@ -7,27 +7,27 @@ from dataclasses import replace
 from typing import Any
 
 from sdxl_ray.display.units import bytes_text, count_text, seconds_text
-from sdxl_ray.report.document import Answer, Section, Stat, Tile, joined, score_text
-from sdxl_ray.report.facts import Arm, Facts
+from sdxl_ray.report.document import AnswerBlock, ReportSection, Stat, Tile, joined, score_text
+from sdxl_ray.report.facts import ArmFacts, ComparisonFacts
 from sdxl_ray.report.metrics import BASE, METRICS, QUALITY, Absent, Gain, Score, metric_of
+from sdxl_ray.report.ranking import GUARD, Outcome, allowed, decide, lead, rule, share_of_the_way, unlike
 from sdxl_ray.report.scores import FINAL
-from sdxl_ray.report.sections import pictures
-from sdxl_ray.report.winner import GUARD, Outcome, allowed, decide, lead, rule, share_of_the_way, unlike
+from sdxl_ray.report.sections import images
 
-#: Rows of pictures beside the answer.
+#: Rows of images beside the answer.
 ROWS = 2
 _NO_PHOTO = Tile("no real photo is recorded", None, label="no photo")
 
 
-def section(facts: Facts) -> Section:
+def section(facts: ComparisonFacts) -> ReportSection:
     outcome = decide(facts)
     small = f"In brackets: 95% intervals, {_kind(facts, outcome)}. {rule(facts)}"
     sentences = (*_certainty(facts, outcome), *_kept(facts, outcome), *_cost(outcome, facts), small)
-    answer = Answer(headline(facts, outcome), sentences, _stats(facts, outcome), _tiles(facts, outcome))
-    return Section("answer", "The answer", "", (answer,))
+    answer = AnswerBlock(headline(facts, outcome), sentences, _stats(facts, outcome), _tiles(facts, outcome))
+    return ReportSection("answer", "The answer", "", (answer,))
 
 
-def headline(facts: Facts, outcome: Outcome) -> str:
+def headline(facts: ComparisonFacts, outcome: Outcome) -> str:
     """One sentence."""
     if outcome.winner is None:
         return f"Not decided: {outcome.why}."
@@ -43,12 +43,12 @@ def headline(facts: Facts, outcome: Outcome) -> str:
     return f"{name} wins." if outcome.separated else f"{name} leads; {_second(outcome)} is within its uncertainty."
 
 
-def _kind(facts: Facts, outcome: Outcome) -> str:
+def _kind(facts: ComparisonFacts, outcome: Outcome) -> str:
     """How the differences that the sentences tell came to their intervals."""
-    told = [outcome.gain]
+    reported = [outcome.gain]
     if outcome.winner is not None and outcome.second is not None:
-        told.append(lead(facts, outcome.quality, outcome.winner, outcome.second))
-    paired = [gain.paired for gain in told if isinstance(gain, Gain)]
+        reported.append(lead(facts, outcome.quality, outcome.winner, outcome.second))
+    paired = [gain.paired for gain in reported if isinstance(gain, Gain)]
     over = f", over {len(facts.subjects)} subjects" if len(facts.subjects) > 1 else ""
     if paired and all(paired):
         return f"paired by prompt and seed{over}"
@@ -59,7 +59,7 @@ def _second(outcome: Outcome) -> str:
     return outcome.second.name if outcome.second is not None else "no other arm"
 
 
-def _certainty(facts: Facts, outcome: Outcome) -> list[str]:
+def _certainty(facts: ComparisonFacts, outcome: Outcome) -> list[str]:
     if outcome.winner is None:
         return []
     metric, name, sentences = outcome.metric, outcome.winner.name, []
@@ -76,7 +76,7 @@ def _certainty(facts: Facts, outcome: Outcome) -> list[str]:
     return sentences
 
 
-def _kept(facts: Facts, outcome: Outcome) -> list[str]:
+def _kept(facts: ComparisonFacts, outcome: Outcome) -> list[str]:
     if outcome.winner is None:
         return []
     sentences = []
@@ -109,7 +109,7 @@ def _kept(facts: Facts, outcome: Outcome) -> list[str]:
     return sentences
 
 
-def _cost(outcome: Outcome, facts: Facts) -> list[str]:
+def _cost(outcome: Outcome, facts: ComparisonFacts) -> list[str]:
     if outcome.winner is None:
         return []
     cost, parts = outcome.winner.cost, []
@@ -123,7 +123,7 @@ def _cost(outcome: Outcome, facts: Facts) -> list[str]:
     return [f"It took {joined(parts)}{cheaper}."] if parts else []
 
 
-def _cheaper(outcome: Outcome, facts: Facts) -> str:
+def _cheaper(outcome: Outcome, facts: ComparisonFacts) -> str:
     """What the second would have taken, when it is as good and took less."""
     assert outcome.winner is not None
     if outcome.second is None or outcome.separated:
@@ -134,7 +134,7 @@ def _cheaper(outcome: Outcome, facts: Facts) -> str:
     return f"; {outcome.second.name} took {seconds_text(other.train_s)}"
 
 
-def _stats(facts: Facts, outcome: Outcome) -> tuple[Stat, ...]:
+def _stats(facts: ComparisonFacts, outcome: Outcome) -> tuple[Stat, ...]:
     if outcome.winner is None:
         return ()
     name, stats = outcome.winner.name, []
@@ -146,7 +146,7 @@ def _stats(facts: Facts, outcome: Outcome) -> tuple[Stat, ...]:
     return (*stats, *_cost_stats(outcome.winner, facts))
 
 
-def _cost_stats(winner: Arm, facts: Facts) -> list[Stat]:
+def _cost_stats(winner: ArmFacts, facts: ComparisonFacts) -> list[Stat]:
     stats = []
     asked: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
         ("train_s", "Training", seconds_text),
@@ -168,22 +168,22 @@ def _cost_stats(winner: Arm, facts: Facts) -> list[Stat]:
     return stats
 
 
-def _tiles(facts: Facts, outcome: Outcome) -> tuple[Tile, ...]:
+def _tiles(facts: ComparisonFacts, outcome: Outcome) -> tuple[Tile, ...]:
     """Rows of a real photo, then the base and the winner at the same prompt and seed."""
     if outcome.winner is None:
         return ()
-    drawn = [p for p in facts.pictures if p.purpose == "subject" and p.split == FINAL]
+    drawn = [p for p in facts.images if p.purpose == "subject" and p.split == FINAL]
     at = {(p.model, p.subject, p.prompt, p.seed): p for p in drawn}
     order = {prompt: place for place, prompt in enumerate(facts.card.settings.prompts)}
     mine = [p for p in drawn if p.model == outcome.winner.name and (BASE, p.subject, p.prompt, p.seed) in at]
     mine.sort(key=lambda p: (order.get(p.prompt, len(order)), p.seed))
     firsts = list({(p.subject, p.prompt): p for p in reversed(mine)}.values())[::-1][:ROWS]
     tiles: list[Tile] = []
-    for place, picture in enumerate(firsts):
-        photos = pictures.photos(facts, picture.subject)
+    for place, image in enumerate(firsts):
+        photos = images.photos(facts, image.subject)
         tiles.append(replace(photos[place % len(photos)], label="real photo") if photos else _NO_PHOTO)
-        for model in (BASE, picture.model):
-            shown = at[model, picture.subject, picture.prompt, picture.seed]
-            made = pictures.tile(shown, model, shown.prompt, shown.seed)
+        for model in (BASE, image.model):
+            shown = at[model, image.subject, image.prompt, image.seed]
+            made = images.tile(shown, model, shown.prompt, shown.seed)
             tiles.append(replace(made, label=f"{model}: {shown.prompt}" if made.path is not None else made.label))
     return tuple(tiles)

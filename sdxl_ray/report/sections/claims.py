@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from sdxl_ray.display.units import bytes_text, count_text, seconds_text
 from sdxl_ray.report.arithmetic import GPU, RANKS, Sdxl
-from sdxl_ray.report.document import Cell, DataTable, Section, absent, joined, score_text
-from sdxl_ray.report.facts import BOTH, DREAMBOOTH, LORA, NO_PRIOR, Arm, Facts, main_metric
+from sdxl_ray.report.document import Cell, DataTable, ReportSection, absent, joined, score_text
+from sdxl_ray.report.facts import BOTH, DREAMBOOTH, LORA, NO_PRIOR, ArmFacts, ComparisonFacts, main_metric
 from sdxl_ray.report.metrics import Absent, Gain, metric_of
 from sdxl_ray.report.sections.choice import NOTICEABLE
-from sdxl_ray.report.sections.inference import seconds_per_picture
+from sdxl_ray.report.sections.inference import seconds_per_image
 
-Verdict = Literal["holds", "holds in part", "does not hold", "open"]
+ClaimVerdict = Literal["holds", "holds in part", "does not hold", "open"]
 _TONES: dict[str, Literal["good", "bad", "muted", ""]] = {
     "holds": "good",
     "holds in part": "",
@@ -34,10 +34,10 @@ class Claim:
     claim: str
     measured: str | Absent
     real: str
-    verdict: Verdict
+    verdict: ClaimVerdict
 
 
-def section(facts: Facts) -> Section:
+def section(facts: ComparisonFacts) -> ReportSection:
     found = claims(facts, Sdxl())
     rows = tuple(
         (
@@ -52,15 +52,15 @@ def section(facts: Facts) -> Section:
         "Every claim of the proposal.", ("claim", "measured here", "the real SDXL", "verdict"), rows, True
     )
     lead = "What was promised, what came out, and what arithmetic gives for the real model."
-    return Section("claims", "The claims", lead, (table, _grid(Sdxl())))
+    return ReportSection("claims", "The claims", lead, (table, _grid(Sdxl())))
 
 
-def claims(facts: Facts, sdxl: Sdxl) -> list[Claim]:
+def claims(facts: ComparisonFacts, sdxl: Sdxl) -> list[Claim]:
     """In the proposal's order."""
     return [rule(facts, sdxl) for rule in _RULES]
 
 
-def _parameters(facts: Facts, sdxl: Sdxl) -> Claim:
+def _parameters(facts: ComparisonFacts, sdxl: Sdxl) -> Claim:
     ratios = [(rank, sdxl.unet / sdxl.trained(rank)) for rank in RANKS]
     targets, nearest = sdxl.nearest_to(10_000)
     real = (
@@ -72,30 +72,32 @@ def _parameters(facts: Facts, sdxl: Sdxl) -> Claim:
     )
 
 
-def _memory(facts: Facts, sdxl: Sdxl) -> Claim:
+def _memory(facts: ComparisonFacts, sdxl: Sdxl) -> Claim:
     ratios = [row.ratio for row in sdxl.memory()]
     real = f"{min(ratios):.1f} to {max(ratios):.1f} times on one {GPU}, by optimizer, batch and checkpointing (below)"
-    verdict: Verdict = "holds" if min(ratios) >= 3 else "holds in part" if max(ratios) >= 3 else "does not hold"
+    verdict: ClaimVerdict = "holds" if min(ratios) >= 3 else "holds in part" if max(ratios) >= 3 else "does not hold"
     return Claim("3 times less GPU memory", _ratio(facts, "peak_bytes", bytes_text), real, verdict)
 
 
-def _file(facts: Facts, sdxl: Sdxl) -> Claim:
+def _file(facts: ComparisonFacts, sdxl: Sdxl) -> Claim:
     sizes = [(rank, sdxl.file_bytes(rank) / 1e6) for rank in RANKS]
     real = joined([f"rank {rank}: {size:.1f} MB" for rank, size in sizes]) + " in fp16"
     inside = [rank for rank, size in sizes if size <= 6.05]
-    verdict: Verdict = "holds in part" if 0 < len(inside) < len(sizes) else "holds" if inside else "does not hold"
+    verdict: ClaimVerdict = "holds in part" if 0 < len(inside) < len(sizes) else "holds" if inside else "does not hold"
     return Claim("Files of 1 to 6 MB", _of(facts, (LORA, BOTH), "artifact_bytes", bytes_text), real, verdict)
 
 
-def _standalone(facts: Facts, sdxl: Sdxl) -> Claim:
+def _standalone(facts: ComparisonFacts, sdxl: Sdxl) -> Claim:
     unet, whole = sdxl.unet_bytes / 1e9, sdxl.pipeline_bytes / 1e9
     real = f"the fp16 UNet is {unet:.2f} GB; what stands alone, the whole fp16 pipeline, {whole:.2f} GB"
     measured = _of(facts, (DREAMBOOTH, NO_PRIOR), "artifact_bytes", bytes_text)
-    verdict: Verdict = "holds" if abs(whole - 5) < 0.5 else "holds in part" if abs(unet - 5) < 0.5 else "does not hold"
+    verdict: ClaimVerdict = (
+        "holds" if abs(whole - 5) < 0.5 else "holds in part" if abs(unet - 5) < 0.5 else "does not hold"
+    )
     return Claim("A standalone DreamBooth checkpoint of about 5 GB", measured, real, verdict)
 
 
-def _photos(facts: Facts, sdxl: Sdxl) -> Claim:
+def _photos(facts: ComparisonFacts, sdxl: Sdxl) -> Claim:
     few = [arm for arm in facts.arms if isinstance(arm.photos, int) and arm.photos <= 5]
     name, parts, sides = main_metric(facts), [], []
     metric = metric_of(name)
@@ -113,21 +115,21 @@ def _photos(facts: Facts, sdxl: Sdxl) -> Claim:
     return Claim(claim, "; ".join(parts), real, _by_sides(sides))
 
 
-def _few_steps(facts: Facts, sdxl: Sdxl) -> Claim:
+def _few_steps(facts: ComparisonFacts, sdxl: Sdxl) -> Claim:
     real = (
-        f"4 steps without guidance are {sdxl.distilled_ratio():.0f} times less arithmetic a picture than 30 with it; "
+        f"4 steps without guidance are {sdxl.distilled_ratio():.0f} times less arithmetic an image than 30 with it; "
         "whether quality survives needs a distilled LoRA"
     )
-    drawn = {model: seconds_per_picture(facts, model) for model in [arm.name for arm in facts.arms]}
+    drawn = {model: seconds_per_image(facts, model) for model in [arm.name for arm in facts.arms]}
     known = [f"{model} {seconds_text(seconds)}" for model, seconds in drawn.items() if seconds]
-    now = f"; a picture of {facts.card.settings.steps} steps takes {', '.join(known)}" if known else ""
+    now = f"; an image of {facts.card.settings.steps} steps takes {', '.join(known)}" if known else ""
     claim, fewer = "High quality in fewer steps, in real time", _fewer(facts)
     if not fewer:
         return Claim(claim, Absent(f"no arm is distilled{now}"), real, "open")
     return Claim(claim, f"without distillation, {'; '.join(fewer)}{now}", real, "open")
 
 
-def _fewer(facts: Facts) -> list[str]:
+def _fewer(facts: ComparisonFacts) -> list[str]:
     """What each arm keeps of its subject fidelity at the fewest steps that were drawn."""
     metric, said = metric_of(main_metric(facts)), []
     for arm in facts.arms:
@@ -140,7 +142,7 @@ def _fewer(facts: Facts) -> list[str]:
     return said
 
 
-def _speed(facts: Facts, sdxl: Sdxl) -> Claim:
+def _speed(facts: ComparisonFacts, sdxl: Sdxl) -> Claim:
     real = (
         f"{sdxl.arithmetic_ratio():.2f} times less arithmetic a sample; a step at batch 1 with AdamW at best "
         f"{sdxl.step_ratio():.2f} times shorter, as no optimizer passes over every weight"
@@ -161,7 +163,7 @@ def _speed(facts: Facts, sdxl: Sdxl) -> Claim:
     return Claim(claim, text, real, "holds" if fast >= NOTICEABLE * slow else "does not hold")
 
 
-def _forgets(facts: Facts, sdxl: Sdxl) -> Claim:
+def _forgets(facts: ComparisonFacts, sdxl: Sdxl) -> Claim:
     parts, sides = [], []
     for method in (DREAMBOOTH, NO_PRIOR):
         arm = facts.of_method(method)
@@ -176,13 +178,13 @@ def _forgets(facts: Facts, sdxl: Sdxl) -> Claim:
     if not sides:
         return Claim("DreamBooth forgets", Absent("no DreamBooth arm has scores of preservation"), real, "open")
     forgot = sides.count("worse")
-    verdict: Verdict = "holds" if forgot == len(sides) else "holds in part" if forgot else "does not hold"
+    verdict: ClaimVerdict = "holds" if forgot == len(sides) else "holds in part" if forgot else "does not hold"
     if not forgot and "unknown" in sides:
         verdict = "open"
     return Claim("DreamBooth forgets", f"against the base: {'; '.join(parts)}", real, verdict)
 
 
-def _prior_effect(facts: Facts) -> list[str]:
+def _prior_effect(facts: ComparisonFacts) -> list[str]:
     with_prior, without = facts.of_method(DREAMBOOTH), facts.of_method(NO_PRIOR)
     if with_prior is None or without is None:
         return []
@@ -192,12 +194,12 @@ def _prior_effect(facts: Facts) -> list[str]:
     return [f"leaving out the prior loss moves PRES by {score_text(lead, signed=True)}"]
 
 
-_RULES: tuple[Callable[[Facts, Sdxl], Claim], ...] = (
+_RULES: tuple[Callable[[ComparisonFacts, Sdxl], Claim], ...] = (
     _parameters, _memory, _file, _standalone, _photos, _few_steps, _speed, _forgets,
 )  # fmt: skip
 
 
-def _by_sides(sides: Sequence[str]) -> Verdict:
+def _by_sides(sides: Sequence[str]) -> ClaimVerdict:
     if all(side == "better" for side in sides):
         return "holds"
     if any(side == "better" for side in sides):
@@ -205,7 +207,7 @@ def _by_sides(sides: Sequence[str]) -> Verdict:
     return "open" if "unknown" in sides else "does not hold"
 
 
-def _ratio(facts: Facts, attribute: str, write: Callable[[Any], str]) -> str | Absent:
+def _ratio(facts: ComparisonFacts, attribute: str, write: Callable[[Any], str]) -> str | Absent:
     """Full tuning over each LoRA arm."""
     full = facts.of_method(DREAMBOOTH) or facts.of_method(NO_PRIOR)
     loras = [arm for arm in facts.arms if arm.method in (LORA, BOTH)]
@@ -225,8 +227,8 @@ def _ratio(facts: Facts, attribute: str, write: Callable[[Any], str]) -> str | A
     return f"{', '.join(parts)} less than {full.name} ({write(whole)})"
 
 
-def _of(facts: Facts, methods: tuple[str, ...], attribute: str, write: Callable[[Any], str]) -> str | Absent:
-    arms: list[Arm] = [arm for arm in facts.arms if arm.method in methods]
+def _of(facts: ComparisonFacts, methods: tuple[str, ...], attribute: str, write: Callable[[Any], str]) -> str | Absent:
+    arms: list[ArmFacts] = [arm for arm in facts.arms if arm.method in methods]
     values = [(arm.name, getattr(arm.cost, attribute)) for arm in arms]
     known = [f"{name} {write(value)}" for name, value in values if not isinstance(value, Absent)]
     if known:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sdxl_ray.display.units import bytes_text, count_text, seconds_text
-from sdxl_ray.report.document import Block, Cell, DataTable, Panel, Panels, Section, cell, score_text
-from sdxl_ray.report.facts import Arm, Facts, main_metric
+from sdxl_ray.report.document import Cell, DataTable, Panel, Panels, ReportBlock, ReportSection, cell, score_text
+from sdxl_ray.report.facts import ArmFacts, ComparisonFacts, main_metric
 from sdxl_ray.report.metrics import BASE, Absent, Score, metric_of
 from sdxl_ray.report.plots import Dot, dots
 from sdxl_ray.report.sections import models
@@ -33,7 +33,7 @@ _AXES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 
 
-def section(facts: Facts) -> Section:
+def section(facts: ComparisonFacts) -> ReportSection:
     rows = tuple(
         (
             Cell(arm.name, tone="strong"),
@@ -48,16 +48,16 @@ def section(facts: Facts) -> Section:
         "a GPU and the whole process on a CPU, libraries included, since the run began. The whole run prepares, "
         "trains, looks and saves."
     )
-    blocks: list[Block] = [DataTable(caption, titles, rows)]
+    blocks: list[ReportBlock] = [DataTable(caption, titles, rows)]
     panels = tuple(panel for axis in _AXES if (panel := _panel(facts, *axis)) is not None)
     if panels:
         blocks.append(Panels("Quality against cost: up and to the left is better.", panels))
-    return Section("cost", "Cost of training", "What each arm needed to get there.", tuple(blocks))
+    return ReportSection("cost", "Cost of training", "What each arm needed to get there.", tuple(blocks))
 
 
-def _panel(facts: Facts, name: str, axis: str, write: Callable[[Any], str]) -> Panel | None:
+def _panel(facts: ComparisonFacts, name: str, axis: str, write: Callable[[Any], str]) -> Panel | None:
     metric, how = metric_of(main_metric(facts)), models.looks(facts)
-    found: list[tuple[Arm, float, Score]] = []
+    found: list[tuple[ArmFacts, float, Score]] = []
     for arm in facts.arms:
         score, cost = facts.score(arm.name, metric.name), getattr(arm.cost, name)
         if isinstance(score, Score) and not isinstance(cost, Absent) and cost > 0:

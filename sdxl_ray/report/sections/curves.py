@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from sdxl_ray.report.document import Block, Cell, DataTable, Panel, Panels, Paragraph, Section, score_cell, score_text
-from sdxl_ray.report.facts import Arm, Curves, Facts, main_metric
+from sdxl_ray.report.document import (
+    Cell,
+    DataTable,
+    Panel,
+    Panels,
+    Paragraph,
+    ReportBlock,
+    ReportSection,
+    score_cell,
+    score_text,
+)
+from sdxl_ray.report.facts import ArmFacts, ComparisonFacts, Curves, main_metric
 from sdxl_ray.report.metrics import METRICS, QUALITY, Absent, Score, metric_of
-from sdxl_ray.report.plots import Line, lines, look, smooth
+from sdxl_ray.report.plots import PlotLine, lines, look, smooth
 from sdxl_ray.report.sections import models
 
 _SMOOTHING = 20  # steps
 
 
-def section(facts: Facts) -> Section:
-    blocks: list[Block] = []
+def section(facts: ComparisonFacts) -> ReportSection:
+    blocks: list[ReportBlock] = []
     quality = _quality(facts)
     if quality:
         blocks.append(Panels("Quality against steps, on the validation prompts that chose the checkpoint.", quality))
@@ -28,17 +38,17 @@ def section(facts: Facts) -> Section:
         blocks.append(_checkpoints(facts))
     blocks.append(_photos(facts))
     lead = "When an arm had learned, when it began to forget, and how many photos that took."
-    return Section("learning", "Learning", lead, tuple(blocks))
+    return ReportSection("learning", "Learning", lead, tuple(blocks))
 
 
-def _quality(facts: Facts) -> tuple[Panel, ...]:
+def _quality(facts: ComparisonFacts) -> tuple[Panel, ...]:
     names = [name for name in (QUALITY.name, *METRICS) if any(curve.quality.get(name) for _, curve in _all(facts))]
     return tuple(_quality_panel(facts, name) for name in names)
 
 
-def _course(facts: Facts) -> list[str]:
+def _course(facts: ComparisonFacts) -> list[str]:
     """What became of each run that its own scores led: the step that was kept, and what they said of the rest."""
-    told = []
+    reported = []
     for arm, curve in _all(facts):
         if curve.kept is None:
             continue
@@ -49,18 +59,18 @@ def _course(facts: Facts) -> list[str]:
         if curve.overfitting is not None:
             step, text = curve.overfitting
             kept += f"; overfitting showed at step {step}: {text}"
-        told.append(f"{kept}.")
-    return told
+        reported.append(f"{kept}.")
+    return reported
 
 
-def _quality_panel(facts: Facts, name: str) -> Panel:
+def _quality_panel(facts: ComparisonFacts, name: str) -> Panel:
     metric, how = metric_of(name), models.looks(facts)
     curves, rows = [], []
     for arm, curve in _all(facts):
         points = curve.quality.get(name, ())
         if points:
             curves.append(
-                Line(
+                PlotLine(
                     arm.name,
                     how[arm.name],
                     tuple((step, score.value) for step, score in points),
@@ -74,24 +84,28 @@ def _quality_panel(facts: Facts, name: str) -> Panel:
     return Panel(metric.title, plot, f"{metric.title} against steps: {ends}", table)
 
 
-def _validation(facts: Facts) -> Panel | None:
+def _validation(facts: ComparisonFacts) -> Panel | None:
     curves = [(arm, curve, curve.validation) for arm, curve in _all(facts) if curve.validation]
     return _loss("Validation loss", "fixed noise, held-out photos", curves, facts, width=1) if curves else None
 
 
-def _training(facts: Facts) -> Panel | None:
+def _training(facts: ComparisonFacts) -> Panel | None:
     curves = [(arm, curve, curve.loss) for arm, curve in _all(facts) if curve.loss]
     return _loss("Training loss", f"mean of {_SMOOTHING} steps", curves, facts, _SMOOTHING) if curves else None
 
 
 def _loss(
-    title: str, axis: str, found: list[tuple[Arm, Curves, tuple[tuple[int, float], ...]]], facts: Facts, width: int
+    title: str,
+    axis: str,
+    found: list[tuple[ArmFacts, Curves, tuple[tuple[int, float], ...]]],
+    facts: ComparisonFacts,
+    width: int,
 ) -> Panel:
     how, curves, rows = models.looks(facts), [], []
     for arm, curve, points in found:
         values = smooth([value for _, value in points], width)
         joined = tuple(zip((step for step, _ in points), values, strict=True))
-        curves.append(Line(arm.name, how[arm.name], joined, marked=width == 1))
+        curves.append(PlotLine(arm.name, how[arm.name], joined, marked=width == 1))
         every = max(1, len(joined) // 6)
         rows += [(_label(arm, curve), step, value) for step, value in (*joined[::every], joined[-1])]
     ends = ", ".join(f"{line.name} from {line.points[0][1]:.4f} to {line.points[-1][1]:.4f}" for line in curves)
@@ -99,7 +113,7 @@ def _loss(
     return Panel(title, plot, f"{title}: {ends}", models.numbers(("arm", "step", "loss"), rows, _number))
 
 
-def _checkpoints(facts: Facts) -> DataTable:
+def _checkpoints(facts: ComparisonFacts) -> DataTable:
     names = [name for name in facts.metrics if any(metric == name for _, _, metric in facts.scores.checkpoints)]
     places = sorted({(model, step) for model, step, _ in facts.scores.checkpoints})
     rows = []
@@ -115,7 +129,7 @@ def _checkpoints(facts: Facts) -> DataTable:
     return DataTable(caption, ("arm", "step", *(metric_of(name).short for name in names)), tuple(rows))
 
 
-def _photos(facts: Facts) -> Block:
+def _photos(facts: ComparisonFacts) -> ReportBlock:
     name = main_metric(facts)
     points: dict[str, list[tuple[int, Score, str]]] = {}
     for arm in facts.arms:
@@ -134,7 +148,7 @@ def _photos(facts: Facts) -> Block:
         return Paragraph(f"Quality against the number of photos is not measured: {known}.", tone="muted")
     metric = metric_of(name)
     curves = [
-        Line(
+        PlotLine(
             method,
             look(place),
             tuple((count, score.value) for count, score, _ in found),
@@ -156,11 +170,11 @@ def _photos(facts: Facts) -> Block:
     return Panels("Quality against the number of photos.", (panel,))
 
 
-def _all(facts: Facts) -> list[tuple[Arm, Curves]]:
+def _all(facts: ComparisonFacts) -> list[tuple[ArmFacts, Curves]]:
     return [(arm, curve) for arm in facts.arms for curve in arm.curves]
 
 
-def _label(arm: Arm, curve: Curves) -> str:
+def _label(arm: ArmFacts, curve: Curves) -> str:
     return f"{arm.name} ({curve.label})" if curve.label else arm.name
 
 

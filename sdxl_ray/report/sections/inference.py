@@ -1,30 +1,40 @@
-"""Inference: seconds a picture, and what fewer steps cost in quality. `latency` has what users of an endpoint wait."""
+"""Inference: seconds an image, and what fewer steps cost in quality. `latency` has what users of an endpoint wait."""
 
 from __future__ import annotations
 
 import statistics
 
 from sdxl_ray.display.units import seconds_text
-from sdxl_ray.report.document import Block, Cell, DataTable, Panel, Panels, Paragraph, Section, absent, score_text
-from sdxl_ray.report.facts import Facts, main_metric
+from sdxl_ray.report.document import (
+    Cell,
+    DataTable,
+    Panel,
+    Panels,
+    Paragraph,
+    ReportBlock,
+    ReportSection,
+    absent,
+    score_text,
+)
+from sdxl_ray.report.facts import ComparisonFacts, main_metric
 from sdxl_ray.report.metrics import metric_of
-from sdxl_ray.report.plots import Line, lines
+from sdxl_ray.report.plots import PlotLine, lines
+from sdxl_ray.report.ranking import GUARD
 from sdxl_ray.report.scores import DRAWN_WITH, FINAL
 from sdxl_ray.report.sections import models
-from sdxl_ray.report.winner import GUARD
 
 
-def seconds_per_picture(facts: Facts, model: str, split: str = FINAL) -> float | None:
-    """Median seconds of a picture when drawn in batches, as the evaluator drew them. None: not recorded."""
-    drawn = [p.seconds for p in facts.pictures if (p.model, p.split) == (model, split) and p.seconds]
+def seconds_per_image(facts: ComparisonFacts, model: str, split: str = FINAL) -> float | None:
+    """Median seconds of an image when drawn in batches, as the evaluator drew them. None: not recorded."""
+    drawn = [p.seconds for p in facts.images if (p.model, p.split) == (model, split) and p.seconds]
     return statistics.median(drawn) if drawn else None
 
 
-def section(facts: Facts) -> Section:
+def section(facts: ComparisonFacts) -> ReportSection:
     steps = facts.card.settings.steps
     rows = []
     for model in models.names(facts):
-        seconds = seconds_per_picture(facts, model)
+        seconds = seconds_per_image(facts, model)
         known = seconds is not None and seconds > 0
         rows.append(
             (
@@ -36,24 +46,24 @@ def section(facts: Facts) -> Section:
     batch = facts.card.settings.batch
     size = f" of {batch}" if batch else ""
     caption = f"Drawing in batches{size}{f', {steps} denoising steps' if steps else ''}, on one worker: medians."
-    table = DataTable(caption, ("model", "seconds a picture", "pictures/s"), tuple(rows))
-    lead = "What a picture costs once a model is there."
-    return Section("inference", "Inference", lead, (table, _steps(facts)))
+    table = DataTable(caption, ("model", "seconds an image", "pictures/s"), tuple(rows))
+    lead = "What an image costs once a model is there."
+    return ReportSection("inference", "Inference", lead, (table, _steps(facts)))
 
 
-_WHY = "the comparison's records of pictures hold no seconds"
+_WHY = "the comparison's records of images hold no seconds"
 
 
-def _steps(facts: Facts) -> Block:
+def _steps(facts: ComparisonFacts) -> ReportBlock:
     found = [panel for name in (main_metric(facts), GUARD) if (panel := _against_steps(facts, name)) is not None]
     if not found:
         known = facts.card.settings.steps
-        why = f"every picture was drawn with {known} denoising steps" if known else "no other step count was drawn"
+        why = f"every image was drawn with {known} denoising steps" if known else "no other step count was drawn"
         return Paragraph(f"Quality against denoising steps is not measured: {why}.", tone="muted")
     return Panels("Quality against denoising steps.", (*found, *_time_of_steps(facts)))
 
 
-def _against_steps(facts: Facts, name: str) -> Panel | None:
+def _against_steps(facts: ComparisonFacts, name: str) -> Panel | None:
     metric, how = metric_of(name), models.looks(facts)
     curves, rows = [], []
     for model in models.names(facts):
@@ -62,7 +72,7 @@ def _against_steps(facts: Facts, name: str) -> Panel | None:
         )
         if len(points) > 1:
             curves.append(
-                Line(model, how[model], tuple((n, s.value) for n, s in points), tuple(s.bounded for _, s in points))
+                PlotLine(model, how[model], tuple((n, s.value) for n, s in points), tuple(s.bounded for _, s in points))
             )
             rows += [(model, n, s.value, s.low, s.high) for n, s in points]
     if not curves:
@@ -81,17 +91,17 @@ def _against_steps(facts: Facts, name: str) -> Panel | None:
     return Panel(f"{metric.title} against denoising steps", plot, said, table)
 
 
-def _time_of_steps(facts: Facts) -> tuple[Panel, ...]:
+def _time_of_steps(facts: ComparisonFacts) -> tuple[Panel, ...]:
     how, curves, rows = models.looks(facts), [], []
     counts = sorted({n for _, _, n in facts.scores.drawn})
     for model in models.names(facts):
-        times = [(n, seconds_per_picture(facts, model, f"{DRAWN_WITH}{n}")) for n in counts]
+        times = [(n, seconds_per_image(facts, model, f"{DRAWN_WITH}{n}")) for n in counts]
         points = [(n, seconds) for n, seconds in times if seconds is not None]
         if len(points) > 1:
-            curves.append(Line(model, how[model], tuple(points)))
+            curves.append(PlotLine(model, how[model], tuple(points)))
             rows += [(model, n, seconds) for n, seconds in points]
     if not curves:
         return ()
     said = "; ".join(f"{line.name}: " + ", ".join(f"{n} steps {s:.3g} s" for n, s in line.points) for line in curves)
-    table = models.numbers(("model", "denoising steps", "seconds a picture"), rows, "{:.3g}".format)
-    return (Panel("Seconds a picture", lines(curves, "denoising steps", "seconds, lower is better"), said, table),)
+    table = models.numbers(("model", "denoising steps", "seconds an image"), rows, "{:.3g}".format)
+    return (Panel("Seconds an image", lines(curves, "denoising steps", "seconds, lower is better"), said, table),)

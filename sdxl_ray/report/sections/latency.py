@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sdxl_ray.report.document import Block, Cell, DataTable, Panel, Panels, Paragraph, Section, Tone, joined
-from sdxl_ray.report.facts import Facts
-from sdxl_ray.report.latencies import (
+from sdxl_ray.metrics.latency import (
     ENOUGH_FOR_P99,
     Condition,
     Estimate,
@@ -20,8 +18,10 @@ from sdxl_ray.report.latencies import (
     ratio,
     summaries,
 )
+from sdxl_ray.report.document import Cell, DataTable, Panel, Panels, Paragraph, ReportBlock, ReportSection, Tone, joined
+from sdxl_ray.report.facts import ComparisonFacts
 from sdxl_ray.report.metrics import BASE
-from sdxl_ray.report.plots import Line, Look, lines, look
+from sdxl_ray.report.plots import ArmStyle, PlotLine, lines, look
 from sdxl_ray.report.sections import models
 
 _POINTS = 60  # of a curve: more than a phone can show
@@ -36,13 +36,13 @@ _DEPLOYMENTS = {
 }
 
 
-def section(facts: Facts) -> Section:
+def section(facts: ComparisonFacts) -> ReportSection:
     found = _ordered(facts)
     lead = "What a user of an endpoint waits, base and tuned under the same arrivals."
     if not found:
         why = Paragraph("Latency under load is not measured: no load test was run on these models.", tone="muted")
-        return Section("latency", "Latency under load", lead, (why,))
-    blocks: list[Block] = [_how(facts, found), _table(found)]
+        return ReportSection("latency", "Latency under load", lead, (why,))
+    blocks: list[ReportBlock] = [_how(facts, found), _table(found)]
     against = _against_base(facts, found)
     if against is not None:
         blocks.append(against)
@@ -55,23 +55,23 @@ def section(facts: Facts) -> Section:
     if best:
         blocks.append(_highest(best))
     blocks += [_parts(found), _same_weights(facts, found)]
-    return Section("latency", "Latency under load", lead, tuple(blocks))
+    return ReportSection("latency", "Latency under load", lead, tuple(blocks))
 
 
-def _ordered(facts: Facts) -> list[Summary]:
+def _ordered(facts: ComparisonFacts) -> list[Summary]:
     """By condition, then in the report's order of models."""
     order = {name: place for place, name in enumerate(models.names(facts))}
     found = summaries(facts.requests)
     return sorted(found, key=lambda s: (s.condition.scenario, s.condition.rate, order.get(s.arm, len(order)), s.arm))
 
 
-def _looks(facts: Facts, found: Sequence[Summary]) -> dict[str, Look]:
+def _looks(facts: ComparisonFacts, found: Sequence[Summary]) -> dict[str, ArmStyle]:
     known = models.looks(facts)
     more = [name for name in dict.fromkeys(summary.arm for summary in found) if name not in known]
     return known | {name: look(len(known) - 1 + place) for place, name in enumerate(more)}
 
 
-def _how(facts: Facts, found: Sequence[Summary]) -> Paragraph:
+def _how(facts: ComparisonFacts, found: Sequence[Summary]) -> Paragraph:
     words = [_DEPLOYMENTS.get(name, name) for name in sorted({summary.deployment for summary in found})]
     steps = sorted({row["steps"] for row in facts.requests})
     rounds = 1 + max(row["round"] for row in facts.requests if row["phase"] == "run")
@@ -137,7 +137,7 @@ def _part(summary: Summary, name: str) -> Cell:
     return Cell(f"{value:.{1 if value < 10 else 0}f}", number=True)
 
 
-def _against_base(facts: Facts, found: Sequence[Summary]) -> DataTable | None:
+def _against_base(facts: ComparisonFacts, found: Sequence[Summary]) -> DataTable | None:
     rows = []
     for summary in found:
         if summary.arm == BASE:
@@ -168,13 +168,13 @@ def _times(estimate: Estimate | None) -> Cell:
     return Cell(f"{estimate.value:.2f}", number=True, tone=tone, small=_interval(estimate, 2))
 
 
-def _curves(found: Sequence[Summary], how: dict[str, Look]) -> Panels:
+def _curves(found: Sequence[Summary], how: dict[str, ArmStyle]) -> Panels:
     conditions = dict.fromkeys(summary.condition for summary in found)
     panels = tuple(_curve([s for s in found if s.condition == c and len(s.latencies)], c, how) for c in conditions)
     return Panels("How many requests were answered within a time.", tuple(panel for panel in panels if panel))
 
 
-def _curve(found: Sequence[Summary], condition: Condition, how: dict[str, Look]) -> Panel | None:
+def _curve(found: Sequence[Summary], condition: Condition, how: dict[str, ArmStyle]) -> Panel | None:
     if not found:
         return None
     curves = []
@@ -182,7 +182,7 @@ def _curve(found: Sequence[Summary], condition: Condition, how: dict[str, Look])
         count = min(_POINTS, len(summary.latencies))
         shares = np.linspace(1 / count, 1, count)
         points = tuple((percentile(summary.latencies, 100 * share) / 1000, 100 * share) for share in shares)
-        curves.append(Line(summary.arm, how[summary.arm], points, marked=False))
+        curves.append(PlotLine(summary.arm, how[summary.arm], points, marked=False))
     plot = lines(curves, "seconds", f"% of requests answered, {condition.words}")
     said = ", ".join(f"{s.arm} half within {s.percentiles[50].value:.0f} ms" for s in found)
     rows = [(s.arm, *(s.percentiles[p].value for p in (50, 90, 99))) for s in found]
@@ -190,7 +190,7 @@ def _curve(found: Sequence[Summary], condition: Condition, how: dict[str, Look])
     return Panel(f"Latency, {condition.words}", plot, f"Cumulative latency under {condition.words}: {said}", table)
 
 
-def _against_rate(found: Sequence[Summary], how: dict[str, Look]) -> Panels | None:
+def _against_rate(found: Sequence[Summary], how: dict[str, ArmStyle]) -> Panels | None:
     server = [s for s in found if s.condition.rate and s.percentiles]
     if len({s.condition.rate for s in server}) < 2:
         return None
@@ -198,12 +198,12 @@ def _against_rate(found: Sequence[Summary], how: dict[str, Look]) -> Panels | No
     return Panels("Latency against the rate of arrivals.", panels)
 
 
-def _rates(found: Sequence[Summary], percent: int, how: dict[str, Look]) -> Panel:
+def _rates(found: Sequence[Summary], percent: int, how: dict[str, ArmStyle]) -> Panel:
     curves, rows = [], []
     for arm in dict.fromkeys(s.arm for s in found):
         points = [(s.condition.rate, s.percentiles[percent]) for s in found if s.arm == arm]
         spans = tuple((e.low, e.high) if e.low is not None and e.high is not None else None for _, e in points)
-        curves.append(Line(arm, how[arm], tuple((rate, e.value) for rate, e in points), spans))
+        curves.append(PlotLine(arm, how[arm], tuple((rate, e.value) for rate, e in points), spans))
         rows += [(arm, rate, e.value, e.low, e.high) for rate, e in points]
     table = models.numbers(("arm", "queries/s", "ms", "low", "high"), rows, "{:g}".format)
     said = "; ".join(
@@ -233,11 +233,11 @@ def _highest(found: Sequence[Highest]) -> DataTable:
     return DataTable(caption, titles, rows)
 
 
-def _same_weights(facts: Facts, found: Sequence[Summary]) -> Paragraph:
+def _same_weights(facts: ComparisonFacts, found: Sequence[Summary]) -> Paragraph:
     """Whether what was loaded is what was scored, by the artifacts' hashes."""
     served = {summary.arm: summary.artifacts for summary in found}
     scored = {arm.name: set(arm.hashes) for arm in facts.arms} | {BASE: {""}}
-    mixed = {summary.arm for summary in found if summary.adapters}  # no picture of these was scored
+    mixed = {summary.arm for summary in found if summary.adapters}  # no image of these was scored
     known = [name for name in served if name in scored and served[name] and name not in mixed]
     other = [name for name in known if not scored[name].issuperset(served[name])]
     if other:

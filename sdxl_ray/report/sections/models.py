@@ -6,23 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 from sdxl_ray.report.document import Cell, DataTable
-from sdxl_ray.report.facts import Facts
+from sdxl_ray.report.facts import ComparisonFacts
 from sdxl_ray.report.metrics import BASE, REFERENCES, Score
-from sdxl_ray.report.plots import BASE_LOOK, Look, look
+from sdxl_ray.report.plots import BASE_LOOK, ArmStyle, look
 
 NO_LOOKS = "no look at a validation set is recorded (evaluation.every is 0, or the runs are not here)"
 
 
-def names(facts: Facts) -> list[str]:
+def names(facts: ComparisonFacts) -> list[str]:
     """The base, then every arm."""
     return [BASE, *(arm.name for arm in facts.arms)]
 
 
-def looks(facts: Facts) -> dict[str, Look]:
+def looks(facts: ComparisonFacts) -> dict[str, ArmStyle]:
     return {BASE: BASE_LOOK} | {arm.name: look(index) for index, arm in enumerate(facts.arms)}
 
 
-def references(facts: Facts, metric: str) -> dict[str, Score]:
+def references(facts: ComparisonFacts, metric: str) -> dict[str, Score]:
     """The reference rows that were scored, by their short names."""
     found = {name: facts.score(name, metric) for name in REFERENCES}
     return {name: score for name, score in found.items() if isinstance(score, Score)}

@@ -7,9 +7,9 @@ from itertools import combinations
 
 from sdxl_ray.display.trials import parameters_text
 from sdxl_ray.display.units import count_text, seconds_text
+from sdxl_ray.io.search_records import Trial, progress, steps_taken
 from sdxl_ray.report.document import (
-    Answer,
-    Block,
+    AnswerBlock,
     Cell,
     DataTable,
     Document,
@@ -17,7 +17,8 @@ from sdxl_ray.report.document import (
     Panel,
     Panels,
     Paragraph,
-    Section,
+    ReportBlock,
+    ReportSection,
     Stat,
     Tile,
     TileRows,
@@ -25,13 +26,12 @@ from sdxl_ray.report.document import (
     score_text,
 )
 from sdxl_ray.report.metrics import BASE, REFERENCES, Score, metric_of
-from sdxl_ray.report.plots import Axis, Line, Strand, intervals, lines, look, parallel, scatter
+from sdxl_ray.report.plots import Axis, PlotLine, Strand, intervals, lines, look, parallel, scatter
 from sdxl_ray.report.scores import FINAL
-from sdxl_ray.report.searched import DEFAULT, TUNED, Searched, ends, final_scores, height
+from sdxl_ray.report.search_facts import DEFAULT, TUNED, Searched, ends, final_scores, height
 from sdxl_ray.report.sections.models import numbers
-from sdxl_ray.search import Trial, progress, steps_taken
 
-#: Of the final split's pictures: rows that are shown.
+#: Of the final split's images: rows that are shown.
 _ROWS = 6
 _LOOKS = {"finished": look(0), "stopped": look(1), "failed": look(2), "default": look(4), "best": look(5)}
 
@@ -43,14 +43,14 @@ def document_of(searched: Searched) -> Document:
     return Document(f"Search {searched.card.name}", space.description, tuple(part(searched) for part in sections))
 
 
-def answer(searched: Searched) -> Section:
+def answer(searched: Searched) -> ReportSection:
     verdict, winner = searched.card.verdict, searched.winner
     sentence = verdict.sentence if verdict else "The search has not ended: what follows is what there is so far."
     states = {state: sum(t.state == state for t in searched.trials) for state in ("finished", "stopped", "failed")}
-    told = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    reported = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     spent = max((trial.ended_s for trial in searched.trials), default=0.0)
     stats = [
-        Stat("Trials", str(len(searched.trials)), told),
+        Stat("Trials", str(len(searched.trials)), reported),
         Stat("Training steps", count_text(steps_taken(searched.trials)), f"in {seconds_text(spent)} of searching"),
     ]
     if winner is not None:
@@ -60,17 +60,17 @@ def answer(searched: Searched) -> Section:
         stats.insert(0, Stat(f"Best {metric_of(searched.card.metric).short} (tune split)", score, against))
     told_best = f"Best recipe: {searched.label(winner)}, {parameters_text(winner.parameters)}." if winner else ""
     why = (
-        "The best of many trials looks better than it is on the pictures that chose it; the final split has prompts, "
+        "The best of many trials looks better than it is on the images that chose it; the final split has prompts, "
         "seeds and, where there were enough, photos that no trial saw."
     )
-    block = Answer(sentence, tuple(filter(None, (told_best, why))), tuple(stats), _pairs(searched, 1))
-    return Section("answer", "The answer", "", (block,))
+    block = AnswerBlock(sentence, tuple(filter(None, (told_best, why))), tuple(stats), _pairs(searched, 1))
+    return ReportSection("answer", "The answer", "", (block,))
 
 
-def final(searched: Searched) -> Section:
+def final(searched: Searched) -> ReportSection:
     """Winner against default, on what no trial saw."""
     verdict, scores = searched.card.verdict, final_scores(searched)
-    blocks: list[Block] = []
+    blocks: list[ReportBlock] = []
     names = [name for name in (BASE, DEFAULT, TUNED, *REFERENCES) if any(m == name for m, _, _ in scores.by)]
     if names:
         rows = tuple(
@@ -95,14 +95,14 @@ def final(searched: Searched) -> Section:
         blocks.append(tiles)
     if not blocks:
         blocks.append(Paragraph("Winner and default were not judged on a final split.", tone="muted"))
-    return Section("final", "On the final split", "The only figures here that chose nothing.", tuple(blocks))
+    return ReportSection("final", "On the final split", "The only figures here that chose nothing.", tuple(blocks))
 
 
-def trials(searched: Searched) -> Section:
+def trials(searched: Searched) -> ReportSection:
     """Best so far against time and steps, and every trial."""
     metric = searched.card.metric
     points = progress(searched.trials, metric, searched.card.mode)
-    blocks: list[Block] = []
+    blocks: list[ReportBlock] = []
     if points:
         ended = max(trial.ended_s for trial in searched.trials)
         whole = [*points, (ended, steps_taken(searched.trials), points[-1][2])]
@@ -110,7 +110,7 @@ def trials(searched: Searched) -> Section:
         table = numbers(("seconds", "training steps", metric), rows, "{:.4f}".format)
         panels = []
         for title, place in (("seconds of searching", 0), ("training steps of all trials", 1)):
-            plot = lines([Line("best so far", look(0), _stairs(whole, place))], title, metric)
+            plot = lines([PlotLine("best so far", look(0), _stairs(whole, place))], title, metric)
             alt = f"Best {metric} so far against {title}: from {points[0][2]:.4f} to {points[-1][2]:.4f}"
             panels.append(Panel(f"Against {title}", plot, alt, table))
         blocks.append(Panels("The best finished trial so far, on the tune split.", tuple(panels)))
@@ -129,15 +129,15 @@ def trials(searched: Searched) -> Section:
     )
     caption = "Every trial. Stopped: behind at a rung of the scheduler; its score is that of its last look."
     blocks.append(DataTable(caption, ("trial", "state", "step", *shown, "time", "parameters"), body))
-    return Section("trials", "Trials", "How the search went.", tuple(blocks))
+    return ReportSection("trials", "Trials", "How the search went.", tuple(blocks))
 
 
-def parameters(searched: Searched) -> Section:
+def parameters(searched: Searched) -> ReportSection:
     """Parallel coordinates and importance."""
     known = [trial for trial in searched.trials if trial.score(searched.card.metric) is not None]
     if not known:
-        return Section("parameters", "Parameters", "", (Paragraph("No trial has a score yet.", tone="muted"),))
-    blocks: list[Block] = [
+        return ReportSection("parameters", "Parameters", "", (Paragraph("No trial has a score yet.", tone="muted"),))
+    blocks: list[ReportBlock] = [
         Panels("Each trial as a line through its parameters to its score.", (_parallel(searched, known),))
     ]
     shares = searched.importance()
@@ -153,26 +153,26 @@ def parameters(searched: Searched) -> Section:
         blocks.append(Panels(caption, (Panel("Importance", plot, alt, table),)))
     else:
         blocks.append(Paragraph("Importance is not given: too few trials that ended.", tone="muted"))
-    return Section("parameters", "Parameters", "Which settings mattered.", tuple(blocks))
+    return ReportSection("parameters", "Parameters", "Which settings mattered.", tuple(blocks))
 
 
-def trade_offs(searched: Searched) -> Section:
-    """The Pareto front, a picture for every two of its metrics, with samples of its trials."""
+def trade_offs(searched: Searched) -> ReportSection:
+    """The Pareto front, an image for every two of its metrics, with samples of its trials."""
     known = [t for t in searched.finished if all(t.score(name) is not None for name in searched.modes)]
     if not known:
-        text = "There is no trade-off to show: no finished trial has scored pictures."
-        return Section("front", "Trade-offs", "", (Paragraph(text, tone="muted"),))
+        text = "There is no trade-off to show: no finished trial has scored images."
+        return ReportSection("front", "Trade-offs", "", (Paragraph(text, tone="muted"),))
     names = ", ".join(metric_of(name).short for name in searched.modes)
     caption = f"{len(searched.front)} of {len(known)} finished trials are on the Pareto front of {names}."
     panels = tuple(_front(searched, known, x, y) for x, y in combinations(searched.modes, 2))
-    blocks: list[Block] = [Panels(caption, panels)]
-    pictures = _samples(searched, searched.front)
-    if pictures is not None:
-        blocks.append(pictures)
-    return Section("front", "Trade-offs", "What is better in one score is often worse in another.", tuple(blocks))
+    blocks: list[ReportBlock] = [Panels(caption, panels)]
+    images = _samples(searched, searched.front)
+    if images is not None:
+        blocks.append(images)
+    return ReportSection("front", "Trade-offs", "What is better in one score is often worse in another.", tuple(blocks))
 
 
-def made(searched: Searched) -> Section:
+def made(searched: Searched) -> ReportSection:
     """How it was made."""
     space, environment = searched.card.space, searched.card.environment
     where = space.budget.model_dump(exclude_none=True)
@@ -187,7 +187,9 @@ def made(searched: Searched) -> Section:
         ("versions", ", ".join(f"{key} {value}" for key, value in environment.get("versions", {}).items())),
     )
     rows = tuple((Cell(name), Cell(value)) for name, value in facts)
-    return Section("made", "How it was made", "", (DataTable("The search.", ("what", "value"), rows, prose=True),))
+    return ReportSection(
+        "made", "How it was made", "", (DataTable("The search.", ("what", "value"), rows, prose=True),)
+    )
 
 
 def _parallel(searched: Searched, known: Sequence[Trial]) -> Panel:
@@ -234,7 +236,7 @@ def _stairs(points: Sequence[tuple[float, int, float]], place: int) -> tuple[tup
 
 
 def _pairs(searched: Searched, rows: int) -> tuple[Tile, ...]:
-    """Rows of a real photo, the default's and the winner's picture of the same prompt and seed."""
+    """Rows of a real photo, the default's and the winner's image of the same prompt and seed."""
     gallery = _gallery(searched)
     if gallery is None or not gallery.photos:
         return ()
@@ -246,7 +248,7 @@ def _pairs(searched: Searched, rows: int) -> tuple[Tile, ...]:
 
 def _gallery(searched: Searched) -> Gallery | None:
     """Base, default and winner at the prompts and seeds of the final split."""
-    drawn = [row for row in searched.pictures if row["split"] == FINAL]
+    drawn = [row for row in searched.images if row["split"] == FINAL]
     at = {(row["model"], row["prompt"], row["seed"]): row for row in drawn if row["purpose"] == "subject"}
     columns = [name for name in (BASE, DEFAULT, TUNED) if any(model == name for model, _, _ in at)]
     if not columns:
@@ -264,21 +266,21 @@ def _gallery(searched: Searched) -> Gallery | None:
 
 
 def _samples(searched: Searched, on: Sequence[Trial]) -> Gallery | None:
-    """The sample pictures of the trials on the front, at the step of their artifact where there are some."""
+    """The sample images of the trials on the front, at the step of their artifact where there are some."""
     storage = searched.folder.parent
     found: dict[str, list[str]] = {}
     for trial in on:
         folder = storage / trial.run / "samples" / f"step-{trial.kept or trial.step:07d}"
-        pictures = [path.relative_to(searched.folder).as_posix() for path in sorted(folder.glob("*.png"))]
-        if pictures:
-            found[searched.label(trial)] = pictures
+        images = [path.relative_to(searched.folder).as_posix() for path in sorted(folder.glob("*.png"))]
+        if images:
+            found[searched.label(trial)] = images
     if not found:
         return None
-    count = min(len(pictures) for pictures in found.values())
+    count = min(len(images) for images in found.values())
     rows = tuple(
         (
             f"sample {place}",
-            tuple(_tile(searched, pictures[place], name, f"sample {place}") for name, pictures in found.items()),
+            tuple(_tile(searched, images[place], name, f"sample {place}") for name, images in found.items()),
         )
         for place in range(count)
     )
@@ -290,5 +292,5 @@ def _samples(searched: Searched, on: Sequence[Trial]) -> Gallery | None:
 def _tile(searched: Searched, relative: str | None, model: str, prompt: str) -> Tile:
     path = searched.folder / relative if relative else None
     if path is None or not path.is_file():
-        return Tile(f"{model}: {prompt}: no picture", None, label="no picture")
+        return Tile(f"{model}: {prompt}: no image", None, label="no image")
     return Tile(f"{model}: {prompt}", path, str(relative), label=f"{model}: {prompt}")

@@ -28,14 +28,14 @@ def measure(arm: ServeArm, folder: Path) -> dict[str, Any]:
     from inside import Inside
     from lora import random_lora
 
-    from sdxl_ray.core.pipeline import load_pipeline
-    from sdxl_ray.sections import Base
-    from serve.engine.engine import Engine
+    from sdxl_ray.config.schema import Base
+    from sdxl_ray.models.pipeline import load_pipeline
+    from serve.engine.engine import ServingEngine
     from serve.engine.settings import EngineSettings
 
     pipe = load_pipeline(Base(), None, dtype=torch.float32, device="cpu")
     lora = random_lora(folder / "lora", pipe.unet, Base(), arm.rank, 0)
-    engine = Engine(Base(), settings=EngineSettings(max_batch=arm.batch, cached_prompts=0))
+    engine = ServingEngine(Base(), settings=EngineSettings(max_batch=arm.batch, cached_prompts=0))
     inside = Inside(pipe, engine, arm.steps, arm.guidance, arm.batch)
     wait = asyncio.new_event_loop().run_until_complete
     wait(engine.start())
@@ -51,8 +51,8 @@ def measure(arm: ServeArm, folder: Path) -> dict[str, Any]:
             ("pipeline", lambda _: keep("pipeline_ms", inside.pipeline_ms(arm.singles))),
             ("engine", lambda _: keep("engine_ms", wait(inside.engine_ms(arm.singles)))),
             *((name, lambda r, name=name: systems.singles(name, r)) for name in (*RECIPE, *OURS[:-1])),
-            ("pipeline, batches", lambda _: keep("pipeline_rate", inside.pipeline_rate(arm.pictures))),
-            ("engine, all at once", lambda _: keep("engine_rate", wait(inside.engine_rate(arm.pictures)))),
+            ("pipeline, batches", lambda _: keep("pipeline_rate", inside.pipeline_rate(arm.images))),
+            ("engine, all at once", lambda _: keep("engine_rate", wait(inside.engine_rate(arm.images)))),
             *((f"{name}, all at once", lambda r, name=name: systems.offline(name, r)) for name in (*RECIPE, *OURS)),
         ]  # fmt: skip
         for round_ in range(arm.rounds):
@@ -72,17 +72,17 @@ class _Systems:
         self.rows: Rows = []
 
     def singles(self, name: str, round_: int) -> None:
-        """Pictures one after another."""
+        """Images one after another."""
         self._run(self._generators, name, "singlestream", 0.0, self._arm.singles, round_)
 
     def offline(self, name: str, round_: int) -> None:
-        """Pictures all at once."""
-        self._run(self._generators, name, "offline", 0.0, self._arm.pictures, round_)
+        """Images all at once."""
+        self._run(self._generators, name, "offline", 0.0, self._arm.images, round_)
 
     def mixed_load(self, say: Callable[[str], None]) -> float:
-        """Mixed step counts: what the recipe manages at most, then both at `load` of that; the rate in pictures/s."""
+        """Mixed step counts: what the recipe manages at most, then both at `load` of that; the rate in images/s."""
         say("mixed step counts: the recipe's most")
-        taken = self._run(self._mixed, "recipe", "offline", 0.0, 2 * self._arm.pictures, 0, keep=False)
+        taken = self._run(self._mixed, "recipe", "offline", 0.0, 2 * self._arm.images, 0, keep=False)
         most = len(taken) / max(row["done_s"] for row in taken)
         rate = float(f"{self._arm.load * most:.3g}")
         for round_ in range(self._arm.rounds):
@@ -102,9 +102,9 @@ class _Systems:
         *,
         keep: bool = True,
     ) -> Rows:
-        from serve.loadtest.plan import Run
+        from serve.loadtest.plan import LoadRun
 
-        run = Run(name, "run", scenario, rate, round_, count, round_)
+        run = LoadRun(name, "run", scenario, rate, round_, count, round_)
         generator = generators["recipe" if name in RECIPE else "ours"]
         generator.warm(run, 1)
         rows: Rows = generator.run(run)
@@ -120,9 +120,9 @@ def _systems(arm: ServeArm, lora: Path) -> Iterator[_Systems]:
     from ray import serve as ray_serve
     from recipe import Recipe
 
-    from sdxl_ray.loadprofile import LoadProfile
+    from sdxl_ray.config.load_profile import LoadProfile
     from serve.config import parse
-    from serve.loadtest.config import Arm, LoadTest
+    from serve.loadtest.config import LoadArm, LoadTest
     from serve.loadtest.generator import Generator
     from serve.local import running
 
@@ -145,7 +145,7 @@ def _systems(arm: ServeArm, lora: Path) -> Iterator[_Systems]:
         guidance_scale=arm.guidance,
         timeout_s=600,
     )
-    arms = {name: Arm(model=(name,)) for name in (*RECIPE, *OURS[:-1])} | {"mixed": Arm(model=("base", "lora"))}
+    arms = {name: LoadArm(model=(name,)) for name in (*RECIPE, *OURS[:-1])} | {"mixed": LoadArm(model=("base", "lora"))}
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
         url = stack.enter_context(running(config))

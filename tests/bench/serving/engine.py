@@ -4,7 +4,7 @@
     python tests/bench/serving/engine.py --shape sdxl --steps 20    # true SDXL shapes, random weights, on a GPU
 
 Rows are measured in turn, every other pass backwards, so that a machine whose speed drifts slows all alike. `x base` is
-a row's time per picture against the engine's base row of the same batch. Nothing here fails on a time.
+a row's time per image against the engine's base row of the same batch. Nothing here fails on a time.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any
 
 from diffusers import StableDiffusionXLPipeline
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.core.pipeline import generate, load_pipeline
+from sdxl_ray.config.schema import Base
 from sdxl_ray.display.table import Column, Table
-from sdxl_ray.sections import Base
-from serve.engine.engine import Engine
-from serve.engine.request import AdapterUse, PictureRequest
+from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.models.pipeline import generate, load_pipeline
+from serve.engine.engine import ServingEngine
+from serve.engine.request import AdapterUse, ImageRequest
 from serve.engine.settings import EngineSettings
 
 # What all benchmarks share; only now, since beside it lies a `serve.py` that would hide the package `serve`.
@@ -39,7 +39,7 @@ from randomlora import random_lora
 from randomparts import random_pipeline
 
 NAMES = ("one", "two", "three")
-#: A pass of a row: milliseconds of each picture.
+#: A pass of a row: milliseconds of each image.
 Pass = Callable[[], Awaitable[list[float]]]
 
 
@@ -58,7 +58,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=("tiny", "sdxl"), default="tiny", help="whose shapes (default: tiny)")
-    parser.add_argument("--pictures", type=int, default=8, help="pictures of a row in a pass (default: 8)")
+    parser.add_argument("--pictures", type=int, default=8, help="images of a row in a pass (default: 8)")
     parser.add_argument("--batch", type=int, default=8, help="the larger batch (default: 8)")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps (default: 10)")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters (default: 16)")
@@ -78,8 +78,12 @@ async def _measure(options: argparse.Namespace) -> dict[tuple[str, int], dict[st
         bare = _pipeline(options.shape, settings)
         adapters = {n: random_lora(Path(folder) / n, bare, options.rank, i) for i, n in enumerate(NAMES)}
         engines = {
-            "mixed": Engine(Base(), adapters=adapters, settings=settings, pipeline=_pipeline(options.shape, settings)),
-            "fused": Engine(Base(), settings=settings, pipeline=_fused(options.shape, settings, adapters["one"])),
+            "mixed": ServingEngine(
+                Base(), adapters=adapters, settings=settings, pipeline=_pipeline(options.shape, settings)
+            ),
+            "fused": ServingEngine(
+                Base(), settings=settings, pipeline=_fused(options.shape, settings, adapters["one"])
+            ),
         }
         for engine in engines.values():
             await engine.start()
@@ -112,9 +116,9 @@ def _fused(shape: str, settings: EngineSettings, adapter: Artifact) -> StableDif
 
 
 def _passes(
-    options: argparse.Namespace, bare: StableDiffusionXLPipeline, engines: dict[str, Engine]
+    options: argparse.Namespace, bare: StableDiffusionXLPipeline, engines: dict[str, ServingEngine]
 ) -> dict[tuple[str, int], Pass]:
-    """Rows by name and batch. The mix is a base picture and one of each adapter, over and over."""
+    """Rows by name and batch. The mix is a base image and one of each adapter, over and over."""
     mix = [(), *[(AdapterUse(name),) for name in NAMES]]
     uses: dict[str, tuple[str, Sequence[tuple[AdapterUse, ...]]]] = {
         "engine, base": ("mixed", [()]),
@@ -133,8 +137,8 @@ def _passes(
 def _bare(options: argparse.Namespace, pipe: StableDiffusionXLPipeline, batch: int) -> Pass:
     async def run() -> list[float]:
         each = []
-        for start in range(0, options.pictures, batch):
-            number = min(batch, options.pictures - start)
+        for start in range(0, options.images, batch):
+            number = min(batch, options.images - start)
             begun = time.perf_counter()
             generate(
                 pipe,
@@ -150,13 +154,15 @@ def _bare(options: argparse.Namespace, pipe: StableDiffusionXLPipeline, batch: i
     return run
 
 
-def _engine(options: argparse.Namespace, engine: Engine, kinds: Sequence[tuple[AdapterUse, ...]], batch: int) -> Pass:
+def _engine(
+    options: argparse.Namespace, engine: ServingEngine, kinds: Sequence[tuple[AdapterUse, ...]], batch: int
+) -> Pass:
     async def run() -> list[float]:
         each = []
-        for start in range(0, options.pictures, batch):
-            numbers = range(start, min(start + batch, options.pictures))
+        for start in range(0, options.images, batch):
+            numbers = range(start, min(start + batch, options.images))
             requests = [
-                PictureRequest("a photo of a dog", i, num_inference_steps=options.steps, adapters=kinds[i % len(kinds)])
+                ImageRequest("a photo of a dog", i, num_inference_steps=options.steps, adapters=kinds[i % len(kinds)])
                 for i in numbers
             ]
             drawn = await asyncio.gather(*[engine.draw(request) for request in requests])

@@ -1,4 +1,4 @@
-"""The same pictures without HTTP: the bare pipeline one call at a time, and the engine, in this process."""
+"""The same images without HTTP: the bare pipeline one call at a time, and the engine, in this process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sdxl_ray.core.pipeline import generate
-from serve.engine.engine import Engine
-from serve.engine.request import AdapterUse, PictureRequest
+from sdxl_ray.models.pipeline import generate
+from serve.engine.engine import ServingEngine
+from serve.engine.request import AdapterUse, ImageRequest
 
 PROMPT = "a photo of a dog on the beach"
 Draw = Callable[[int], Awaitable[Any]]
@@ -18,24 +18,24 @@ Draw = Callable[[int], Awaitable[Any]]
 
 @dataclass(frozen=True)
 class Inside:
-    """A pipeline and an engine of the same weights. batch: pictures of one pipeline call where many are wanted."""
+    """A pipeline and an engine of the same weights. batch: images of one pipeline call where many are wanted."""
 
     pipe: Any
-    engine: Engine
+    engine: ServingEngine
     steps: int
     guidance: float
     batch: int
 
     def pipeline_ms(self, count: int) -> list[float]:
-        """Milliseconds of each picture, one after another."""
+        """Milliseconds of each image, one after another."""
         return [_timed(lambda seed=seed: self._generate([seed])) * 1000 for seed in range(count)]
 
     def pipeline_rate(self, count: int) -> float:
-        """Pictures/s in full batches."""
+        """Images/s in full batches."""
         return count / _timed(lambda: self._generate(list(range(count))))
 
     async def engine_ms(self, count: int) -> list[float]:
-        """Milliseconds of each picture, one after another."""
+        """Milliseconds of each image, one after another."""
         taken = []
         for seed in range(count):
             started = time.perf_counter()
@@ -44,7 +44,7 @@ class Inside:
         return taken
 
     async def engine_rate(self, count: int, uses: tuple[tuple[AdapterUse, ...], ...] = ((),)) -> float:
-        """Pictures/s, `2 x batch` in flight; uses: adapters that pictures take in turn."""
+        """Images/s, `2 x batch` in flight; uses: adapters that images take in turn."""
         slots = asyncio.Semaphore(2 * self.batch)
 
         async def one(seed: int) -> None:
@@ -56,9 +56,9 @@ class Inside:
         return count / (time.perf_counter() - started)
 
     async def draw(self, seed: int, uses: tuple[AdapterUse, ...] = (), **changes: Any) -> Any:
-        """One picture of the engine."""
+        """One image of the engine."""
         asked: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance, **changes}
-        return await self.engine.draw(PictureRequest(PROMPT, seed, adapters=uses, **asked))
+        return await self.engine.draw(ImageRequest(PROMPT, seed, adapters=uses, **asked))
 
     def _generate(self, seeds: list[int]) -> None:
         generate(

@@ -11,12 +11,12 @@ from diffusers import StableDiffusionXLPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from sdxl_ray.artifact import Artifact, write_manifest
-from sdxl_ray.config import load
-from sdxl_ray.core.bases import locate
-from sdxl_ray.sections import Base
+from sdxl_ray.config.recipe import load
+from sdxl_ray.config.schema import Base
+from sdxl_ray.io.artifact import Artifact, write_manifest
+from sdxl_ray.models.base_model import locate
 
-#: So small that pictures stay pictures; zero would let a library skip it.
+#: So small that images stay images; zero would let a library skip it.
 _STRENGTH = 1e-3
 
 

@@ -16,15 +16,15 @@ SHARE = 0.96
 
 
 def over_http(arm: ServeArm, base: Path, guidance: float, say: Callable[[str], None]) -> dict[str, float]:
-    """offline: pictures/s. p99_s, answered (share of those sent) and n of Poisson arrivals at `SHARE` of that.
+    """offline: images/s. p99_s, answered (share of those sent) and n of Poisson arrivals at `SHARE` of that.
 
     base: a folder as diffusers saves it.
     """
-    from sdxl_ray.report.latencies import summaries
+    from sdxl_ray.metrics.latency import summaries
     from serve.config import parse
-    from serve.loadtest.config import Arm, LoadTest
+    from serve.loadtest.config import LoadArm, LoadTest
     from serve.loadtest.generator import Generator
-    from serve.loadtest.plan import Run
+    from serve.loadtest.plan import LoadRun
     from serve.local import running
 
     config = parse(
@@ -41,17 +41,17 @@ def over_http(arm: ServeArm, base: Path, guidance: float, say: Callable[[str], N
         "steps": {arm.steps: 1.0},
         "guidance_scale": guidance,
         "timeout_s": 600,
-        "arms": {"base": Arm(model=("base",))},
+        "arms": {"base": LoadArm(model=("base",))},
     }
     say("Ray Serve starts")
     with running(config) as url, Generator(LoadTest(**settings, url=url)) as generator:
-        most = Run("base", "run", "offline", 0.0, 0, arm.pictures, 0)
+        most = LoadRun("base", "run", "offline", 0.0, 0, arm.images, 0)
         generator.warm(most, 2)
         say("through Ray Serve: many at once")
         (offline,) = summaries(generator.run(most))
         rate = float(f"{SHARE * offline.throughput:.3g}")
         say(f"through Ray Serve: Poisson arrivals at {rate:g}/s")
-        (server,) = summaries(generator.run(Run("base", "run", "server", rate, 0, arm.queries, 0)))
+        (server,) = summaries(generator.run(LoadRun("base", "run", "server", rate, 0, arm.queries, 0)))
     return {
         "offline": offline.throughput,
         "p99_s": server.percentiles[99].value / 1000,

@@ -28,10 +28,10 @@ def measure(arm: ServeArm, folder: Path) -> dict[str, Any]:
     import torch
     from randomparts import random_pipeline
 
-    from sdxl_ray.config import load
-    from sdxl_ray.core.pipeline import decode
-    from sdxl_ray.sections import Base
-    from serve.engine.engine import Engine
+    from sdxl_ray.config.recipe import load
+    from sdxl_ray.config.schema import Base
+    from sdxl_ray.models.pipeline import decode
+    from serve.engine.engine import ServingEngine
     from serve.engine.settings import EngineSettings
 
     settings = EngineSettings(max_batch=arm.batch, cached_prompts=0)
@@ -47,13 +47,13 @@ def measure(arm: ServeArm, folder: Path) -> dict[str, Any]:
     latents_1CHW = torch.randn(1, pipe.vae.config.latent_channels, size, size, device=settings.place)
     _say("eager diffusers")
     eager_numbers = {
-        "many": eager.rate(arm.pictures, arm.steps),
+        "many": eager.rate(arm.images, arm.steps),
         "one": eager.ms(arm.singles, LATENCY_STEPS, _GUIDANCE),
         "lcm": eager.ms(arm.singles, LCM_STEPS, 1.0),
         "decode": _median_ms(lambda: _synced(lambda: decode(pipe.vae, latents_1CHW)), arm.singles),
     }
     _say("the engine starts")
-    engine = Engine(base, adapters=loras, settings=settings, pipeline=pipe)
+    engine = ServingEngine(base, adapters=loras, settings=settings, pipeline=pipe)
     ours = asyncio.run(_ours(arm, engine, _say))
     ours["http"] = over_http(arm, folder / "base", _GUIDANCE, _say)
     name = torch.cuda.get_device_name(0) if settings.on_gpu else "cpu"
@@ -67,30 +67,30 @@ class _Eager:
         self._pipe, self._arm = pipe, arm
         self._draw(arm.batch, 1, _GUIDANCE)
 
-    def rate(self, pictures: int, steps: int) -> float:
-        """Pictures/s in full batches."""
-        batches = max(1, pictures // self._arm.batch)
+    def rate(self, images: int, steps: int) -> float:
+        """Images/s in full batches."""
+        batches = max(1, images // self._arm.batch)
         started = time.perf_counter()
         for _ in range(batches):
             self._draw(self._arm.batch, steps, _GUIDANCE)
         return batches * self._arm.batch / (time.perf_counter() - started)
 
     def ms(self, count: int, steps: int, guidance: float) -> float:
-        """Milliseconds of one picture alone."""
+        """Milliseconds of one image alone."""
         self._draw(1, steps, guidance)
         return _median_ms(lambda: self._draw(1, steps, guidance), count)
 
-    def _draw(self, pictures: int, steps: int, guidance: float) -> None:
+    def _draw(self, images: int, steps: int, guidance: float) -> None:
         import torch
 
-        from sdxl_ray.core.pipeline import decode
+        from sdxl_ray.models.pipeline import decode
 
         with torch.inference_mode():
             latents_BCHW = self._pipe(
-                ["a photo of a dog"] * pictures, num_inference_steps=steps, guidance_scale=guidance,
+                ["a photo of a dog"] * images, num_inference_steps=steps, guidance_scale=guidance,
                 output_type="latent",
             ).images  # fmt: skip
-            # Pictures leave the device, so the clock stops when they are there.
+            # Images leave the device, so the clock stops when they are there.
             self._pipe.image_processor.postprocess(decode(self._pipe.vae, latents_BCHW), output_type="pil")
 
 
@@ -112,8 +112,8 @@ async def _ours(arm: ServeArm, engine: Any, say: Callable[[str], None]) -> Row:
             "lcm": await _one(inside, arm.singles, num_inference_steps=LCM_STEPS, guidance_scale=1.0, scheduler="lcm"),
         }
         say("the engine: many at once")
-        found["many"] = await inside.engine_rate(arm.pictures)
-        found["mixed"] = await inside.engine_rate(arm.pictures, ((), one, two))
+        found["many"] = await inside.engine_rate(arm.images)
+        found["mixed"] = await inside.engine_rate(arm.images, ((), one, two))
         found["decode"] = statistics.median([(await inside.draw(n)).times.decode_ms for n in range(arm.singles)])
         say("the engine: from one adapter to the other")
         for n in range(2 * arm.singles):
@@ -143,15 +143,15 @@ def _rows(arm: ServeArm, eager: Row, ours: Row) -> list[Row]:
 
     http = ours["http"]
     return [
-        row(f"pictures/s, many, {arm.steps} steps", "many", ">= 1.68 and >= 2.5 x", rate=True),
+        row(f"images/s, many, {arm.steps} steps", "many", ">= 1.68 and >= 2.5 x", rate=True),
         row(f"ms, one alone, {LATENCY_STEPS} steps", "one", "<= 750 and >= 2.5 x"),
         row(f"ms, one alone, {LCM_STEPS} steps (LCM)", "lcm", "<= 90"),
         row("ms, VAE decode", "decode", "<= 30"),
         own("ms, from one LoRA to another, resident", ours["swap"], "<= 10"),
         own("ms, a LoRA from disk", ours["load"], ""),
         own("ms, one alone, LoRA unfused; x base", ours["unfused"], "<= 1.05 x", ours["unfused"] / ours["one"]),
-        own("pictures/s, base and LoRAs mixed; x as long", ours["mixed"], "<= 1.10 x", ours["many"] / ours["mixed"]),
-        own("pictures/s through Ray Serve, many; x in-process", http["offline"], "", http["offline"] / ours["many"]),
+        own("images/s, base and LoRAs mixed; x as long", ours["mixed"], "<= 1.10 x", ours["many"] / ours["mixed"]),
+        own("images/s through Ray Serve, many; x in-process", http["offline"], "", http["offline"] / ours["many"]),
         own(
             f"s, p99 of {http['n']:.0f} at {SHARE} x that rate; x answered", http["p99_s"], "<= 20, all answered",
             http["answered"],

@@ -1,10 +1,10 @@
-"""Random adapters, and the plain pipeline that pictures are compared with."""
+"""Random adapters, and the plain pipeline that images are compared with."""
 
 from __future__ import annotations
 
 import pytest
 
-from sdxl_ray.artifact import Artifact
+from sdxl_ray.io.artifact import Artifact
 from tests.serve.engine.plain import KINDS, Plain, make_lora
 
 

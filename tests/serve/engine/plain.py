@@ -1,4 +1,4 @@
-"""What the engine is held to: the plain pipeline with PEFT's own adapters, one picture at a time."""
+"""What the engine is held to: the plain pipeline with PEFT's own adapters, one image at a time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
-from sdxl_ray.artifact import Artifact, write_manifest
-from sdxl_ray.core.pipeline import generate, load_pipeline
-from sdxl_ray.sections import Base
+from sdxl_ray.config.schema import Base
+from sdxl_ray.io.artifact import Artifact, write_manifest
+from sdxl_ray.models.pipeline import generate, load_pipeline
 from sdxl_ray.tiny import shipped
-from serve.engine.engine import Engine
-from serve.engine.request import PictureRequest
+from serve.engine.engine import ServingEngine
+from serve.engine.request import ImageRequest
 from serve.engine.schedulers import make_scheduler
 from serve.engine.settings import EngineSettings
 
@@ -82,8 +82,8 @@ class Plain:
             for name, artifact in adapters.items():
                 self._tuned.load_lora_weights(artifact.folder, adapter_name=name)
 
-    def draw(self, request: PictureRequest) -> Image.Image:
-        """The picture of a request."""
+    def draw(self, request: ImageRequest) -> Image.Image:
+        """The image of a request."""
         pipe = self._tuned if request.adapters else self._base
         if request.adapters:
             weights: list[Any] = []
@@ -97,8 +97,8 @@ class Plain:
         return draw_with(pipe, request)
 
 
-def draw_with(pipe: StableDiffusionXLPipeline, request: PictureRequest) -> Image.Image:
-    """A request's picture by a pipeline whose adapters are set."""
+def draw_with(pipe: StableDiffusionXLPipeline, request: ImageRequest) -> Image.Image:
+    """A request's image by a pipeline whose adapters are set."""
     other = StableDiffusionXLPipeline(
         **{**pipe.components, "scheduler": make_scheduler(request.scheduler, pipe.scheduler)},
         force_zeros_for_empty_prompt=pipe.config.force_zeros_for_empty_prompt,
@@ -117,7 +117,7 @@ def draw_with(pipe: StableDiffusionXLPipeline, request: PictureRequest) -> Image
 
 
 def levels(ours: Image.Image, theirs: Image.Image) -> int:
-    """Largest difference of two pictures in 8-bit levels."""
+    """Largest difference of two images in 8-bit levels."""
     return int(np.abs(np.asarray(ours, np.int16) - np.asarray(theirs, np.int16)).max())
 
 
@@ -127,7 +127,7 @@ def differences(ours: Iterable[Image.Image], theirs: Iterable[Image.Image]) -> l
 
 
 @asynccontextmanager
-async def running(engine: Engine) -> AsyncIterator[Engine]:
+async def running(engine: ServingEngine) -> AsyncIterator[ServingEngine]:
     """The engine, started, and stopped at the end."""
     await engine.start()
     try:

@@ -1,4 +1,4 @@
-"""Adapters come and go while pictures are drawn; wrong ones are refused in one line."""
+"""Adapters come and go while images are drawn; wrong ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.core.pipeline import LORA_WEIGHTS, generate, load_pipeline
+from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
-from sdxl_ray.sections import Base
-from serve.engine.adapter import Places, load_adapter
-from serve.engine.engine import Engine
-from serve.engine.prepare import PARTS
-from serve.engine.request import AdapterUse, PictureRequest
+from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.models.pipeline import LORA_WEIGHTS, generate, load_pipeline
+from serve.engine.adapter import LayerPlaces, load_adapter
+from serve.engine.engine import ServingEngine
+from serve.engine.request import AdapterUse, ImageRequest
+from serve.engine.warmup import PARTS
 from tests.serve.engine.plain import Plain, draw_with, levels, make_lora, manifest, running, small
 from tests.serve.engine.test_batching import Progress
 
 
-def _with(*names: str, seed: int = 1, steps: int = 3, **changes: Any) -> PictureRequest:
+def _with(*names: str, seed: int = 1, steps: int = 3, **changes: Any) -> ImageRequest:
     uses = tuple(AdapterUse(name, 0.7) for name in names)
-    return PictureRequest("a dog", seed, num_inference_steps=steps, adapters=uses, **changes)
+    return ImageRequest("a dog", seed, num_inference_steps=steps, adapters=uses, **changes)
 
 
 def test_the_least_recently_used_goes_but_never_one_in_flight(plain: Plain, loras: dict[str, Artifact]) -> None:
     async def main() -> None:
-        async with running(Engine(Base(), adapters=loras, settings=small(max_resident=2))) as engine:
+        async with running(ServingEngine(Base(), adapters=loras, settings=small(max_resident=2))) as engine:
             for name in ("round", "sharp", "round", "wordy"):
                 await engine.draw(_with(name))
             assert engine.status()["resident"] == ["round", "wordy"]
@@ -49,9 +49,9 @@ def test_the_least_recently_used_goes_but_never_one_in_flight(plain: Plain, lora
             impatient.cancel()
             long.cancel()
             drawn = await third
-            assert levels(drawn.picture, plain.draw(_with("sharp"))) <= 1
+            assert levels(drawn.image, plain.draw(_with("sharp"))) <= 1
             assert engine.status()["adapter_evictions"] == 2
-            with pytest.raises(UserError, match="3 adapters in one picture, but at most 2 fit"):
+            with pytest.raises(UserError, match="3 adapters in one image, but at most 2 fit"):
                 await engine.draw(_with("round", "sharp", "wordy"))
 
     asyncio.run(main())
@@ -59,7 +59,7 @@ def test_the_least_recently_used_goes_but_never_one_in_flight(plain: Plain, lora
 
 def test_loading_an_adapter_again_and_again_takes_no_memory(loras: dict[str, Artifact]) -> None:
     pipe = load_pipeline(Base(), None, dtype=torch.float32, device="cpu")
-    places = Places.of({part: getattr(pipe, part) for part in PARTS})
+    places = LayerPlaces.of({part: getattr(pipe, part) for part in PARTS})
 
     def load() -> None:
         load_adapter("wordy", loras["wordy"], Base(), places, torch.float32, torch.device("cpu"))
@@ -80,7 +80,7 @@ def test_loading_an_adapter_again_and_again_takes_no_memory(loras: dict[str, Art
 
 def test_adapters_are_added_and_removed_under_traffic(plain: Plain, loras: dict[str, Artifact], tmp_path: Path) -> None:
     async def main() -> None:
-        async with running(Engine(Base(), adapters={"round": loras["round"]}, settings=small())) as engine:
+        async with running(ServingEngine(Base(), adapters={"round": loras["round"]}, settings=small())) as engine:
             traffic = asyncio.gather(*[engine.draw(_with(*["round"] * (i % 2), seed=i, steps=12)) for i in range(6)])
             await engine.add_adapter("sharp", loras["sharp"])
             with pytest.raises(UserError, match="adapter 'sharp' is there already"):
@@ -92,25 +92,25 @@ def test_adapters_are_added_and_removed_under_traffic(plain: Plain, loras: dict[
             with pytest.raises(UserError, match="adapter 'sharp': choose from round"):
                 await engine.draw(_with("sharp"))
             drawn = await last
-            assert levels(drawn.picture, plain.draw(_with("sharp", steps=12))) <= 1
+            assert levels(drawn.image, plain.draw(_with("sharp", steps=12))) <= 1
             assert engine.status()["resident"] == ["round"]
             for i, one in enumerate(await traffic):
                 expected = plain.draw(_with(*["round"] * (i % 2), seed=i, steps=12))
-                assert levels(one.picture, expected) <= 1
+                assert levels(one.image, expected) <= 1
             # The same name may come back as another adapter; nothing of the first is remembered.
             await engine.add_adapter("sharp", loras["wordy"])
             again = await engine.draw(_with("sharp"))
-            assert levels(again.picture, plain.draw(_with("wordy"))) <= 1
+            assert levels(again.image, plain.draw(_with("wordy"))) <= 1
 
     asyncio.run(main())
 
 
 def test_no_strength_is_the_base(plain: Plain, loras: dict[str, Artifact]) -> None:
     async def main() -> None:
-        async with running(Engine(Base(), adapters=loras, settings=small())) as engine:
-            idle = PictureRequest("a dog", 1, num_inference_steps=3, adapters=(AdapterUse("round", 0.0),))
+        async with running(ServingEngine(Base(), adapters=loras, settings=small())) as engine:
+            idle = ImageRequest("a dog", 1, num_inference_steps=3, adapters=(AdapterUse("round", 0.0),))
             drawn = await engine.draw(idle)
-            assert levels(drawn.picture, plain.draw(_with())) == 0
+            assert levels(drawn.image, plain.draw(_with())) == 0
             assert engine.status()["resident"] == []
 
     asyncio.run(main())
@@ -123,12 +123,12 @@ def test_an_adapter_brings_its_prediction(tmp_path: Path, loras: dict[str, Artif
 
     async def main() -> None:
         adapters = {"v": artifact, "round": loras["round"]}
-        async with running(Engine(Base(), adapters=adapters, settings=small())) as engine:
+        async with running(ServingEngine(Base(), adapters=adapters, settings=small())) as engine:
             use = (AdapterUse("v"),)
             for scheduler in ("default", "dpmpp_2m"):
-                request = PictureRequest("a dog", 1, num_inference_steps=3, adapters=use, scheduler=scheduler)
+                request = ImageRequest("a dog", 1, num_inference_steps=3, adapters=use, scheduler=scheduler)
                 drawn, _ = await asyncio.gather(engine.draw(request), engine.draw(_with("round")))
-                assert levels(drawn.picture, draw_with(pipe, request)) <= 1
+                assert levels(drawn.image, draw_with(pipe, request)) <= 1
             with pytest.raises(UserError, match="adapters round, v were trained for different predictions"):
                 await engine.draw(_with("v", "round"))
 
@@ -136,18 +136,18 @@ def test_an_adapter_brings_its_prediction(tmp_path: Path, loras: dict[str, Artif
 
 
 @pytest.mark.parametrize("kind", ["wordy", "dora"])
-def test_a_fused_adapter_is_in_every_picture(tmp_path: Path, loras: dict[str, Artifact], kind: str) -> None:
+def test_a_fused_adapter_is_in_every_image(tmp_path: Path, loras: dict[str, Artifact], kind: str) -> None:
     artifact = loras["wordy"] if kind == "wordy" else make_lora(tmp_path / "dora", "round", 6, use_dora=True)
     pipe = load_pipeline(Base(), artifact, dtype=torch.float32, device="cpu")
     expected = generate(pipe, ["a dog"], seeds=[1], num_inference_steps=3, guidance_scale=7.5)[0]
 
     async def main() -> None:
-        engine = Engine(Base(), adapters={**loras, kind: artifact}, settings=small(fuse=kind))
+        engine = ServingEngine(Base(), adapters={**loras, kind: artifact}, settings=small(fuse=kind))
         async with running(engine):
             drawn = await engine.draw(_with())
-            assert levels(drawn.picture, expected) <= 1
+            assert levels(drawn.image, expected) <= 1
             more = await engine.draw(_with("round"))  # others still come on top
-            assert levels(more.picture, expected) > 3
+            assert levels(more.image, expected) > 3
             with pytest.raises(UserError, match=f"adapter '{kind}' is merged into this engine's weights"):
                 await engine.draw(_with(kind))
 
@@ -162,13 +162,13 @@ def test_a_full_artifact_gives_the_weights(embedded: Path, tmp_path: Path) -> No
     pipe = load_pipeline(Base(), artifact, dtype=torch.float32, device="cpu")
 
     async def main() -> None:
-        async with running(Engine(Base(), artifact=artifact, settings=small())) as engine:
+        async with running(ServingEngine(Base(), artifact=artifact, settings=small())) as engine:
             drawn = await engine.draw(_with())
-        assert levels(drawn.picture, draw_with(pipe, _with())) == 0
+        assert levels(drawn.image, draw_with(pipe, _with())) == 0
 
     asyncio.run(main())
     with pytest.raises(UserError, match="is a full artifact, not a LoRA: serve it as a variant of its own"):
-        Engine(Base(), adapters={"full": artifact})
+        ServingEngine(Base(), adapters={"full": artifact})
 
 
 def _spoilt(source: Artifact, folder: Path, how: str) -> Artifact:
@@ -214,12 +214,12 @@ def test_an_adapter_that_cannot_be_served_is_refused(
     artifact = _spoilt(loras["round"], tmp_path / "spoilt", how)
     if how in ("bias", "dora", "base"):  # seen in the header, before anything is loaded
         with pytest.raises(UserError, match=message) as refused:
-            Engine(Base(), adapters={"bad": artifact})
+            ServingEngine(Base(), adapters={"bad": artifact})
         assert str(artifact.folder) in str(refused.value)
         return
 
     async def main() -> None:
-        async with running(Engine(Base(), settings=small())) as engine:
+        async with running(ServingEngine(Base(), settings=small())) as engine:
             with pytest.raises(UserError, match=message) as refused:
                 await engine.add_adapter("bad", artifact)
             assert str(artifact.folder) in str(refused.value)
@@ -235,7 +235,7 @@ def test_an_adapter_changed_on_disk_is_refused(loras: dict[str, Artifact], tmp_p
     artifact = Artifact.open(folder)
 
     async def main() -> None:
-        async with running(Engine(Base(), adapters={"round": artifact}, settings=small())) as engine:
+        async with running(ServingEngine(Base(), adapters={"round": artifact}, settings=small())) as engine:
             file = folder / "manifest.json"
             file.write_text(json.dumps({**json.loads(file.read_text()), "step": 2}))
             with pytest.raises(UserError, match="was replaced by another artifact"):

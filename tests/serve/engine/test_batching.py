@@ -1,4 +1,4 @@
-"""Pictures join and leave between steps: counted in steps, never in seconds."""
+"""Images join and leave between steps: counted in steps, never in seconds."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import RunError
-from sdxl_ray.sections import Base
-from serve.engine.engine import Engine
-from serve.engine.request import DeadlinePassed, EngineStopped, PictureRequest
+from serve.engine.engine import ServingEngine
+from serve.engine.request import DeadlinePassed, EngineStopped, ImageRequest
 from tests.serve.engine.plain import Plain, levels, running, small
 
 
-def _quick(seed: int, steps: int, **changes: Any) -> PictureRequest:
-    """A picture whose steps are short: small, and without guidance."""
+def _quick(seed: int, steps: int, **changes: Any) -> ImageRequest:
+    """An image whose steps are short: small, and without guidance."""
     settings = {"height": 32, "width": 32, "guidance_scale": 1.0, **changes}
-    return PictureRequest("a dog", seed, num_inference_steps=steps, **settings)
+    return ImageRequest("a dog", seed, num_inference_steps=steps, **settings)
 
 
 class Progress:
@@ -47,9 +47,9 @@ class Progress:
             await asyncio.wait_for(event.wait(), 60)
 
 
-def test_a_short_picture_does_not_wait_for_a_long_one() -> None:
+def test_a_short_image_does_not_wait_for_a_long_one() -> None:
     async def main() -> None:
-        async with running(Engine(Base(), settings=small())) as engine:
+        async with running(ServingEngine(Base(), settings=small())) as engine:
             progress = Progress()
             long = asyncio.create_task(engine.draw(_quick(1, 100), on_step=progress))
             await progress.reach(5)
@@ -65,9 +65,9 @@ def test_a_short_picture_does_not_wait_for_a_long_one() -> None:
     asyncio.run(main())
 
 
-def test_a_cancelled_picture_frees_its_place_within_a_step() -> None:
+def test_a_cancelled_image_frees_its_place_within_a_step() -> None:
     async def main() -> None:
-        async with running(Engine(Base(), settings=small(max_batch=1))) as engine:
+        async with running(ServingEngine(Base(), settings=small(max_batch=1))) as engine:
             progress = Progress()
             long = asyncio.create_task(engine.draw(_quick(1, 1000), on_step=progress))
             await progress.reach(3)
@@ -90,9 +90,9 @@ def test_a_cancelled_picture_frees_its_place_within_a_step() -> None:
     asyncio.run(main())
 
 
-def test_a_deadline_ends_a_picture_and_no_other() -> None:
+def test_a_deadline_ends_a_image_and_no_other() -> None:
     async def main() -> None:
-        async with running(Engine(Base(), settings=small())) as engine:
+        async with running(ServingEngine(Base(), settings=small())) as engine:
             other = asyncio.create_task(engine.draw(_quick(1, 10)))
             with pytest.raises(DeadlinePassed, match=r"not finished 0\.3 s after"):
                 await engine.draw(_quick(2, 1000), deadline=time.monotonic() + 0.3)
@@ -108,7 +108,7 @@ def test_a_deadline_ends_a_picture_and_no_other() -> None:
 
 def test_sizes_take_turns() -> None:
     async def main() -> None:
-        async with running(Engine(Base(), settings=small())) as engine:
+        async with running(ServingEngine(Base(), settings=small())) as engine:
             turns: list[int] = []
             many = [
                 engine.draw(_quick(size, 12, height=size), on_step=lambda *_, size=size: turns.append(size))
@@ -125,41 +125,41 @@ def test_sizes_take_turns() -> None:
     asyncio.run(main())
 
 
-def test_a_picture_that_overflows_fails_alone(plain: Plain) -> None:
-    good = PictureRequest("a cat", 4, num_inference_steps=4)
+def test_a_image_that_overflows_fails_alone(plain: Plain) -> None:
+    good = ImageRequest("a cat", 4, num_inference_steps=4)
 
     async def main() -> None:
-        async with running(Engine(Base(), settings=small())) as engine:
-            bad = PictureRequest("a cat", 5, num_inference_steps=4, guidance_scale=1e38)
+        async with running(ServingEngine(Base(), settings=small())) as engine:
+            bad = ImageRequest("a cat", 5, num_inference_steps=4, guidance_scale=1e38)
             failed, drawn = await asyncio.gather(engine.draw(bad), engine.draw(good), return_exceptions=True)
             assert isinstance(failed, RunError)
             assert str(failed) == "the UNet gave NaN or infinity for seed 5: lower guidance_scale"
-            assert levels(drawn.picture, plain.draw(good)) <= 1
+            assert levels(drawn.image, plain.draw(good)) <= 1
             assert engine.status()["failed"] == 1
 
     asyncio.run(main())
 
 
-def test_a_preview_foresees_the_picture() -> None:
+def test_a_preview_foresees_the_image() -> None:
     async def main() -> None:
-        async with running(Engine(Base(), settings=small())) as engine:
+        async with running(ServingEngine(Base(), settings=small())) as engine:
             for scheduler in ("default", "dpmpp_2m", "lcm"):
                 progress = Progress()
-                request = PictureRequest("a dog", 3, num_inference_steps=6, scheduler=scheduler)
+                request = ImageRequest("a dog", 3, num_inference_steps=6, scheduler=scheduler)
                 drawing = asyncio.create_task(engine.draw(request, on_step=progress))
                 await progress.reach(3)
                 assert progress.preview is not None
                 half = await asyncio.to_thread(progress.preview)
                 drawn = await drawing
                 assert half.size == (64, 64)
-                assert levels(progress.preview(), drawn.picture) <= 1
+                assert levels(progress.preview(), drawn.image) <= 1
 
     asyncio.run(main())
 
 
 def test_stopping_ends_what_is_in_flight() -> None:
     async def main() -> None:
-        engine = Engine(Base(), settings=small(max_batch=1))
+        engine = ServingEngine(Base(), settings=small(max_batch=1))
         await engine.start()
         progress = Progress()
         many = [asyncio.create_task(engine.draw(_quick(i, 1000), on_step=progress)) for i in range(3)]

@@ -7,12 +7,12 @@ import warnings
 import pytest
 import torch
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.core.pipeline import load_pipeline
-from sdxl_ray.sections import Base
-from serve.engine.adapter import Places, Strength, load_adapter
-from serve.engine.layers import LoraLayers
-from serve.engine.prepare import PARTS, compile_blocks
+from sdxl_ray.config.schema import Base
+from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.models.pipeline import load_pipeline
+from serve.engine.adapter import AdapterStrength, LayerPlaces, load_adapter
+from serve.engine.multi_lora import LoraLayers
+from serve.engine.warmup import PARTS, compile_blocks
 
 
 def _predict(unet: torch.nn.Module, rows: int, edge: int, tokens: int) -> torch.Tensor:
@@ -29,9 +29,9 @@ def _predict(unet: torch.nn.Module, rows: int, edge: int, tokens: int) -> torch.
 
 @pytest.mark.exhaustive  # tracing takes most of a minute
 @torch.inference_mode()
-def test_no_batch_size_picture_size_prompt_length_or_adapter_is_compiled_anew(loras: dict[str, Artifact]) -> None:
+def test_no_batch_size_image_size_prompt_length_or_adapter_is_compiled_anew(loras: dict[str, Artifact]) -> None:
     plain, compiled = (load_pipeline(Base(), None, dtype=torch.float32, device="cpu") for _ in range(2))
-    places = Places.of({part: getattr(compiled, part) for part in PARTS})
+    places = LayerPlaces.of({part: getattr(compiled, part) for part in PARTS})
 
     adapters = [
         load_adapter(name, artifact, Base(), places, torch.float32, torch.device("cpu"))
@@ -47,7 +47,7 @@ def test_no_batch_size_picture_size_prompt_length_or_adapter_is_compiled_anew(lo
             reference.activate(chosen)
             mixed.activate(chosen)
             for rows, edge, tokens in ((1, 16, 32), (2, 16, 64), (5, 16, 32), (8, 16, 192), (4, 8, 96), (1, 24, 32)):
-                strengths = [[Strength(one, 0.5) for one in chosen[: row % 3]] for row in range(rows, 0, -1)]
+                strengths = [[AdapterStrength(one, 0.5) for one in chosen[: row % 3]] for row in range(rows, 0, -1)]
                 for lora in (reference, mixed):
                     lora.use(lora.masks(strengths, torch.device("cpu")))
                 ours, theirs = (_predict(pipe.unet, rows, edge, tokens) for pipe in (compiled, plain))

@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch import nn
 
-from sdxl_ray.artifact import Artifact
+from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import RunError
-from sdxl_ray.sections import Base
-from serve.engine.adapter import Adapter, Pair, Strength
-from serve.engine.engine import Engine
-from serve.engine.layers import LoraLayers
-from serve.engine.line import probe
-from serve.engine.request import AdapterUse, EngineFault, PictureRequest
+from sdxl_ray.io.artifact import Artifact
+from serve.engine.adapter import AdapterStrength, LoadedAdapter, LoraPair
+from serve.engine.engine import ServingEngine
+from serve.engine.multi_lora import LoraLayers
+from serve.engine.request import AdapterUse, EngineFault, ImageRequest
+from serve.engine.stages import probe
 from tests.serve.engine.plain import Plain, levels, running, small
 from tests.serve.engine.test_batching import Progress
 
 
-def _with(*names: str, seed: int = 1, steps: int = 3, **changes: Any) -> PictureRequest:
+def _with(*names: str, seed: int = 1, steps: int = 3, **changes: Any) -> ImageRequest:
     uses = tuple(AdapterUse(name, 0.7) for name in names)
-    return PictureRequest("a dog", seed, num_inference_steps=steps, adapters=uses, **changes)
+    return ImageRequest("a dog", seed, num_inference_steps=steps, adapters=uses, **changes)
 
 
 async def _until(true: Callable[[], bool]) -> None:
@@ -37,22 +37,22 @@ async def _until(true: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("uniform", [False, True])
 def test_layers_that_could_not_be_laid_out_hold_nothing(uniform: bool) -> None:
-    def adapter(name: str, seed: int, inner: int = 4) -> Adapter:
+    def adapter(name: str, seed: int, inner: int = 4) -> LoadedAdapter:
         draw = torch.Generator().manual_seed(seed)
         pairs = {
-            layer: Pair(torch.randn(2, of, generator=draw), torch.randn(4, 2, generator=draw))
+            layer: LoraPair(torch.randn(2, of, generator=draw), torch.randn(4, 2, generator=draw))
             for layer, of in (("0", 4), ("1", inner))
         }
-        return Adapter(name, name, {"unet": pairs}, {}, 0.0)
+        return LoadedAdapter(name, name, {"unet": pairs}, {}, 0.0)
 
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     x = torch.randn(1, 4)
     layers = LoraLayers(model, "unet", uniform=uniform)
     one, other, broken = adapter("one", 0), adapter("other", 1), adapter("broken", 2, inner=3)
 
-    def drawn(*used: Adapter) -> torch.Tensor:
+    def drawn(*used: LoadedAdapter) -> torch.Tensor:
         layers.activate(used)
-        layers.use(layers.masks([[Strength(each, 1.0) for each in used]], x.device))
+        layers.use(layers.masks([[AdapterStrength(each, 1.0) for each in used]], x.device))
         y: torch.Tensor = model(x)
         return y
 
@@ -65,11 +65,11 @@ def test_layers_that_could_not_be_laid_out_hold_nothing(uniform: bool) -> None:
     assert torch.equal(drawn(one, other), expected)
 
 
-def test_a_failed_activation_changes_no_other_picture(plain: Plain, loras: dict[str, Artifact]) -> None:
+def test_a_failed_activation_changes_no_other_image(plain: Plain, loras: dict[str, Artifact]) -> None:
     long = _with("round", steps=40, height=40, width=40)
 
     async def main() -> None:
-        async with running(Engine(Base(), adapters=loras, settings=small())) as engine:
+        async with running(ServingEngine(Base(), adapters=loras, settings=small())) as engine:
             progress = Progress()
             first = asyncio.create_task(engine.draw(long, on_step=progress))
             await progress.reach(2)
@@ -87,15 +87,15 @@ def test_a_failed_activation_changes_no_other_picture(plain: Plain, loras: dict[
                 await engine.draw(_with("sharp"))
             assert not first.done()
             again = await engine.draw(_with("sharp"))
-            assert levels(again.picture, plain.draw(_with("sharp"))) <= 1
-            assert levels((await first).picture, plain.draw(long)) <= 1
+            assert levels(again.image, plain.draw(_with("sharp"))) <= 1
+            assert levels((await first).image, plain.draw(long)) <= 1
 
     asyncio.run(main())
 
 
 def test_an_evicted_adapter_leaves_the_layers_too(loras: dict[str, Artifact]) -> None:
     async def main() -> None:
-        async with running(Engine(Base(), adapters=loras, settings=small(max_resident=1))) as engine:
+        async with running(ServingEngine(Base(), adapters=loras, settings=small(max_resident=1))) as engine:
             lora = engine._line.denoiser._lora
 
             def laid_out() -> set[str]:
@@ -118,7 +118,7 @@ def test_an_evicted_adapter_leaves_the_layers_too(loras: dict[str, Artifact]) ->
 
 def test_what_fails_in_the_engine_is_no_fault_of_the_request(loras: dict[str, Artifact]) -> None:
     async def main() -> None:
-        async with running(Engine(Base(), adapters=loras, settings=small())) as engine:
+        async with running(ServingEngine(Base(), adapters=loras, settings=small())) as engine:
             await engine.check()
             denoiser = engine._line.denoiser
             unet, denoiser._unet = denoiser._unet, None

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.sections import Base
-from serve.engine.engine import Engine
-from serve.engine.request import AdapterUse, NotDrawable, PictureRequest, Truncated
+from sdxl_ray.config.schema import Base
+from sdxl_ray.io.artifact import Artifact
+from serve.engine.engine import ServingEngine
+from serve.engine.request import AdapterUse, ImageRequest, NotDrawable, Truncated
 from tests.serve.engine.plain import Plain, differences, levels, running, small
 
 SHORT = "a red robot on the beach"
@@ -18,8 +18,8 @@ LONG = " ".join(["a red robot on the beach"] * 6)  # 36 tokens: two chunks of 30
 LONGER = " ".join(["a blue cat in the snow"] * 12)  # 72 tokens: three
 
 
-def _request(prompt: str, **changes: Any) -> PictureRequest:
-    return PictureRequest(prompt, **{"seed": 3, "num_inference_steps": 2, "guidance_scale": 4.0, **changes})
+def _request(prompt: str, **changes: Any) -> ImageRequest:
+    return ImageRequest(prompt, **{"seed": 3, "num_inference_steps": 2, "guidance_scale": 4.0, **changes})
 
 
 def test_prompts_of_different_lengths_share_a_batch_and_stay_what_they_are_alone(
@@ -35,9 +35,9 @@ def test_prompts_of_different_lengths_share_a_batch_and_stay_what_they_are_alone
     ]
 
     async def main() -> None:
-        async with running(Engine(Base(), adapters=loras, settings=small())) as engine:
-            together = [one.picture for one in await asyncio.gather(*[engine.draw(request) for request in requests])]
-            alone = [(await engine.draw(request)).picture for request in requests]
+        async with running(ServingEngine(Base(), adapters=loras, settings=small())) as engine:
+            together = [one.image for one in await asyncio.gather(*[engine.draw(request) for request in requests])]
+            alone = [(await engine.draw(request)).image for request in requests]
         expected = [plain.draw(request) for request in requests]
         assert max(differences(together, expected)) <= 1
         assert max(differences(alone, expected)) <= 1
@@ -49,7 +49,7 @@ def test_prompts_of_different_lengths_share_a_batch_and_stay_what_they_are_alone
 
 def test_what_is_cut_off_a_prompt_is_reported() -> None:
     async def main() -> None:
-        async with running(Engine(Base(), settings=small())) as engine:
+        async with running(ServingEngine(Base(), settings=small())) as engine:
             quick = {"num_inference_steps": 1}
             assert (await engine.draw(_request("dog " * 90, **quick))).truncated == {}
             drawn = await engine.draw(_request("dog " * 90 + "a red cat", negative_prompt="dog " * 91, **quick))
@@ -58,7 +58,7 @@ def test_what_is_cut_off_a_prompt_is_reported() -> None:
                 "negative_prompt": Truncated(91, 90, "dog "),
             }
             same = await engine.draw(_request("dog " * 90, negative_prompt="dog " * 90, **quick))
-            assert levels(drawn.picture, same.picture) == 0
+            assert levels(drawn.image, same.image) == 0
             unguided = _request("a dog", negative_prompt="dog " * 91, guidance_scale=1.0, **quick)
             assert (await engine.draw(unguided)).truncated == {}  # the negative prompt is not used at all
             shorter = await engine.draw(_request("dog " * 31, max_token_length=75, **quick))

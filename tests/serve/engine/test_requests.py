@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
-from sdxl_ray.sections import Base
-from serve.engine.engine import Engine
-from serve.engine.request import AdapterUse, PictureRequest
+from serve.engine.engine import ServingEngine
+from serve.engine.request import AdapterUse, ImageRequest
 from serve.engine.settings import EngineSettings
 from tests.serve.engine.plain import running, small
 
@@ -19,8 +19,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"num_inference_steps": 60, "scheduler": "lcm"}, "num_inference_steps = 60: "),
     ({"seed": -1}, r"seed = -1: give 0 to 2\*\*64 - 1"),
     ({"scheduler": "euler_b"}, "scheduler 'euler_b': did you mean 'euler_a'"),
-    ({"height": 65}, "height = 65: pictures have multiples of 8 pixels, try 64"),
-    ({"width": 0}, "width = 0: pictures have multiples of 8 pixels, try 8"),
+    ({"height": 65}, "height = 65: images have multiples of 8 pixels, try 64"),
+    ({"width": 0}, "width = 0: images have multiples of 8 pixels, try 8"),
     ({"guidance_scale": float("nan")}, "guidance_scale = nan: give a finite number"),
     ({"adapters": (AdapterUse("a", up=float("inf")),)}, "up of adapter 'a' = inf: give a finite number"),
     ({"adapters": (AdapterUse("a"), AdapterUse("a"))}, "adapter 'a' is named twice"),
@@ -30,10 +30,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 def test_wrong_requests_are_refused() -> None:
     async def main() -> None:
-        async with running(Engine(Base(), settings=small())) as engine:
+        async with running(ServingEngine(Base(), settings=small())) as engine:
             for changes, message in WRONG:
                 with pytest.raises(UserError, match=message):
-                    await engine.draw(PictureRequest(**{"prompt": "a dog", "seed": 1, **changes}))
+                    await engine.draw(ImageRequest(**{"prompt": "a dog", "seed": 1, **changes}))
             assert engine.status()["steps"] == 0
 
     asyncio.run(main())
@@ -51,4 +51,4 @@ def test_wrong_requests_are_refused() -> None:
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Engine(Base(), settings=EngineSettings(**settings))
+        ServingEngine(Base(), settings=EngineSettings(**settings))

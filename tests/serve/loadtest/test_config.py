@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from sdxl_ray.config.experiment import load_experiment
+from sdxl_ray.config.load_profile import LoadProfile
 from sdxl_ray.errors import UserError
-from sdxl_ray.experiment import load_experiment
-from sdxl_ray.loadprofile import LoadProfile
-from sdxl_ray.report.latencies import summaries
+from sdxl_ray.metrics.latency import summaries
 from serve.loadtest.config import LoadTest, load_config, names, parse
 from serve.loadtest.endpoint import deployment_of
 from serve.loadtest.generator import Generator
@@ -111,9 +111,9 @@ def test_adapters_are_sent_with_their_strengths() -> None:
     ],
 )
 def test_what_is_wrong_is_named(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message.replace("[", r"\[")) as told:
+    with pytest.raises(UserError, match=message.replace("[", r"\[")) as reported:
         parse({**TWO, **settings}, "bad")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)
 
 
 def test_an_experiment_refuses_the_same() -> None:
@@ -152,16 +152,16 @@ def test_whether_arms_share_replicas_is_what_the_endpoint_tells() -> None:
     arms = {name: {"model": name} for name in ("base", "lora", "full")}
     groups: dict[str, str | None] = {"base": "weights", "lora": "weights", "full": "weights-full"}
 
-    def told(known: Any, *names: str, **more: Any) -> str:
+    def reported(known: Any, *names: str, **more: Any) -> str:
         return deployment_of(parse({**TWO, "arms": {name: arms[name] for name in names}, **more}, "arms"), known)
 
-    assert told(groups, "base", "lora") == "shared"
-    assert told(groups, "base", "full") == told(groups, "base", "full", deployment="isolated") == "isolated"
-    assert told(groups, "base", "lora", "full") == "partly shared"
+    assert reported(groups, "base", "lora") == "shared"
+    assert reported(groups, "base", "full") == reported(groups, "base", "full", deployment="isolated") == "isolated"
+    assert reported(groups, "base", "lora", "full") == "partly shared"
     with pytest.raises(UserError, match=r"arms 'base' and 'lora' share replicas .*: set own_replicas"):
-        told(groups, "base", "lora", deployment="isolated")
+        reported(groups, "base", "lora", deployment="isolated")
     other = dict.fromkeys(groups)  # another server does not tell, and is believed
-    assert told(other, "base", "lora", deployment="isolated") == "isolated"
+    assert reported(other, "base", "lora", deployment="isolated") == "isolated"
 
 
 def test_a_server_that_stays_full_sheds_offline_requests_in_the_end() -> None:

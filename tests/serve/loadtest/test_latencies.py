@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdxl_ray.report.latencies import (
+from sdxl_ray.metrics.latency import (
     ENOUGH_FOR_P99,
     Condition,
     estimate,

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray.artifact import Artifact
-from sdxl_ray.config import load
+from sdxl_ray.config.load_profile import LoadProfile
+from sdxl_ray.config.recipe import load
 from sdxl_ray.errors import RunError, UserError
-from sdxl_ray.loadprofile import LoadProfile
-from sdxl_ray.records import Recorder, read
+from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.records import Recorder, read
 from sdxl_ray.report.build import write_report
 from serve.loadtest.comparison import load_arms
 from serve.loadtest.config import LoadTest, parse
@@ -45,9 +45,9 @@ def test_every_request_is_a_row_and_every_arm_meets_the_same(
     url: str, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
     notes: list[dict[str, Any]] = []
-    told = run_load_test(settings(url), tmp_path, on_row=notes.append)
+    reported = run_load_test(settings(url), tmp_path, on_row=notes.append)
     rows = rows_of(tmp_path)
-    assert len(rows) == len(told) == 3 * 2 * 6
+    assert len(rows) == len(reported) == 3 * 2 * 6
     hashes = {"base": "", **{name: Artifact.open(path).hash for name, path in artifacts.items()}}
     met = defaultdict(set)
     for row in rows:

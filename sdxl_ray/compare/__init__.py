@@ -1,0 +1,1 @@
+"""Experiments: several ways of tuning under equal conditions, evaluated and served side by side."""

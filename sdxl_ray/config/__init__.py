@@ -1,0 +1,1 @@
+"""What a person may set: recipes, experiments, search spaces and load profiles, read from YAML and checked."""

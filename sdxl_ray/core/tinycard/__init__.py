@@ -1,4 +1,0 @@
-"""The embedded base's card: what it can do, measured, and the page that says so.
-
-python -m sdxl_ray.core.tinycard            # measures everything (about 25 min on two cores), writes scores and card
-"""

@@ -1,0 +1,1 @@
+"""From image files to batches: reading, buckets, sampling, latents, caches."""

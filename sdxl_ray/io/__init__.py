@@ -1,0 +1,1 @@
+"""Files: artifacts, records, storage, and how they are written."""

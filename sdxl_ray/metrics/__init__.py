@@ -1,0 +1,1 @@
+"""Arithmetic on plain numbers: quality, overfitting, intervals, latency. No torch."""

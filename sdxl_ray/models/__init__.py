@@ -1,0 +1,1 @@
+"""The base model in one process: files, weights, pipeline, adapters."""

@@ -1,0 +1,1 @@
+"""Hyperparameter search with Ray Tune and Optuna, judged on held-out images."""

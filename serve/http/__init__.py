@@ -1,0 +1,1 @@
+"""The HTTP side: routes, the OpenAI protocol, admission, keys, dispatch to replicas."""

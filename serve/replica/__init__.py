@@ -1,0 +1,1 @@
+"""The deployment that holds weights, and the messages between it and the HTTP side."""

@@ -1,0 +1,52 @@
+"""Two processes never work in one folder of a run or search, and one that is gone never keeps anybody out of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.config.search_space import load_space
+from sdxl_ray.distributed.train import launch
+from sdxl_ray.errors import UserError
+from sdxl_ray.training.run_lock import locked
+from sdxl_ray.tune.search import search
+
+HOLD = "import pathlib, sys, time\nfrom sdxl_ray.training.run_lock import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
+HOLD += "    print('mine', flush=True)\n    time.sleep(120)"
+
+
+def test_a_second_command_is_told_who_works_there(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdxl_ray.training.run_lock._WAIT_S", 0.3)
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "dog")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "mine\n"
+            said = rf"in use by process {other.pid} on .*give another --name"
+            with pytest.raises(UserError, match=said):
+                launch(recipe, storage=tmp_path, name="dog")
+            space = load_space("tiny_lora")
+            with pytest.raises(UserError, match=said):
+                search(space, space.start({}), storage=tmp_path, name="dog")
+            assert not (tmp_path / "dog").exists()
+            with locked(tmp_path / "cat"):
+                pass
+        finally:
+            other.kill()
+    with locked(tmp_path / "dog"):  # killed: nothing has to be cleaned up
+        pass
+
+
+def test_a_storage_that_cannot_be_made_is_not_the_locks_to_tell(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    went_in = False
+    with locked(tmp_path / "file" / "dog"):
+        went_in = True
+    assert went_in
+    assert not (tmp_path / "file").is_dir()
