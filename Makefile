@@ -58,7 +58,7 @@ CHAOS = tests/config tests/models/test_base_model.py tests/training/test_checkpo
 # Two processes, in turn given a file, or those that share a fixture (tests/conftest.py): while one waits for Ray to start,
 # the other computes. The summary of pytest is the last thing printed.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/train.py

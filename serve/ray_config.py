@@ -14,8 +14,8 @@ import yaml
 from pydantic import BaseModel
 
 from sdxl_ray.config.schema_errors import validated
+from sdxl_ray.config.text_files import read_text
 from sdxl_ray.errors import UserError, nearest
-from sdxl_ray.io.text_files import read_text
 
 IMPORT_PATH = "serve.app:build"
 _MANIFEST = "RayService"

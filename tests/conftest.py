@@ -7,10 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from xdist.scheduler import LoadFileScheduling
 
 from tests.bucket import CREDENTIALS
 
@@ -23,26 +21,8 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # A test that reaches for the hub should fail here as it would on a machine without a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-#: Files whose tests share a fixture of a minute or more, and the fixture.
-DEAR = {
-    **{
-        f"tests/distributed/test_{name}.py": "cuts"
-        for name in ("cut", "failures", "kill", "quality", "stream", "two_hosts")
-    },
-    **dict.fromkeys(
-        (
-            "tests/serve/http/test_endpoint.py",
-            "tests/serve/http/test_faults.py",
-            "tests/serve/http/test_fuzz.py",
-            "tests/serve/loadtest/test_load.py",
-            "tests/serve/http/test_metrics.py",
-            "tests/serve/http/test_openai_client.py",
-            "tests/serve/http/test_overload.py",
-            "tests/serve/http/test_page.py",
-        ),
-        "url",
-    ),
-}
+# Fixtures of a run and of a subject, used in several folders.
+pytest_plugins = ["tests.run_fixtures", "tests.subject_fixtures"]
 
 #: `here(*words)` -> exit code, stdout, stderr.
 Here = Callable[..., tuple[object, str, str]]
@@ -51,25 +31,18 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is exhaustive is slow too. Where two processes share the tests, the files that take long come first, or one
-    would wait for the other."""
+    """Exhaustive tests are slow too. Under xdist a file runs in one process, and so do all files of an `xdist_group`,
+    which share a fixture that takes a minute; these and the slow files come first, or one process waits for the other.
+    """
     for item in items:
         if item.get_closest_marker("exhaustive"):
             item.add_marker("slow")
     if hasattr(config, "workerinput"):
-        long = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: (item.nodeid.partition("::")[0] not in DEAR, item.path not in long))
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
-    """As `--dist loadfile`, but for the files that share what takes a minute to make: they go to one process."""
-
-    class ByFixture(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return DEAR.get(file, file)
-
-    return ByFixture(config, log) if config.getvalue("dist") == "loadfile" else None
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, item.path not in slow))
+        for item in items:
+            if not item.get_closest_marker("xdist_group"):
+                item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")

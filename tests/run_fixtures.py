@@ -13,8 +13,8 @@ from torch import nn
 
 from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.config.schema import Base
+from sdxl_ray.io.collectives import SingleProcess
 from sdxl_ray.models.base_model import Components, load_components, locate, own_memory
-from sdxl_ray.training.collectives import SingleProcess
 from sdxl_ray.training.engine import LocalEngine
 from sdxl_ray.training.run_directory import scan_images
 from sdxl_ray.training.trainer import RunContext, Splits, run_training
@@ -88,7 +88,7 @@ def train(tmp_path: Path, tiny: Components, monkeypatch: pytest.MonkeyPatch) -> 
             nn.Module.to(part, settings["dtype"])
         return loaded[-1]
 
-    monkeypatch.setattr("sdxl_ray.core.run.load_components", load)
+    monkeypatch.setattr("sdxl_ray.training.trainer.load_components", load)
 
     def run(
         recipe: Recipe,

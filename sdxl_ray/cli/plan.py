@@ -55,8 +55,8 @@ def run(
 def _notes(recipe: Recipe) -> list[str]:
     """What the recipe and the names of its files say; what is wrong with the files is said by the run."""
     from sdxl_ray.config.notes import recipe_notes
-    from sdxl_ray.data.input_notes import unread_notes
     from sdxl_ray.errors import UserError
+    from sdxl_ray.training.input_notes import unread_notes
 
     try:
         return [*recipe_notes(recipe), *unread_notes(recipe)]

@@ -1,7 +1,8 @@
 """What a recipe says that may be meant but rarely is: settings that change nothing in this run, and unusual values.
 
 `train`, `tune` and `plan` print these once, before anything starts. What can never work is refused by
-`sdxl_ray.config.validation`; what depends on the images is in `sdxl_ray.data.input_notes`. A shipped recipe gets none.
+`sdxl_ray.config.validation`; what depends on the images is in `sdxl_ray.training.input_notes`. A shipped recipe gets
+none.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def _rates(recipe: Recipe) -> Iterator[str]:
     if optim.name == "prodigy":
         if optim.lr_scheduler in ("cosine_with_restarts", "piecewise_constant", "polynomial"):
             yield (
-                f"optim.lr_scheduler={optim.lr_scheduler}: prodigy estimates its own rate, and its authors advise constant or "
-                "cosine"
+                f"optim.lr_scheduler={optim.lr_scheduler}: prodigy estimates its own rate, and its authors advise "
+                "constant or cosine"
             )
     else:
         least, most = _LR[tuning.kind, recipe.base.id == "tiny"]
@@ -74,8 +75,8 @@ def _lengths(recipe: Recipe) -> Iterator[str]:
         yield f"optim.warmup_steps={optim.warmup_steps} of {steps} steps: most of the run is warm-up"
     if optim.ema_decay is not None and optim.ema_decay > (reached := (1 + steps) / (10 + steps)):
         yield (
-            f"optim.ema_decay={optim.ema_decay:g} is too slow for {steps} steps: the decay grows with the steps and ends at "
-            f"{reached:.4g}"
+            f"optim.ema_decay={optim.ema_decay:g} is too slow for {steps} steps: the decay grows with the steps and "
+            f"ends at {reached:.4g}"
         )
     # A default beyond the end of a short run loses nothing worth a line.
     for path, lost in (
@@ -99,12 +100,17 @@ def _data(recipe: Recipe) -> Iterator[str]:
     if prior is None:
         return
     if prior.prior_loss_weight == 0:
-        yield "data.prior.prior_loss_weight=0: class images cost time and teach nothing; data.prior=null leaves them out"
+        yield (
+            "data.prior.prior_loss_weight=0: class images cost time and teach nothing; data.prior=null leaves them out"
+        )
     wanted = batch * prior.ratio
     if wanted < 0.5:
         yield f"data.prior.ratio={prior.ratio:g} of optim.batch_size={batch} is {wanted:g} class images: 1 is used"
     if prior.num_class_images < round(wanted):
-        yield f"data.prior.num_class_images={prior.num_class_images} is less than one batch has ({round(wanted)} class images): they repeat"
+        yield (
+            f"data.prior.num_class_images={prior.num_class_images} is less than one batch has ({round(wanted)} class "
+            "images): they repeat"
+        )
     if data.class_name and prior.prompt and data.class_name.lower() not in prior.prompt.lower():
         yield f"data.prior.prompt={prior.prompt!r} does not name data.class_name={data.class_name!r}"
 

@@ -95,8 +95,8 @@ OTHERWISE: dict[str, str] = {
     "scale_lr": "the rate is not scaled: set optim.lr",
     "train_text_encoder text_encoder_training train_te": "set tuning.text_encoders=[1], [2] or [1, 2]",
     "network_train_unet_only train_unet_only": "set tuning.text_encoders=[]",
-    "with_prior_preservation prior_preservation": "set data.prior.num_class_images=200 and data.class_name=dog, or start from the "
-    "recipe dreambooth",
+    "with_prior_preservation prior_preservation": "set data.prior.num_class_images=200 and data.class_name=dog, or "
+    "start from the recipe dreambooth",
     "center_crop random_crop": "set data.crop=center or data.crop=random",
     "use_8bit_adam use_8bit_adamw adam8bit": "set optim.name=adamw8bit",
     "use_prodigy": "set optim.name=prodigy",

@@ -12,8 +12,8 @@ import yaml
 
 from sdxl_ray.config import yaml_loader
 from sdxl_ray.config.scalars import meaning, text_of
+from sdxl_ray.config.text_files import read_text
 from sdxl_ray.errors import UserError, closest, nearest
-from sdxl_ray.io.text_files import read_text
 from sdxl_ray.paths import local_folder
 
 

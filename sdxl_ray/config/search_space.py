@@ -91,7 +91,8 @@ class Searcher(Section):
     def _used(self) -> Searcher:
         if self.kind == "random" and self.n_startup_trials != 5:
             raise ValueError(
-                f"n_startup_trials {self.n_startup_trials} has no effect: kind random has no model; leave it out, or use tpe"
+                f"n_startup_trials {self.n_startup_trials} has no effect: kind random has no model; "
+                "leave it out, or use tpe"
             )
         return self
 

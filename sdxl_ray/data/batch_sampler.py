@@ -7,7 +7,6 @@ micro-conditioning of its own crop (arXiv 2307.01952, section 2.2).
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,12 +21,7 @@ from sdxl_ray.config.schema import Data
 from sdxl_ray.data.buckets import Buckets, cover
 from sdxl_ray.data.dataset import DatasetImage
 from sdxl_ray.errors import UserError
-
-
-def counted(seed: int, purpose: str, *counters: int) -> np.random.Generator:
-    """A generator (Philox) of its arguments alone: equal arguments give equal draws, anywhere and in any order."""
-    words = repr((int(seed), purpose, *map(int, counters))).encode()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(words).digest()[:16], "little")))
+from sdxl_ray.metrics.counted_random import counted
 
 
 @dataclass(frozen=True, slots=True)

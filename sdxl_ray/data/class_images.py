@@ -1,7 +1,8 @@
 """Class (prior) images: drawn by the base on all ranks at once, kept, and used again by any run that asks for them.
 
 The folder's name is a hash of what decides the images (base, precision, prompt, settings, size); image i has its
-own seed. So raising `data.prior.num_class_images` draws only the missing ones, and an interrupted run goes on where it was.
+own seed. So raising `data.prior.num_class_images` draws only the missing ones, and an interrupted run
+resumes where it stopped.
 Source: DreamBooth's autogenous prior, arXiv 2208.12242, section 3.2.
 """
 
@@ -11,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdxl_ray.config.schema import Data
-from sdxl_ray.data.batch_sampler import counted
 from sdxl_ray.data.dataset import ImageSet, class_folder
 from sdxl_ray.data.tensor_cache import namespace
+from sdxl_ray.io.collectives import Collectives, share
+from sdxl_ray.io.file_exchange import exchange
 from sdxl_ray.io.storage import Storage
+from sdxl_ray.metrics.counted_random import counted
 from sdxl_ray.models.base_model import Components
 from sdxl_ray.models.pipeline import generate
-from sdxl_ray.training.collectives import Collectives, share
-from sdxl_ray.training.file_exchange import exchange
 
 OnProgress = Callable[[int, int], None]
 
@@ -33,7 +34,7 @@ def class_images(
     progress: OnProgress,
     storage: Storage | None = None,
 ) -> ImageSet:
-    """Collective. The `data.prior.num_class_images - given` generated class images, after drawing those that are missing.
+    """Collective. The `data.prior.num_class_images - given` generated class images; missing ones are drawn first.
 
     Every rank draws its share; `components` must be on this rank's device. `progress(done, total)` counts this rank's.
     """

@@ -144,7 +144,7 @@ def _limited(images: ImageSet, data: Data) -> ImageSet:
 
 
 def scan_class(data: Data) -> ImageSet:
-    """The class images given in `data.prior.images`, at most `data.prior.num_class_images`; an empty set when none are given."""
+    """The class images given in `data.prior.images`, at most `data.prior.num_class_images`; may be empty."""
     if data.prior is None or data.prior.images is None:
         return ImageSet(())
     where = data.prior.images

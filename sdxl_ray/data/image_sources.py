@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from sdxl_ray.config.file_names import did_you_mean, existing, same_name
+from sdxl_ray.config.text_files import read_text
 from sdxl_ray.data.folder_listing import Listing, images_below, list_folder
 from sdxl_ray.data.image_io import MAX_FILE_BYTES
 from sdxl_ray.data.parquet_images import Reader, open_parquet
 from sdxl_ray.errors import UserError, nearest
-from sdxl_ray.io.file_names import did_you_mean, existing, same_name
-from sdxl_ray.io.text_files import read_text
 
 __all__ = ["Captions", "ImageEntry", "Reader", "entries"]
 

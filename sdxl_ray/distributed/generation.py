@@ -29,10 +29,10 @@ from sdxl_ray.evaluation.prompts import Prompts
 from sdxl_ray.evaluation.runner import EvaluationPlan, EvaluationSettings, check, render
 from sdxl_ray.evaluation.subject import Subject
 from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.collectives import leads_machine
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.io.storage.deadline import waits_reported
 from sdxl_ray.paths import working_directory
-from sdxl_ray.training.collectives import leads_machine
 from sdxl_ray.training.local import default_device
 
 OnRow = Callable[[dict[str, Any]], None]

@@ -16,7 +16,6 @@ from typing import Any
 
 from sdxl_ray.config.notes import report_notes
 from sdxl_ray.config.recipe import Recipe
-from sdxl_ray.data.input_notes import run_notes
 from sdxl_ray.distributed.failures import cause
 from sdxl_ray.distributed.trackers import require_trackers
 from sdxl_ray.distributed.worker import train_worker
@@ -26,6 +25,7 @@ from sdxl_ray.io.storage import Storage
 from sdxl_ray.paths import required_name, working_directory
 from sdxl_ray.training.extension import extend as extend_run
 from sdxl_ray.training.extension import find_extensible
+from sdxl_ray.training.input_notes import run_notes
 from sdxl_ray.training.optim import require_available
 from sdxl_ray.training.preflight import preflight
 from sdxl_ray.training.run_directory import APART, RunFolder, default_name, open_run, scan_images
@@ -69,8 +69,8 @@ def launch(
 
     extend: a run that was made with fewer steps is trained up to `optim.steps`; without a name, the one in the storage
     that differs by nothing else.
-    storage: a folder that every node sees, or a URL (`sdxl_ray.io.storage`), which is copied to a scratch folder here; or
-    a Storage that is known to be usable.
+    storage: a folder that every node sees, or a URL (`sdxl_ray.io.storage`), which is copied to a scratch folder here;
+    or a Storage that is known to be usable.
     Raises UserError before anything is started when the input is wrong, RunError when the run failed for good.
     """
     place = Storage.usable(storage)

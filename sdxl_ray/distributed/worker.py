@@ -19,7 +19,7 @@ from sdxl_ray.io.storage.deadline import waits_reported
 
 if TYPE_CHECKING:
     from sdxl_ray.distributed.collectives import TorchGroup
-    from sdxl_ray.training.collectives import Collectives
+    from sdxl_ray.io.collectives import Collectives
     from sdxl_ray.training.run_directory import RunFolder
 
 #: Rows after which the whole group reports to Ray Train (a barrier), and what of them is a metric. Scores are too.
@@ -123,7 +123,7 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
 
 def _run_folder(config: dict[str, Any], group: Collectives, storage: Storage | None) -> RunFolder:
     """Collective. The run's folder as this rank sees it: the shared one, or a copy in this machine's scratch."""
-    from sdxl_ray.training.collectives import leads_machine
+    from sdxl_ray.io.collectives import leads_machine
     from sdxl_ray.training.run_directory import APART, RunFolder
 
     if storage is None:

@@ -26,10 +26,10 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from sdxl_ray.config.schema import Optim, Parallel
+from sdxl_ray.io.collectives import Collectives
 from sdxl_ray.models.adapters import Trainable
 from sdxl_ray.models.denoiser import Denoiser
 from sdxl_ray.plan.memory import zero_settings
-from sdxl_ray.training.collectives import Collectives
 from sdxl_ray.training.engine import MOMENTS, EngineState, hold_masters, load_optimizer_rest, optimizer_rest
 from sdxl_ray.training.optim import build_optimizer
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
+from sdxl_ray.config.text_files import read_text
 from sdxl_ray.doctor import clouds, kuberay
 from sdxl_ray.doctor.containers import unread
 from sdxl_ray.errors import UserError, nearest
-from sdxl_ray.io.text_files import read_text
 
 
 @dataclass(frozen=True)

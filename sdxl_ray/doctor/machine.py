@@ -217,12 +217,10 @@ def _compiler() -> Iterator[Finding]:
 
 def embedded_base(root: Path = shipped.ROOT) -> Iterator[Finding]:
     """Whether the shipped files are whole, and what the base can be asked for. root: the folder of its index."""
-    from sdxl_ray.tiny._build.catalog import CLASSES
-    from sdxl_ray.tiny._build.places import PLACES
-
     yield _shipped_files(root)
-    yield Finding("tiny draws", ", ".join(CLASSES))
-    yield Finding("tiny places", ", ".join(PLACES))
+    known = shipped.known()
+    yield Finding("tiny draws", ", ".join(known["classes"]))
+    yield Finding("tiny places", ", ".join(known["places"]))
 
 
 def _shipped_files(root: Path) -> Finding:

@@ -23,8 +23,8 @@ from PIL.PngImagePlugin import PngInfo
 from sdxl_ray.config.schema import MaxTokenLength
 from sdxl_ray.errors import RunError
 from sdxl_ray.evaluation.evaluated_models import EvaluatedModel
+from sdxl_ray.io.collectives import Collectives, share
 from sdxl_ray.models.pipeline import generate
-from sdxl_ray.training.collectives import Collectives, share
 
 #: Raised by hand when the code that draws gives other images; old files are then not found.
 CODE_VERSION = 1

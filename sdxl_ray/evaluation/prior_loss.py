@@ -16,9 +16,9 @@ from PIL import Image
 
 from sdxl_ray.config.schema import MaxTokenLength, Objective
 from sdxl_ray.data.latents import encode_images, scale_latents
+from sdxl_ray.models.losses import example_loss
+from sdxl_ray.models.noise_schedule import Diffusion, gaussian
 from sdxl_ray.models.text_encoders import align, encode_prompts
-from sdxl_ray.training.losses import example_loss
-from sdxl_ray.training.noise_schedule import Diffusion, gaussian
 
 #: (noise, timestep) pairs an image; their timesteps lie evenly over the schedule.
 DRAWS = 8

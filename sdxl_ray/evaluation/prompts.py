@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError, field_validator
 from sdxl_ray.config import plain_data
 from sdxl_ray.config.schema import Section
 from sdxl_ray.config.schema_errors import validated
+from sdxl_ray.config.text_files import read_text
 from sdxl_ray.errors import UserError
-from sdxl_ray.io.text_files import read_text
 from sdxl_ray.paths import local_folder
 from sdxl_ray.wording import article as article_of
 

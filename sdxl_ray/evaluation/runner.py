@@ -26,12 +26,12 @@ from sdxl_ray.evaluation.prior_loss import DRAWS, notes_path, prior_losses, read
 from sdxl_ray.evaluation.prompts import Prompts, Split, fill
 from sdxl_ray.evaluation.score_table import ScoreTable, SubjectEncoder, split_at
 from sdxl_ray.evaluation.subject import Subject, require_unseen
+from sdxl_ray.io.collectives import Collectives, SingleProcess
 from sdxl_ray.io.records import Recorder
 from sdxl_ray.metrics.bootstrap import RESAMPLES, Array, Terms
 from sdxl_ray.models.pipeline import load_pipeline
 from sdxl_ray.models.truncation import prompt_notes
 from sdxl_ray.report.document import joined
-from sdxl_ray.training.collectives import Collectives, SingleProcess
 
 OnRow = Callable[[dict[str, Any]], None]
 

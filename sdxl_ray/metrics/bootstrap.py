@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sdxl_ray.data.batch_sampler import counted
+from sdxl_ray.metrics.counted_random import counted
 
 Array = npt.NDArray[np.float64]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sdxl_ray.config.file_names import did_you_mean, existing
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
-from sdxl_ray.io.file_names import did_you_mean, existing
 from sdxl_ray.models import hub, model_kinds
 from sdxl_ray.models.safetensors_files import (
     MODEL_FILES,

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
+from sdxl_ray.models.base_model_files import component_configs, locate
 from sdxl_ray.models.meta_memory import forward_bytes, same_attention, training_bytes
 from sdxl_ray.plan.architecture import COMPONENTS, SDXL, TINY, Configs, key, sdxl_configs
 from sdxl_ray.plan.profile import (
@@ -307,9 +309,7 @@ def _per_rank(at: Polynomial, doubled: Polynomial) -> Polynomial:
 
 def known() -> dict[str, Configs]:
     """Configs of the architectures whose census is shipped, by name."""
-    from sdxl_ray.tiny._build.layout import configs
-
-    return {TINY: configs(), SDXL: sdxl_configs()}
+    return {TINY: component_configs(locate(Base())), SDXL: sdxl_configs()}
 
 
 def write(profile: ModelProfile, target: Path) -> None:

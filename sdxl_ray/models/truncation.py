@@ -8,12 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.schema import TOKEN_LENGTHS, MaxTokenLength
-from sdxl_ray.models.base_model import load_tokenizers
-from sdxl_ray.models.base_model_files import BaseFiles
 from sdxl_ray.models.text_encoders import chunk_tokens, most_tokens
-from sdxl_ray.training.samples import sample_prompts
 
 _AT_ONCE = 1024
 _SHOWN = 200  # characters of what is cut off
@@ -82,22 +78,3 @@ def prompt_notes(
         f"{cut.fix(setting)}"
         for text, cut in truncations(tokenizers, named, max_token_length).items()
     ]
-
-
-def training_notes(recipe: Recipe, files: BaseFiles, captions: Sequence[str]) -> list[str]:
-    """What a run will not use of its captions (one for each image), and of the prompts that it draws with."""
-    tokenizers, length = load_tokenizers(files), recipe.data.max_token_length
-    setting, notes = "data.max_token_length=", []
-    cuts = truncations(tokenizers, captions, length)
-    if cuts:
-        longest = max(cuts.values(), key=lambda cut: cut.tokens)
-        count = sum(caption in cuts for caption in captions)
-        notes.append(
-            f"{count} of {len(captions)} captions {'is' if count == 1 else 'are'} longer than the {longest.used} "
-            f"tokens that are used; the longest has {longest.tokens}; cut off: {longest.shown}; {longest.fix(setting)}"
-        )
-    prompts = [("a sample prompt", prompt) for prompt in sample_prompts(recipe, [])]
-    if recipe.data.prior is not None:
-        prompts.append(("the class prompt", recipe.data.class_prompt))
-    unseen = [(name, prompt) for name, prompt in prompts if prompt not in cuts]
-    return notes + prompt_notes(tokenizers, unseen, length, setting)

@@ -1,7 +1,8 @@
-"""Which architecture a base has, from its JSON configs alone, and the census that belongs to it.
+"""Which architecture a base has, from its JSON configs alone, and the profile that belongs to it.
 
-A census (counts, FLOP and activation bytes of one architecture; `sdxl_ray.models.profile` takes it on the meta device) is
-shipped for Stable Diffusion XL 1.0 and the embedded base. Any other is taken once, in a child process so that
+A profile (counts, FLOP and activation bytes of one architecture; `sdxl_ray.models.profile` takes it on the meta
+device) is shipped for
+Stable Diffusion XL 1.0 and the embedded base. Any other is taken once, in a child process so that
 planning itself loads no framework, and kept in the user's cache folder.
 """
 

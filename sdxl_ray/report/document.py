@@ -1,7 +1,7 @@
 """A report as a document: sections of blocks, without a word of HTML or Markdown.
 
-A section file under `sections/` turns facts into one `ReportSection`; `page` and `markdown` write whatever blocks they find.
-So a new section is one more file, and it appears in the page, in the Markdown and in the JSON at once.
+A section file under `sections/` turns facts into one `ReportSection`; `page` and `markdown` write the blocks they
+find. So a new section is one more file, and it appears in the page, in the Markdown and in the JSON at once.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ METRICS: dict[str, Metric] = {
 #: Subject fidelity: what decides, the first that was scored. Nothing else may.
 FIDELITY = ("dino_i", "clip_i")
 
-#: The composite that chooses checkpoints, trials and the winner (`sdxl_ray.metrics.quality`). No column of the tables: its
-#: parts are.
+#: The composite that chooses checkpoints, trials and the winner (`sdxl_ray.metrics.quality`). Its parts are columns
+#: of the tables, it is not.
 QUALITY = Metric(
     "quality", "Quality", "higher", "quality",
     "how much of the subject was learnt, times the prompt fidelity and the class that were kept",

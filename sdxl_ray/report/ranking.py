@@ -1,7 +1,7 @@
 """Which arm wins, by a rule that is written on the page: the quality that chose checkpoints and trials too.
 
-Quality (`sdxl_ray.metrics.quality`) is subject fidelity, less what was given up for it: a model that draws nothing but its
-five photos has the highest subject fidelity of all. Where it cannot be had (no ceiling, no CLIP), fidelity decides.
+Quality (`sdxl_ray.metrics.quality`) is subject fidelity, less what was given up for it: a model that draws nothing but
+its five photos has the highest subject fidelity of all. Where it cannot be had (no ceiling, no CLIP), fidelity decides.
 """
 
 from __future__ import annotations

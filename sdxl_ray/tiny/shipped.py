@@ -24,6 +24,7 @@ CLIP = ROOT / "scorers" / "clip"
 IDENTITY = ROOT / "scorers" / "identity"
 
 INDEX = "files.json"
+KNOWN = "known.json"
 #: Folders whose every file is in the index.
 LISTED = ("base", "scorers")
 
@@ -52,6 +53,12 @@ def revision(root: Path = ROOT) -> str:
 def index_revision(root: Path = ROOT) -> str:
     """SHA-256 of the index: another one whenever any file of the base or the scorers is another one."""
     return hashlib.sha256(_index(root)).hexdigest()
+
+
+def known(root: Path = ROOT) -> dict[str, list[str]]:
+    """What the base can be asked for: its `classes` and `places`, as the builder wrote them."""
+    content: dict[str, list[str]] = json.loads((root / KNOWN).read_text())
+    return content
 
 
 def folder() -> Path:

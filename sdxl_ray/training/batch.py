@@ -13,9 +13,9 @@ from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.data.batch_sampler import Example
 from sdxl_ray.data.latents import LatentSource, TextSource, scale_latents
 from sdxl_ray.models.denoiser import TextInputs
+from sdxl_ray.models.losses import example_loss, timestep_weight
+from sdxl_ray.models.noise_schedule import Diffusion, draw, gaussian
 from sdxl_ray.models.text_encoders import TokenIds, align, tokenize
-from sdxl_ray.training.losses import example_loss, timestep_weight
-from sdxl_ray.training.noise_schedule import Diffusion, draw, gaussian
 
 
 @dataclass

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_ray.errors import RunError
+from sdxl_ray.io.collectives import Collectives
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.training.checkpoint_backends import (
     FORMAT,
@@ -26,7 +27,6 @@ from sdxl_ray.training.checkpoint_backends import (
     own_hash,
     sha256,
 )
-from sdxl_ray.training.collectives import Collectives
 from sdxl_ray.training.disk_errors import disk_problem
 
 logger = logging.getLogger(__name__)
@@ -50,10 +50,11 @@ class CheckpointStore:
         self, folder: Path, group: Collectives, *, keep: int, keep_best: bool, storage: Storage | None = None
     ) -> None:
         self._folder, self._group, self._keep, self._keep_best = folder, group, keep, keep_best
-        remote = storage is not None and storage.url is not None
-        self._backend: CheckpointBackend = (
-            StorageBackend(folder, group, storage) if remote else FolderBackend(folder, group)
-        )  # type: ignore[arg-type]  # remote says that it is there
+        self._backend: CheckpointBackend
+        if storage is not None and storage.url is not None:
+            self._backend = StorageBackend(folder, group, storage)
+        else:
+            self._backend = FolderBackend(folder, group)
 
     def save(self, step: int, meta: dict[str, Any], write: Callable[[Path], list[Path]]) -> None:
         """Collective. `write(folder)` writes this rank's files and returns them; `meta` is plain JSON.

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sdxl_ray.errors import RunError
+from sdxl_ray.io.collectives import Collectives, leads_machine
 from sdxl_ray.io.storage import Storage
-from sdxl_ray.training.collectives import Collectives, leads_machine
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sdxl_ray.config.schema import Optim
+from sdxl_ray.io.collectives import Collectives, SingleProcess
 from sdxl_ray.models.adapters import Trainable
 from sdxl_ray.models.denoiser import Denoiser
-from sdxl_ray.training.collectives import Collectives, SingleProcess
 from sdxl_ray.training.optim import build_optimizer
 
 EngineState = dict[str, Tensor]

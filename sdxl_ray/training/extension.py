@@ -60,8 +60,8 @@ def extend(recipe: Recipe, run: RunFolder) -> None:
     otherwise = f"start a new run from its result instead: tuning.init={run.artifact}"
     if recipe.optim.lr_scheduler not in _OPEN_ENDED:
         raise UserError(
-            f"--extend: optim.lr_scheduler={recipe.optim.lr_scheduler} spreads over optim.steps, so {after} steps would have "
-            f"had other rates from the start ({', '.join(_OPEN_ENDED)} allow it): {otherwise}"
+            f"--extend: optim.lr_scheduler={recipe.optim.lr_scheduler} spreads over optim.steps, so {after} steps "
+            f"would have had other rates from the start ({', '.join(_OPEN_ENDED)} allow it): {otherwise}"
         )
     summary = run.summary()
     if summary is not None and summary["stopped_early"]:

@@ -39,10 +39,10 @@ from sdxl_ray.evaluation.runner import (
 from sdxl_ray.evaluation.score_table import ScoreTable, SubjectEncoder
 from sdxl_ray.evaluation.scores import LEAST_PHOTOS
 from sdxl_ray.evaluation.subject import Subject, photos_of, require_untrained, subject_name
+from sdxl_ray.io.collectives import Collectives, gathered
 from sdxl_ray.metrics.quality import Measured, References, quality
 from sdxl_ray.models.base_model import Components
 from sdxl_ray.models.pipeline import generate
-from sdxl_ray.training.collectives import Collectives, gathered
 from sdxl_ray.training.engine import TrainingEngine
 from sdxl_ray.training.samples import AT_ONCE, drawing, on_device, png
 

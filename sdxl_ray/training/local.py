@@ -6,11 +6,11 @@ from contextlib import closing
 from typing import Any
 
 from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.io.collectives import SingleProcess
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.models.adapters import Trainable
 from sdxl_ray.models.denoiser import Denoiser
 from sdxl_ray.models.device import default_device, precision_on
-from sdxl_ray.training.collectives import SingleProcess
 from sdxl_ray.training.disk_errors import named_when_full
 from sdxl_ray.training.engine import LocalEngine
 from sdxl_ray.training.loggers import OnRow, RunLogger

@@ -21,6 +21,7 @@ from torch import Tensor
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.data.batch_sampler import BatchSampler, Example
 from sdxl_ray.errors import RunError
+from sdxl_ray.models.noise_schedule import generator
 from sdxl_ray.training.batch import Batch, BatchEncoder
 from sdxl_ray.training.checkpoint import CheckpointStore
 from sdxl_ray.training.early_stopping import Best
@@ -28,7 +29,6 @@ from sdxl_ray.training.ema import Ema
 from sdxl_ray.training.engine import TrainingEngine
 from sdxl_ray.training.in_training_evaluation import StepScores
 from sdxl_ray.training.memory_stats import peak_bytes
-from sdxl_ray.training.noise_schedule import generator
 from sdxl_ray.training.optim import lr_multiplier
 from sdxl_ray.training.state import write_state
 from sdxl_ray.training.validation import validation_loss

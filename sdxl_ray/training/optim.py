@@ -96,7 +96,8 @@ def lr_multiplier(optim: Optim) -> Callable[[int], float]:
     except ValueError:
         if optim.lr_scheduler == "polynomial":
             raise UserError(
-                f"optim.lr {optim.lr}: schedule polynomial falls to 1e-7, set a larger rate or optim.lr_scheduler=linear"
+                f"optim.lr {optim.lr}: lr_scheduler polynomial falls to 1e-7, set a larger rate or "
+                "optim.lr_scheduler=linear"
             ) from None
         raise UserError(
             f"optim.step_rules {optim.step_rules!r}: write multiplier:step pairs, '1:10,0.1:20,0.01'"

@@ -10,8 +10,8 @@ from sdxl_ray.models.adapters import TUNINGS
 from sdxl_ray.models.base_model_files import BaseFiles, component_configs, locate
 from sdxl_ray.models.denoiser import Denoiser
 from sdxl_ray.models.initial_weights import require_initial
+from sdxl_ray.models.noise_schedule import Diffusion
 from sdxl_ray.training.in_training_evaluation import require_encoders
-from sdxl_ray.training.noise_schedule import Diffusion
 from sdxl_ray.training.optim import lr_multiplier, require_available
 from sdxl_ray.training.trainer import resolution_of
 

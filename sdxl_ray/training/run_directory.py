@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from sdxl_ray.config.recipe import Recipe, deciding, parse_made
 from sdxl_ray.data.dataset import ImageSet, scan, scan_class, split
-from sdxl_ray.data.input_notes import require_sound
 from sdxl_ray.errors import UserError
 from sdxl_ray.evaluation.subject import halves
 from sdxl_ray.io.artifact import MANIFEST, Artifact, Manifest
@@ -25,6 +24,7 @@ from sdxl_ray.io.storage import Storage
 from sdxl_ray.models.base_model_files import locate
 from sdxl_ray.models.initial_weights import initial_artifact
 from sdxl_ray.training.in_training_evaluation import require_scorable
+from sdxl_ray.training.input_notes import require_sound
 from sdxl_ray.training.trainer import Splits
 
 _SETS = ("train", "held_out", "given_class")

@@ -13,9 +13,9 @@ from PIL import Image
 
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.data.image_grid import grid
+from sdxl_ray.io.collectives import gathered
 from sdxl_ray.models.base_model import Components
 from sdxl_ray.models.pipeline import generate
-from sdxl_ray.training.collectives import gathered
 from sdxl_ray.training.engine import TrainingEngine
 
 #: Images that a training process draws at once, beside its optimizer's state.

@@ -22,23 +22,23 @@ from sdxl_ray.data.class_images import class_images
 from sdxl_ray.data.dataset import DatasetImage, ImageSet
 from sdxl_ray.data.latents import CODE_VERSION, LatentSource, TextSource
 from sdxl_ray.data.tensor_cache import TensorCache, namespace
+from sdxl_ray.io.collectives import Collectives, share
+from sdxl_ray.io.file_exchange import exchange
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.models.adapters import TUNINGS, Trainable, denoiser_of
 from sdxl_ray.models.base_model import Components, load_components, locate, own_memory
 from sdxl_ray.models.denoiser import Denoiser
 from sdxl_ray.models.initial_weights import load_initial
+from sdxl_ray.models.noise_schedule import Diffusion, scheduler_overrides
 from sdxl_ray.training import in_training_evaluation
 from sdxl_ray.training.batch import BatchEncoder
 from sdxl_ray.training.checkpoint import CheckpointStore
-from sdxl_ray.training.collectives import Collectives, share
 from sdxl_ray.training.early_stopping import Best
 from sdxl_ray.training.ema import Ema
 from sdxl_ray.training.engine import TrainingEngine
 from sdxl_ray.training.export import export, go_back
-from sdxl_ray.training.file_exchange import exchange
 from sdxl_ray.training.loop import Report, TrainingLoop, accumulation_of, train
 from sdxl_ray.training.memory_stats import restart_peak
-from sdxl_ray.training.noise_schedule import Diffusion, scheduler_overrides
 from sdxl_ray.training.samples import Samples, on_device, sample_prompts
 from sdxl_ray.training.state import read_state
 

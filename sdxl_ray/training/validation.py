@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 
 from sdxl_ray.data.batch_sampler import Example
+from sdxl_ray.io.collectives import gathered
 from sdxl_ray.training.batch import BatchEncoder
-from sdxl_ray.training.collectives import gathered
 from sdxl_ray.training.engine import TrainingEngine
 
 

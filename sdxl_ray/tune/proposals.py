@@ -1,4 +1,4 @@
-"""Proposals: what to try next, by Optuna, from the trials there are; and which parameters mattered.
+"""Proposals: what to try next, by Optuna, from the trials there are.
 
 The study is made from a search's records and lives in memory. A stopped trial is given with the scores it had (Optuna's
 "pruned": TPE ranks it by how far it came); so is a failed one, without scores, which is worse than any.
@@ -7,35 +7,17 @@ The study is made from a search's records and lives in memory. A stopped trial i
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sdxl_ray.config.optuna_parameters import contains, distribution, empty_study, encoded
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.search_parameters import Choice, Int, LogUniform
-from sdxl_ray.config.search_space import MetricMode, Space
+from sdxl_ray.config.search_space import Space
 from sdxl_ray.io.search_records import Trial
 
 if TYPE_CHECKING:
     import optuna
-
-#: Fewer finished or stopped trials say nothing about importance.
-LEAST_TRIALS = 6
-#: What counts as a good trial for importance: this share of them.
-BEST_SHARE = 0.3
-
-
-def distribution(parameter: Any) -> optuna.distributions.BaseDistribution:
-    """A parameter as Optuna has it. Choices are JSON texts, since lists are none of Optuna's categories."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    match parameter:
-        case Choice(values=values):
-            return CategoricalDistribution([json.dumps(value) for value in values])
-        case Int(low=low, high=high, log=log):
-            return IntDistribution(low, high, log=log)
-        case _:
-            return FloatDistribution(parameter.low, parameter.high, log=isinstance(parameter, LogUniform))
 
 
 def sampler(space: Space, seed: int) -> optuna.samplers.BaseSampler:
@@ -57,7 +39,7 @@ def sampler(space: Space, seed: int) -> optuna.samplers.BaseSampler:
 def study_of(space: Space, trials: Sequence[Trial]) -> optuna.Study:
     """A study that knows the trials which have ended."""
     directions = ["maximize" if mode == "max" else "minimize" for mode in space.modes.values()]
-    study = _empty(directions, sampler(space, space.searcher.seed + len(trials)))
+    study = empty_study(directions, sampler(space, space.searcher.seed + len(trials)))
     for trial in trials:
         add(study, space, trial)
     return study
@@ -69,7 +51,7 @@ def add(study: optuna.Study, space: Space, trial: Trial) -> None:
 
     found = {path: distribution(space.parameters[path]) for path in trial.parameters if path in space.parameters}
     values = {path: encoded(space.parameters[path], trial.parameters[path]) for path in found}
-    if not all(_contains(found[path], value) for path, value in values.items()):
+    if not all(contains(found[path], value) for path, value in values.items()):
         return
     state, scores = outcome(space, trial)
     study.add_trial(
@@ -126,50 +108,3 @@ def propose(space: Space, recipe: Recipe, asked: optuna.Trial) -> dict[str, Any]
                 return asked.suggest_float(path, parameter.low, parameter.high, log=isinstance(parameter, LogUniform))
 
     return space.sample(recipe, choose)
-
-
-def encoded(parameter: Any, value: Any) -> Any:
-    """A value as the study has it."""
-    return json.dumps(value) if isinstance(parameter, Choice) else value
-
-
-def importance(space: Space, trials: Sequence[Trial], metric: str, mode: MetricMode) -> dict[str, float] | None:
-    """Path -> share of what decides whether a trial is among the best, by PED-ANOVA (arXiv 2304.10255).
-
-    Of the last scores of finished and stopped trials, stopped ones included because they are most of a search. None for
-    too few of them; a parameter that not every such trial has is left out.
-    """
-    import optuna
-
-    known = [t for t in trials if t.state in ("finished", "stopped") and math.isfinite(_score(t, metric))]
-    study = _empty(["maximize" if mode == "max" else "minimize"])
-    for trial in known:
-        found = {path: distribution(space.parameters[path]) for path in trial.parameters if path in space.parameters}
-        values = {path: encoded(space.parameters[path], trial.parameters[path]) for path in found}
-        if all(_contains(found[path], value) for path, value in values.items()):
-            study.add_trial(optuna.trial.create_trial(value=trial.metrics[metric], params=values, distributions=found))
-    if len(study.trials) < LEAST_TRIALS:
-        return None
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
-    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {str(path): float(share) for path, share in shares.items()}
-
-
-def _score(trial: Trial, metric: str) -> float:
-    """NaN for a trial without it; 0 is a score like any other."""
-    score = trial.score(metric)
-    return math.nan if score is None else score
-
-
-def _empty(directions: list[str], by: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every study and trial
-    return optuna.create_study(sampler=by, directions=directions)
-
-
-def _contains(known: Any, value: Any) -> bool:
-    try:
-        return bool(known._contains(known.to_internal_repr(value)))
-    except (TypeError, ValueError):
-        return False

@@ -22,7 +22,6 @@ import ray
 from sdxl_ray.config.notes import recipe_notes, report_notes
 from sdxl_ray.config.recipe import Recipe, override, parse
 from sdxl_ray.config.search_space import Space
-from sdxl_ray.data.input_notes import scanned_notes, unread_notes
 from sdxl_ray.data.unused_files import unused
 from sdxl_ray.distributed.capacity import ClusterCapacity
 from sdxl_ray.distributed.cluster import connected, gpus_per_worker
@@ -38,6 +37,7 @@ from sdxl_ray.io.search_records import BEST, CARD, ENDED, FinalVerdict, SearchCa
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.paths import required_name, working_directory
 from sdxl_ray.report.build import Written, write_report
+from sdxl_ray.training.input_notes import scanned_notes, unread_notes
 from sdxl_ray.training.preflight import preflight
 from sdxl_ray.training.run_directory import scan_images
 from sdxl_ray.training.run_lock import locked

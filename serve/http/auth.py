@@ -7,8 +7,8 @@ import hmac
 import os
 from pathlib import Path
 
+from sdxl_ray.config.text_files import read_text
 from sdxl_ray.errors import UserError
-from sdxl_ray.io.text_files import read_text
 from serve.config import ApiKeys
 from serve.http.errors import ApiError
 

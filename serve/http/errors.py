@@ -30,7 +30,7 @@ class ErrorEnvelope(BaseModel):
 
 
 @dataclass(eq=False)
-class ApiError(Exception):  # noqa: N818 - a word of RFC 9457, and the client's problem rather than an error of ours
+class ApiError(Exception):
     """A request that ends without an image.
 
     status: HTTP. code: a word for programs. param: dotted path of the field. retry_after_s: for 429 and 503.

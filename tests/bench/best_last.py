@@ -26,7 +26,6 @@ import numpy as np
 from machine import machine
 
 from sdxl_ray.config.recipe import Recipe, load, override
-from sdxl_ray.data.batch_sampler import counted
 from sdxl_ray.data.dataset import scan, split
 from sdxl_ray.display.table import Column, Table
 from sdxl_ray.distributed.train import RunResult, launch
@@ -36,6 +35,7 @@ from sdxl_ray.evaluation.prompts import load_prompts
 from sdxl_ray.evaluation.runner import EvaluationResult, evaluate
 from sdxl_ray.evaluation.subject import Photo, Subject, halves, photos_of
 from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.metrics.counted_random import counted
 from sdxl_ray.metrics.quality import References, quality
 from sdxl_ray.tiny._build.catalog import SUBJECTS
 from sdxl_ray.training.run_directory import open_run, scan_images

@@ -25,11 +25,11 @@ from sdxl_ray.data.latents import LatentSource, TextSource
 from sdxl_ray.data.tensor_cache import TensorCache, namespace
 from sdxl_ray.models.adapters import TUNINGS, Trainable
 from sdxl_ray.models.denoiser import Denoiser
+from sdxl_ray.models.noise_schedule import Diffusion
 from sdxl_ray.training.batch import BatchEncoder
 from sdxl_ray.training.engine import LocalEngine, TrainingEngine
 from sdxl_ray.training.loop import TrainingLoop, accumulation_of, train
 from sdxl_ray.training.memory_stats import peak_bytes
-from sdxl_ray.training.noise_schedule import Diffusion
 from sdxl_ray.training.run_directory import scan_images
 
 

@@ -34,9 +34,9 @@ from sdxl_ray.evaluation.image_store import GenerationSettings, ImageStore, draw
 from sdxl_ray.evaluation.prompts import Prompts
 from sdxl_ray.evaluation.runner import EvaluationPlan, EvaluationSettings
 from sdxl_ray.evaluation.subject import Subject, load_photos
+from sdxl_ray.io.collectives import SingleProcess
 from sdxl_ray.models.pipeline import load_pipeline
 from sdxl_ray.tiny import shipped
-from sdxl_ray.training.collectives import SingleProcess
 
 PLACES = (
     "",

@@ -68,7 +68,8 @@ def test_text_settings_keep_their_text_in_every_kind_of_file(tmp_path: Path, tex
     space = load_space(
         file(
             "recipe: tiny_lora\nbudget: {trials: 2}\nsettings: {data.subject: TEXT}\n"
-            "parameters: {data.flip: {kind: choice, values: [True, false]}, optim.ema_decay: {kind: choice, values: [~, .5]}}"
+            "parameters: {data.flip: {kind: choice, values: [True, false]}, "
+            "optim.ema_decay: {kind: choice, values: [~, .5]}}"
         )
     )
     assert space.start({}).data.subject == text

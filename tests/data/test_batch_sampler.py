@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sdxl_ray.config.schema import Data, Prior
-from sdxl_ray.data.batch_sampler import BatchSampler, View, counted, render, validation_examples
+from sdxl_ray.data.batch_sampler import BatchSampler, View, render, validation_examples
 from sdxl_ray.data.dataset import DatasetImage, Role
 from sdxl_ray.errors import UserError
+from sdxl_ray.metrics.counted_random import counted
 
 
 def image(
@@ -52,7 +53,7 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
 
 def test_another_process_draws_the_same() -> None:
     code = (
-        "import hashlib; from sdxl_ray.data.batch_sampler import counted; "
+        "import hashlib; from sdxl_ray.metrics.counted_random import counted; "
         "print(counted(3, 'noise', 4, 5).integers(2**62), counted(3, 'noise', 4, 5).permutation(9).tolist())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -17,8 +17,8 @@ from sdxl_ray.config.schema import Data, Prior
 from sdxl_ray.data.class_images import class_images
 from sdxl_ray.data.latents import encode_images, pixels, scale_latents
 from sdxl_ray.errors import RunError
+from sdxl_ray.io.collectives import SingleProcess
 from sdxl_ray.models.base_model import Components
-from sdxl_ray.training.collectives import SingleProcess
 from tests.running import Outcome, Threads, Train, draw_images, on_ranks
 
 

@@ -74,7 +74,7 @@ def test_workers_draw_and_score_what_this_process_does(
     rows: list[dict[str, Any]] = []
     draw_on_workers(models, subject, PROMPTS, SETTINGS, home=there, workers=workers, on_row=rows.append)
     with monkeypatch.context() as patch:
-        patch.setattr("sdxl_ray.core.quality.evaluate.load_pipeline", None)  # this process only scores
+        patch.setattr("sdxl_ray.evaluation.runner.load_pipeline", None)  # this process only scores
         assert _values(_score(models, subject, there)) == _values(alone)
     ours, theirs = _drawn(there), _drawn(here)
     assert ours.keys() == theirs.keys()
@@ -107,7 +107,7 @@ def _draw_under(url: str, subject: Subject, tmp_path: Path, monkeypatch: pytest.
         draw_on_workers(models, subject, PROMPTS, SETTINGS, home=home, workers=2, place=place)
     finally:
         shutil.rmtree(theirs, ignore_errors=True)
-    monkeypatch.setattr("sdxl_ray.core.quality.evaluate.load_pipeline", None)  # this process only scores
+    monkeypatch.setattr("sdxl_ray.evaluation.runner.load_pipeline", None)  # this process only scores
     assert {row["model"] for row in _score(models, subject, home).scores} == {"base", "lora", "real"}
 
 

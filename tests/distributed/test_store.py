@@ -15,9 +15,9 @@ from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.distributed.train import launch
 from sdxl_ray.distributed.worker import _run_folder
 from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.collectives import SingleProcess
 from sdxl_ray.io.search_records import read_trials
 from sdxl_ray.io.storage import Storage
-from sdxl_ray.training.collectives import SingleProcess
 from tests.bucket import Bucket, bucket
 from tests.distributed.conftest import LORA, examples, losses, words
 from tests.nodes import stop, wait_for

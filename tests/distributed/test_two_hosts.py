@@ -22,6 +22,8 @@ from tests.bucket import Bucket, bucket
 from tests.distributed.conftest import LORA, examples, losses, words
 from tests.nodes import Cluster, Node, cluster, stop, wait_for
 
+pytestmark = pytest.mark.xdist_group("cuts")
+
 #: Seconds in which a lost host is noticed; Ray's own are about half a minute.
 NOTICED = {
     "RAY_health_check_initial_delay_ms": "1000",

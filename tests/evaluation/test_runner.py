@@ -79,7 +79,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         prompts.extend(some)
         return generate(pipe, some, **options)
 
-    monkeypatch.setattr("sdxl_ray.core.quality.drawing.generate", counting)
+    monkeypatch.setattr("sdxl_ray.evaluation.image_store.generate", counting)
     yield prompts
 
 

@@ -56,8 +56,8 @@ def _refused(base: Base) -> str:
 
 def test_the_embedded_base_is_located_and_its_configs_read_without_any_framework() -> None:
     code = (
-        "import sys; from sdxl_ray.config.recipe import Base; from sdxl_ray.core import bases;"
-        "configs = bases.component_configs(bases.locate(Base()));"
+        "import sys; from sdxl_ray.config.recipe import Base; from sdxl_ray.models import base_model_files;"
+        "configs = base_model_files.component_configs(base_model_files.locate(Base()));"
         "assert sorted(configs) == ['scheduler', 'text_encoder', 'text_encoder_2', 'unet', 'vae'];"
         "heavy = {'torch', 'diffusers', 'transformers', 'ray', 'huggingface_hub'} & sys.modules.keys();"
         "assert not heavy, heavy"
@@ -300,8 +300,9 @@ def test_a_hub_id_needs_a_commit_and_says_the_way_out_when_it_cannot_be_had() ->
 
 def test_an_unreachable_hub_is_one_line_within_seconds() -> None:
     code = (
-        "import time; from sdxl_ray.config.recipe import Base; from sdxl_ray.core import bases; begin = time.monotonic()\n"
-        f"try: bases.locate(Base(id='owner/name', revision='{COMMIT}'))\n"
+        "import time; from sdxl_ray.config.schema import Base; from sdxl_ray.models.base_model import locate\n"
+        "begin = time.monotonic()\n"
+        f"try: locate(Base(id='owner/name', revision='{COMMIT}'))\n"
         "except ValueError as error: print(error)\n"
         "assert time.monotonic() - begin < 15"
     )

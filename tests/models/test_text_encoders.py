@@ -16,12 +16,13 @@ from sdxl_ray.data.dataset import DatasetImage
 from sdxl_ray.data.latents import LatentSource, TextSource
 from sdxl_ray.models.base_model import Components
 from sdxl_ray.models.denoiser import Denoiser, TextInputs
+from sdxl_ray.models.noise_schedule import Diffusion
 from sdxl_ray.models.pipeline import _conditioning, generate
 from sdxl_ray.models.text_encoders import align, encode, encode_captions, encode_prompts, most_tokens, tokenize
-from sdxl_ray.models.truncation import training_notes, truncations
+from sdxl_ray.models.truncation import truncations
 from sdxl_ray.tiny import shipped
 from sdxl_ray.training.batch import BatchEncoder
-from sdxl_ray.training.noise_schedule import Diffusion
+from sdxl_ray.training.truncation_notes import training_notes
 from tests.running import Train
 
 SHORT = ["", "a photo of sks dog", "Zebra-dog's, 日本 <|endoftext|> 42!", " ".join(["dog"] * 30)]

@@ -14,9 +14,9 @@ from tests.plan.known import MEASURED, UNET, WHOLE, adapters, plain, recipe
 
 def test_planning_a_known_base_loads_no_framework() -> None:
     code = (
-        "import sys; from sdxl_ray import config; from sdxl_ray.plan import Plan\n"
+        "import sys; from sdxl_ray.config import recipe as recipe_files; from sdxl_ray.plan import Plan\n"
         "for name, on in (('lora', 'h100'), ('dreambooth', '4090'), ('tiny_lora', 'cpu')):\n"
-        "    plan = Plan.of(config.load(name), on); plan.text(); plan.plain(); plan.remedies()\n"
+        "    plan = Plan.of(recipe_files.load(name), on); plan.text(); plan.plain(); plan.remedies()\n"
         "print([m for m in ('torch', 'ray', 'deepspeed', 'diffusers', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sdxl_ray.errors import UserError
-from sdxl_ray.tiny import subjects
+from sdxl_ray.tiny._build import subjects
 from sdxl_ray.tiny._build.catalog import CLASSES, SUBJECTS
 
 

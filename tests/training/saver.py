@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from sdxl_ray.io.collectives import SingleProcess
 from sdxl_ray.training.checkpoint import CheckpointStore
-from sdxl_ray.training.collectives import SingleProcess
 
 
 def _write(folder: Path) -> list[Path]:

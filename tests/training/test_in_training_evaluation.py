@@ -18,12 +18,12 @@ from sdxl_ray.evaluation.runner import evaluate
 from sdxl_ray.evaluation.scores import METRICS
 from sdxl_ray.evaluation.subject import Subject, load_photos
 from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.collectives import Collectives, SingleProcess
 from sdxl_ray.io.records import read
 from sdxl_ray.models.adapters import TUNINGS, denoiser_of
 from sdxl_ray.models.base_model import Components
 from sdxl_ray.training import in_training_evaluation
 from sdxl_ray.training.checkpoint import CheckpointStore
-from sdxl_ray.training.collectives import Collectives, SingleProcess
 from sdxl_ray.training.engine import LocalEngine
 from sdxl_ray.training.in_training_evaluation import (
     InTrainingEvaluation,

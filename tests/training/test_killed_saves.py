@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from sdxl_ray.errors import RunError
+from sdxl_ray.io.collectives import SingleProcess
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.training.checkpoint import CheckpointStore
-from sdxl_ray.training.collectives import SingleProcess
 from tests.bucket import bucket
 from tests.disks import small_disk
 

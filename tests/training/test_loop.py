@@ -16,8 +16,8 @@ from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.data.batch_sampler import Example
 from sdxl_ray.data.dataset import DatasetImage
 from sdxl_ray.errors import RunError
+from sdxl_ray.io.collectives import SingleProcess
 from sdxl_ray.io.records import read
-from sdxl_ray.training.collectives import SingleProcess
 from sdxl_ray.training.loggers import RunLogger
 from sdxl_ray.training.loop import PendingLosses, cut
 from tests.running import Train

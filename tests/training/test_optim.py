@@ -87,11 +87,11 @@ def test_text_encoders_learn_at_half_the_rate_unless_told() -> None:
 
 
 def test_an_optimizer_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdxl_ray.core.optim.find_spec", lambda _: None)
+    monkeypatch.setattr("sdxl_ray.training.optim.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"adamw8bit needs bitsandbytes: pip install 'sdxl-ray\[adamw8bit\]'"):
         require_available(Optim(name="adamw8bit"), "cuda")
     require_available(Optim(), "cpu")
-    monkeypatch.setattr("sdxl_ray.core.optim.find_spec", lambda _: object())
+    monkeypatch.setattr("sdxl_ray.training.optim.find_spec", lambda _: object())
     with pytest.raises(UserError, match="adamw8bit needs a GPU"):
         require_available(Optim(name="adamw8bit"), "cpu")
 

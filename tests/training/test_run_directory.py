@@ -132,7 +132,7 @@ def test_a_full_disk_is_said_and_the_command_works_once_there_is_room(recipe: Re
 
 
 def test_preflight_accepts_what_runs_and_reads_no_weights(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdxl_ray.core.bases.load_components", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("sdxl_ray.models.base_model.load_components", lambda *_, **__: pytest.fail("weights were read"))
     ambient = torch.get_rng_state()
     files = preflight(override(recipe, {"tuning.text_encoders": [1, 2], "tuning.use_dora": True}), "cpu")
     assert files.id == "tiny"

@@ -15,7 +15,8 @@ from sdxl_ray.errors import UserError
 from sdxl_ray.training.run_lock import locked
 from sdxl_ray.tune.search import search
 
-HOLD = "import pathlib, sys, time\nfrom sdxl_ray.training.run_lock import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
+HOLD = "import pathlib, sys, time\nfrom sdxl_ray.training.run_lock import locked\n"
+HOLD += "with locked(pathlib.Path(sys.argv[1])):\n"
 HOLD += "    print('mine', flush=True)\n    time.sleep(120)"
 
 

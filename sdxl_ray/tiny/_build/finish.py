@@ -12,6 +12,8 @@ import torch
 
 from sdxl_ray.tiny._build import export
 from sdxl_ray.tiny import shipped
+from sdxl_ray.tiny._build.catalog import CLASSES
+from sdxl_ray.tiny._build.places import PLACES
 from sdxl_ray.tiny._build.stages import STEPS, StageJob, load_identity, load_pair, load_vae
 
 MADE = "made.json"
@@ -31,7 +33,13 @@ def finish(job: StageJob, root: Path) -> None:
     export.write_clip(root / "scorers" / "clip", pair.clip)
     export.write_identity(root / "scorers" / "identity", load_identity(job))
     shipped.write_index(root)
+    write_known(root)
     (root / MADE).write_text(json.dumps(_made(job), indent=1) + "\n")
+
+
+def write_known(root: Path) -> None:
+    """Write the names of what the base was shown, for those who prompt it."""
+    (root / shipped.KNOWN).write_text(json.dumps({"classes": list(CLASSES), "places": list(PLACES)}, indent=1) + "\n")
 
 
 def _with_projection(pair: Any) -> Any:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import requests
 
+pytestmark = pytest.mark.xdist_group("url")
+
 #: `make soak` asks for 1,000 cases an operation, without a limit in time.
 CASES = int(os.environ.get("SDXL_RAY_SOAK_CASES", "25"))
 SECONDS = 15

@@ -14,7 +14,7 @@ from sdxl_ray.tiny._build.card.reality import Reality, RealScene
 from sdxl_ray.tiny._build.captions import with_article
 from sdxl_ray.tiny._build.catalog import CLASSES, COLORS, SUBJECTS
 from sdxl_ray.tiny._build.places import PLACES
-from sdxl_ray.tiny.subjects import HELD_OUT, TRAINING, folder
+from sdxl_ray.tiny._build.subjects import HELD_OUT, TRAINING, folder
 
 EncoderScores = dict[str, Any]
 

@@ -9,8 +9,8 @@ from sdxl_ray.tiny._build.card import sentences
 from sdxl_ray.tiny._build.catalog import CLASSES, COLORS, FURTHER_SETS, PATTERNS, SETS, SUBJECTS
 from sdxl_ray.tiny._build.places import PLACES
 from sdxl_ray.tiny._build.scenes import held_out_pairs
-from sdxl_ray.tiny.subjects import HELD_OUT, TRAINING
-from sdxl_ray.tiny.subjects import card as subject_card
+from sdxl_ray.tiny._build.subjects import HELD_OUT, TRAINING
+from sdxl_ray.tiny._build.subjects import card as subject_card
 from sdxl_ray.tiny.vocabulary import IDENTIFIERS
 
 CardScores = dict[str, Any]

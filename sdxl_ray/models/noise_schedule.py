@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sdxl_ray.config.schema import Objective, TimestepBias
-from sdxl_ray.data.batch_sampler import counted
 from sdxl_ray.errors import UserError
+from sdxl_ray.metrics.counted_random import counted
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 

@@ -1,6 +1,6 @@
 """The subjects shipped with the package: designs that the embedded base has never seen, each in ten places.
 
-    python -m sdxl_ray.tiny.subjects          # draws every image again, pixel for pixel (fetches the image sets)
+    python -m sdxl_ray.tiny._build.subjects          # draws every image again, pixel for pixel (fetches the image sets)
 
 Five images are there to train on and five, in `held_out/`, to judge with; no two of the ten share a place.
 """
@@ -18,7 +18,7 @@ from sdxl_ray.tiny._build.catalog import SETS, SUBJECTS, Design
 from sdxl_ray.tiny._build.layout import SEED
 
 TRAINING, HELD_OUT = 5, 5
-_FOLDER = Path(__file__).parent / "subjects"
+_FOLDER = Path(__file__).parents[1] / "subjects"
 _MATERIALS = {"striped": "stripes", "dotted": "dots", "checkered": "squares"}
 
 

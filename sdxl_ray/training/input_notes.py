@@ -55,8 +55,8 @@ def run_notes(recipe: Recipe, images: Splits, files: BaseFiles) -> list[str]:
 
 def scanned_notes(recipe: Recipe, images: Splits, files: BaseFiles) -> list[str]:
     """What the images and captions themselves say, held against the base and its tokenizers."""
-    from sdxl_ray.models.truncation import training_notes
     from sdxl_ray.training.preflight import base_resolution  # a plan needs `unread_notes` without any framework
+    from sdxl_ray.training.truncation_notes import training_notes
 
     captions = [image.caption for one_set in (images.train, images.held_out) for image in one_set]
     return [

@@ -10,9 +10,9 @@ import pytest
 
 from sdxl_ray.config.recipe import Recipe, load, override
 from sdxl_ray.data.dataset import DatasetImage, ImageSet, Role
-from sdxl_ray.data.input_notes import input_notes, require_sound, run_notes, unread_notes
 from sdxl_ray.errors import UserError
 from sdxl_ray.models.base_model_files import locate
+from sdxl_ray.training.input_notes import input_notes, require_sound, run_notes, unread_notes
 from sdxl_ray.training.run_directory import scan_images
 from sdxl_ray.training.trainer import Splits
 from tests.conftest import Here

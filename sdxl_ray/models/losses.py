@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sdxl_ray.config.schema import Objective
-from sdxl_ray.training.noise_schedule import Diffusion
+from sdxl_ray.models.noise_schedule import Diffusion
 
 
 def timestep_weight(objective: Objective, diffusion: Diffusion, t_B: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sdxl_ray.io.collectives import Collectives, leads_machine
 from sdxl_ray.io.storage import Storage
-from sdxl_ray.training.collectives import Collectives, leads_machine
 
 
 def exchange(folder: Path, group: Collectives, storage: Storage | None) -> None:

@@ -9,8 +9,8 @@ from diffusers import DDPMScheduler
 
 from sdxl_ray.config.schema import Objective, TimestepBias
 from sdxl_ray.errors import UserError
-from sdxl_ray.training.losses import example_loss, timestep_weight
-from sdxl_ray.training.noise_schedule import Diffusion, draw, scheduler_overrides, timestep_cdf
+from sdxl_ray.models.losses import example_loss, timestep_weight
+from sdxl_ray.models.noise_schedule import Diffusion, draw, scheduler_overrides, timestep_cdf
 
 SDXL = {
     "num_train_timesteps": 1000,
