@@ -183,7 +183,7 @@ class ServeConfig(Section):
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> ServeConfig:
-        for kind, limit in (("pictures", "n"), ("work", "work")):
+        for kind, limit in (("images", "n"), ("work", "work")):
             self._require_room(kind, getattr(self.queue, kind), limit, getattr(self.limits, limit))
         least, most = self.limits.min_edge, self.limits.max_edge
         if least is not None and most is not None and least > most:

@@ -151,7 +151,7 @@ def run(
         sheet = _grid(found, out)
     if json:
         print_json({"subject": judged.name, "class": what, "split": split, "scores": found.scores,
-                    "differences": found.differences, "absent": found.absent, "pictures": len(found.images),
+                    "differences": found.differences, "absent": found.absent, "images": len(found.images),
                     "records": str(out / "records"), "grid": str(sheet)})  # fmt: skip
         return
     from sdxl_ray.cli.evaluation_text import describe

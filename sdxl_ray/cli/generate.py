@@ -45,7 +45,7 @@ def run(
     n: Annotated[int, typer.Option("--n", min=1, max=1000, help="images per prompt, seeds counting up")] = 1,
     out: Annotated[
         Path, typer.Option(parser=local_folder, metavar="DIR", help="folder of the images, made when missing")
-    ] = Path("pictures"),
+    ] = Path("images"),
     steps: Annotated[int, typer.Option(min=1, max=1000, help="denoising steps")] = 30,
     guidance: Annotated[float, typer.Option(min=0, max=100, help="classifier-free guidance; 1 is none")] = 7.5,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="what the images should not show")] = None,
@@ -124,7 +124,7 @@ def run(
         _save(grid(rows, prompts, [f"seed {seed + count}" for count in range(n)]), sheet, settings)
     if json:
         made = [{"path": str(path), "prompt": p, "seed": s} for path, (p, s) in zip(paths, asked, strict=True)]
-        print_json({"pictures": made, "grid": str(sheet), **settings})
+        print_json({"images": made, "grid": str(sheet), **settings})
     else:
         for path in [*paths, sheet]:
             typer.echo(path)

@@ -274,7 +274,7 @@ def divide(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _folder() -> Path:
-    return Path(__file__).parents[1] / "tune_spaces"
+    return Path(__file__).parents[2] / "tune_spaces"
 
 
 def _holds(when: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:

@@ -252,7 +252,7 @@ class Egress(Strict):
 
 class PolicySpec(Strict):
     podSelector: Selector
-    policyTypes: list[Literal["NetworkIngress", "Egress"]] = []
+    policyTypes: list[Literal["Ingress", "Egress"]] = []
     ingress: list[NetworkIngress] = []
     egress: list[Egress] = []
 

@@ -48,7 +48,7 @@ TABLES: dict[str, pa.Schema] = {
     ),
     # One row an example of a step; index: its place in the global batch; image: SHA-256 of the file's bytes.
     "examples": _schema(
-        step_=_WHOLE, index_=_WHOLE, image_=_TEXT, loss_=_REAL,
+        step_=_WHOLE, index_=_WHOLE, picture_=_TEXT, loss_=_REAL,
     ),
     # One row a look at the held-out images; n: (image, noise, timestep) triples behind the mean.
     "validation": _schema(step_=_WHOLE, loss_=_REAL, n_=_WHOLE),

@@ -15,7 +15,7 @@ import pytest
 from sdxl_ray.evaluation.subject import photos_of
 from sdxl_ray.training.run_directory import scan_images
 
-SCRIPT = Path(__file__).parent / "bench" / "train.py"
+SCRIPT = Path(__file__).parent / "train.py"
 
 
 def bench(*words: str | Path, folder: Path) -> tuple[str, list[dict[str, Any]]]:

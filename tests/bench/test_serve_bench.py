@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "bench" / "serve.py"
+SCRIPT = Path(__file__).parent / "serve.py"
 SMALL = ("--steps", "2", "--singles", "1", "--pictures", "4", "--rounds", "1", "--queries", "4", "--rank", "4")
 
 

@@ -207,15 +207,15 @@ def test_generate_draws_the_same_images_again_and_says_how(cli: Cli, here: Here,
     first = cli(*words, "--out", "one")
     assert first.returncode == 0, first.stderr
     made = json.loads(first.stdout)  # nothing but JSON on stdout
-    assert [(p["prompt"], p["seed"]) for p in made["pictures"]] == [
+    assert [(p["prompt"], p["seed"]) for p in made["images"]] == [
         ("a photo of a dog", 5), ("a photo of a dog", 6), ("a cat", 5), ("a cat", 6),
     ]  # fmt: skip
     code, out, _ = here(*words[:-1], "--batch", "1", "--out", "two")
     assert code == 0
     paths = out.splitlines()
-    assert [Path(path).name for path in paths] == [*(Path(p["path"]).name for p in made["pictures"]), "grid.png"]
+    assert [Path(path).name for path in paths] == [*(Path(p["path"]).name for p in made["images"]), "grid.png"]
     differences = []
-    for image, path in zip(made["pictures"], paths, strict=False):
+    for image, path in zip(made["images"], paths, strict=False):
         with Image.open(tmp_path / image["path"]) as one, Image.open(tmp_path / path) as two:
             assert one.text["prompt"] == image["prompt"]  # type: ignore[attr-defined]  # PNG only
             assert one.text["seed"] == str(image["seed"])  # type: ignore[attr-defined]
@@ -266,7 +266,7 @@ def test_a_long_caption_is_reported_then_learnt_and_used(
     def image(*words: str) -> tuple[bytes, str]:
         code, out, err = here("generate", *words, *quick)
         assert code == 0, err
-        return Image.open(json.loads(out)["pictures"][0]["path"]).tobytes(), " ".join(err.split())
+        return Image.open(json.loads(out)["images"][0]["path"]).tobytes(), " ".join(err.split())
 
     whole, said = image(artifact, f"{caption} on the beach")
     assert "are used" not in said

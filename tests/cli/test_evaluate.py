@@ -17,7 +17,7 @@ from tests.random_lora import random_run
 
 Here = Callable[..., tuple[object, str, str]]
 
-QUICK = ["--steps", "1", "--size", "32", "--seeds", "1", "--class-pictures", "2"]
+QUICK = ["--steps", "1", "--size", "32", "--seeds", "1", "--class-images", "2"]
 
 
 def _photos(folder: Path, count: int, seed: int) -> Path:

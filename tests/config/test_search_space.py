@@ -62,10 +62,10 @@ def test_every_shipped_space_is_sound() -> None:
         ({"parameters": {"optim.lr": {"kind": "lognormal"}}}, "lognormal"),
         ({"parameters": {"tuning.dropout": {"kind": "uniform", "low": 0, "high": 1}}}, "tuning.dropout"),
         ({"parameters": {"tuning.rank": {"kind": "uniform", "low": 1, "high": 8}}}, "tuning.rank"),
-        ({"parameters": {"tuning.rank": {"kind": "int", "low": 0, "high": 8, "log": True}}}, "has no logarithm"),
+        ({"parameters": {"tuning.rank": {"kind": "randint", "low": 0, "high": 8, "log": True}}}, "has no logarithm"),
         ({"parameters": {"objective.weighting": {"kind": "choice", "values": ["none", "min-snr"]}}}, "min-snr"),
-        ({"parameters": {"parallel.workers": {"kind": "int", "low": 1, "high": 4}}}, "cannot be searched"),
-        ({"parameters": {"seed": {"kind": "int", "low": 0, "high": 9}}}, "luck"),
+        ({"parameters": {"parallel.workers": {"kind": "randint", "low": 1, "high": 4}}}, "cannot be searched"),
+        ({"parameters": {"seed": {"kind": "randint", "low": 0, "high": 9}}}, "luck"),
         ({"parameters": {"optim.lr": LR | {"when": {"tuning.kin": "lora"}}}}, "did you mean 'tuning.kind'"),
         ({"parameters": {"optim.lr": LR | {"when": {"tuning.kind": "full"}}}}, "never holds, it is 'lora'"),
         ({"parameters": {}}, "parameters"),
@@ -83,7 +83,7 @@ def test_every_shipped_space_is_sound() -> None:
         ({"settings": {"evaluation.every": 0}}, "evaluation.every=0 of optim.steps=300 has none"),
         ({"scheduler": {"grace_period": 300}}, "scheduler.grace_period=300 stops nobody, trials end by step 300"),
         ({"metric": "validation_loss", "settings": {"data.holdout": 0}}, "there are none: set data.holdout=1 or more"),
-        ({"parameters": {"data.holdout": {"kind": "int", "low": 1, "high": 4}}}, "is what trials are judged by"),
+        ({"parameters": {"data.holdout": {"kind": "randint", "low": 1, "high": 4}}}, "is what trials are judged by"),
         ({"parameters": {"data.validation": {"kind": "choice", "values": ["a", "b"]}}}, "is what trials are judged by"),
         ({"parameters": {"data.images": {"kind": "choice", "values": ["a", "b"]}}}, "is what is learnt, not how"),
         ({"parameters": {"data.subject": {"kind": "choice", "values": ["a", "b"]}}}, "is what is learnt, not how"),
@@ -100,7 +100,7 @@ def test_what_is_wrong_is_one_line(changes: dict[str, Any], said: str, tmp_path:
 
 
 def test_a_budget_counts_the_longest_trial(tmp_path: Path) -> None:
-    parameters = {"optim.lr": LR, "optim.steps": {"kind": "int", "low": 200, "high": 600}}
+    parameters = {"optim.lr": LR, "optim.steps": {"kind": "randint", "low": 200, "high": 600}}
     assert "one trial of 600 steps" in refused(tmp_path, parameters=parameters, budget={"steps": 599})
 
 
@@ -117,7 +117,7 @@ def test_conditions_decide_what_is_sampled(tmp_path: Path) -> None:
     parameters = {
         "objective.weighting": {"kind": "choice", "values": ["none", "min_snr", "debiased"]},
         "objective.snr_gamma": {"kind": "uniform", "low": 1, "high": 9, "when": {"objective.weighting": "min_snr"}},
-        "tuning.rank": {"kind": "int", "low": 2, "high": 8, "when": {"objective.weighting": ["none", "min_snr"]}},
+        "tuning.rank": {"kind": "randint", "low": 2, "high": 8, "when": {"objective.weighting": ["none", "min_snr"]}},
     }
     space = load_space(written(tmp_path, parameters=parameters))
     recipe = space.start({})

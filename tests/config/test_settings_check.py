@@ -125,10 +125,10 @@ def test_what_may_be_meant_is_taken(changes: dict[str, Any]) -> None:
         ({"evaluation.every": 501}, "evaluation.every=501 is beyond the last step (500)"),
         ({"data.holdout": 4, "data.validation": "held"}, "data.holdout=4 is not used"),
         ({"data.caption_dropout": 1.0}, "most steps see no caption"),
-        ({"data.class_name": "dog", "data.prior": {"weight": 0}}, "class images cost time and teach nothing"),
+        ({"data.class_name": "dog", "data.prior": {"prior_loss_weight": 0}}, "class images cost time and teach nothing"),
         ({"data.class_name": "dog", "data.prior": {"ratio": 0.01}}, "is 0.04 class images: 1 is used"),
         (
-            {"data.class_name": "dog", "data.prior": {"count": 2}},
+            {"data.class_name": "dog", "data.prior": {"num_class_images": 2}},
             "data.prior.num_class_images=2 is less than one batch",
         ),
         ({"data.class_name": "dog", "data.prior": {"prompt": "a cat"}}, "does not name data.class_name='dog'"),
@@ -159,7 +159,7 @@ def test_what_ships_gives_no_note() -> None:
 
 def test_the_class_prompt_of_a_subject_is_no_mention_of_it() -> None:
     recipe = override(load("dreambooth"), {"data.subject": "sks dog", "data.class_name": "dog"})
-    assert recipe.data.prior == Prior(count=200)
+    assert recipe.data.prior == Prior(num_class_images=200)
     assert recipe_notes(recipe) == []
 
 
@@ -186,8 +186,8 @@ def _space(path: Path, **parameters: Any) -> None:
         ),
         (
             {
-                "optim.steps": {"kind": "int", "low": 20, "high": 400},
-                "optim.warmup_steps": {"kind": "int", "low": 0, "high": 19},
+                "optim.steps": {"kind": "randint", "low": 20, "high": 400},
+                "optim.warmup_steps": {"kind": "randint", "low": 0, "high": 19},
                 "optim.lr_scheduler": {"kind": "choice", "values": ["cosine", "constant"]},
             },
             "a trial can have optim.lr_scheduler='constant' and optim.warmup_steps=19",

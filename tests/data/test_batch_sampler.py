@@ -38,7 +38,7 @@ BUSY: dict[str, Any] = {"crop": "random", "flip": True, "caption_dropout": 0.3}
 def sampler(
     instances: list[DatasetImage] = MIXED, batch_size: int = 4, seed: int = 7, prior: bool = True, **data: Any
 ) -> BatchSampler:
-    settings = Data(class_name="dog", prior=Prior(ratio=0.75, weight=0.5) if prior else None, **data)
+    settings = Data(class_name="dog", prior=Prior(ratio=0.75, prior_loss_weight=0.5) if prior else None, **data)
     return BatchSampler(instances, CLASSES, settings, resolution=512, batch_size=batch_size, seed=seed)
 
 

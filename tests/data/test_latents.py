@@ -110,7 +110,7 @@ def test_a_text_encoder_that_trains_is_fed_words_and_dropped_ones_are_zeros(trai
 def prior() -> Data:
     return Data(
         class_name="dog",
-        prior=Prior(count=5, num_inference_steps=1, guidance_scale=1.0, batch_size=2),
+        prior=Prior(num_class_images=5, num_inference_steps=1, guidance_scale=1.0, batch_size=2),
     )
 
 
@@ -145,7 +145,7 @@ def test_class_images_are_drawn_once_and_used_again(tmp_path: Path, tiny: Compon
     assert drawn == [(2, 2)]
     drawn.clear()
     assert prior.prior is not None
-    more = draw(prior.model_copy(update={"prior": prior.prior.model_copy(update={"count": 8})}))
+    more = draw(prior.model_copy(update={"prior": prior.prior.model_copy(update={"num_class_images": 8})}))
     assert {name: more[name] for name in first} == first
     assert len(more) == 8
     assert drawn == [(2, 2)]  # the sixth was drawn with the fifth
@@ -167,7 +167,7 @@ def test_class_images_do_not_depend_on_the_number_of_workers(tmp_path: Path, tin
 
 def test_a_prior_without_images_draws_them_and_weighs_them(train: Train, recipe: Recipe, tmp_path: Path) -> None:
     given = draw_images(tmp_path / "given", [(40, 40), (50, 50)], 3)
-    prior = {"images": str(given), "count": 3, "num_inference_steps": 1, "batch_size": 1, "weight": 0.25}
+    prior = {"images": str(given), "num_class_images": 3, "num_inference_steps": 1, "batch_size": 1, "prior_loss_weight": 0.25}
     run = train(override(recipe, {"data.prior": prior, "optim.batch_size": 2, "optim.steps": 2}))
     assert [row["total"] for row in run.of("phase") if row["name"] == "drawing class images"] == [1]
     row = run.of("step")[0]

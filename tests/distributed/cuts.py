@@ -57,7 +57,7 @@ STILL: dict[str, Any] = {
     "evaluation__num_inference_steps": 2,
     "evaluation__guidance_scale": 4.0,
     "evaluation__patience": 0,
-    "evaluation__class_pictures": 2,
+    "evaluation__class_images": 2,
     "evaluation__score_prompts": 2,
 }
 SCORED = quick("tiny_lora", parallel__workers=2, parallel__zero_stage=2, **STILL)

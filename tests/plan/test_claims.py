@@ -69,7 +69,7 @@ def test_claim_lora_is_faster() -> None:
     assert step_floor(full.setting) / step_floor(lora.setting) == pytest.approx(2.35, rel=0.01)
 
 
-@pytest.mark.parametrize(("name", "pictures_per_s"), [("lora", 55.7), ("dreambooth", 36.0)])
+@pytest.mark.parametrize(("name", "images_per_s"), [("lora", 55.7), ("dreambooth", 36.0)])
 def test_limits_of_targets(name: str, images_per_s: float) -> None:
     plan = Plan.of(plain(name, batch=8), MEASURED)
     assert 8 / plan.duration.floor_s == pytest.approx(images_per_s, rel=0.01)

@@ -63,7 +63,7 @@ def test_the_plan_counts_scores_where_the_trainer_would_take_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "pictures", "on", "advised"),
+    ("changes", "images", "on", "advised"),
     [
         ({"data__subject": "sks dog", "data__class_name": "dog"}, 5, "h100", "dreambooth_lora"),
         ({"data__subject": "sks dog", "data__class_name": "dog"}, 5, "4090", "dreambooth_lora"),

@@ -176,8 +176,8 @@ def test_a_changed_artifact_is_named(home: Path) -> None:
     ("recipe", "method"),
     [
         ({"tuning": {"kind": "lora"}, "data": {}}, "LoRA"),
-        ({"tuning": {"kind": "lora"}, "data": {"prior": {"count": 3}}}, "DreamBooth + LoRA"),
-        ({"tuning": {"kind": "full"}, "data": {"prior": {"count": 3}}}, "DreamBooth"),
+        ({"tuning": {"kind": "lora"}, "data": {"prior": {"num_class_images": 3}}}, "DreamBooth + LoRA"),
+        ({"tuning": {"kind": "full"}, "data": {"prior": {"num_class_images": 3}}}, "DreamBooth"),
         ({"tuning": {"kind": "full"}, "data": {"prior": None}}, "DreamBooth without prior"),
         ({}, "unknown"),
     ],

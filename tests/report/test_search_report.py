@@ -130,8 +130,8 @@ def test_a_damaged_search_is_one_line(tmp_path: Path, here: Here) -> None:
     [
         (LogUniform(kind="loguniform", low=1e-4, high=1e-2), 1e-3, 0.5),
         (LogUniform(kind="loguniform", low=1e-4, high=1e-2), 1e-5, None),
-        (Int(kind="int", low=0, high=10), 4, 0.4),
-        (Int(kind="int", low=1, high=100, log=True), 10, 0.5),
+        (Int(kind="randint", low=0, high=10), 4, 0.4),
+        (Int(kind="randint", low=1, high=100, log=True), 10, 0.5),
         (Choice(kind="choice", values=("a", "b", "c")), "b", 0.5),
         (Choice(kind="choice", values=("a",)), "z", None),
         (LogUniform(kind="loguniform", low=1e-4, high=1e-2), None, None),

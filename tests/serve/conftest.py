@@ -39,7 +39,7 @@ def config(artifacts: dict[str, Path]) -> ServeConfig:
             "engine": {"max_batch": 4, "max_resident": 2},
             "replicas": {"count": 2, "cpus": 0.1},
             "limits": {"n": 4, "adapters": 2},
-            "queue": {"pictures": 4},
+            "queue": {"images": 4},
         }
     )
 

@@ -38,13 +38,13 @@ def test_every_configuration_in_the_tree_is_read() -> None:
         ({"variants.dog": {"artifact": "x", "fused": True}}, "set own_replicas"),
         ({"variants": None}, "variants"),
         ({"variants.a b": "x"}, "pattern"),
-        ({"queue.pictures": 5}, "queue.images = 5 is below limits.n = 10"),
+        ({"queue.images": 5}, "queue.images = 5 is below limits.n = 10"),
         ({"queue.work": 5}, "is below limits.work"),
         (
             {"ingress.replicas": 4},
             "queue.images = 32 is 8 for each of 4 ingresses, below limits.n = 10: give at least 37, or fewer",
         ),
-        ({"ingress.replicas": 5, "queue.pictures": 99}, "queue.work = 1600 is 320 for each of 5 ingresses"),
+        ({"ingress.replicas": 5, "queue.images": 99}, "queue.work = 1600 is 320 for each of 5 ingresses"),
         ({"limits.min_edge": 64, "limits.max_edge": 32}, "limits.min_edge = 64 is above limits.max_edge = 32"),
         ({"engine.max_resident": 3}, "engine.max_resident = 3 is below limits.adapters = 4"),
         ({"engine.dtype": "int8"}, "engine.dtype = 'int8'"),
@@ -85,9 +85,9 @@ def test_one_origin_needs_no_list() -> None:
 
 def test_the_room_that_is_asked_for_is_the_least_that_does() -> None:
     four = {"ingress.replicas": 4}
-    override(ServeConfig(), {**four, "queue.pictures": 37})
+    override(ServeConfig(), {**four, "queue.images": 37})
     with pytest.raises(UserError, match="give at least 37"):
-        override(ServeConfig(), {**four, "queue.pictures": 36})
+        override(ServeConfig(), {**four, "queue.images": 36})
     override(ServeConfig(), {**four, "replicas.count": 2})
 
 
@@ -148,7 +148,7 @@ applications:
 def test_a_file_of_ray_serve_is_checked_key_by_key(here: Here, tmp_path: Path, old: str, new: str, line: str) -> None:
     file = tmp_path / "ray.yaml"
     file.write_text(RAY)
-    assert ray_config.check(str(file)) == ["pictures"]
+    assert ray_config.check(str(file)) == ["images"]
     assert here("serve", str(file), "--check")[:2] == (0, f"{file}: images\n")
     manifest = {"apiVersion": "ray.io/v1", "kind": "RayService", "spec": {"serveConfigV2": RAY.replace(old, new, 1)}}
     for text in (RAY.replace(old, new, 1), yaml.safe_dump(manifest)):

@@ -47,7 +47,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def engine(components: Components) -> LocalEngine:
-    tuning = LoraTuning(rank=1, targets=("to_q",))
+    tuning = LoraTuning(rank=1, target_modules=("to_q",))
     denoiser = denoiser_of(components, tuning)
     held = TUNINGS[LoraTuning].prepare(denoiser, tuning, 0)
     made = LocalEngine(denoiser, held, Optim(), accumulation=1, device=torch.device("cpu"), precision=torch.float32)

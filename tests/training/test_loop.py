@@ -32,7 +32,7 @@ GOLDEN = {
 
 def with_prior(recipe: Recipe, others: Path) -> Recipe:
     """Full tuning, two instance and two class images a step."""
-    prior = {"images": str(others), "count": 4, "weight": 0.5}
+    prior = {"images": str(others), "num_class_images": 4, "prior_loss_weight": 0.5}
     return override(recipe, {**FULL, "data.prior": prior, "optim.batch_size": 2})
 
 

@@ -226,7 +226,7 @@ def test_the_old_artifact_goes_only_when_the_new_one_is_there(
 
 
 def test_class_images_of_another_precision_are_others(train: Train, recipe: Recipe, tmp_path: Path) -> None:
-    prior = {"count": 1, "num_inference_steps": 1}
+    prior = {"num_class_images": 1, "num_inference_steps": 1}
     recipe = override(recipe, {"data.prior": prior, "optim.steps": 1, "optim.batch_size": 1})
     for name, precision in (("full", torch.float32), ("half", torch.bfloat16)):
         train(recipe, name, precision=precision)

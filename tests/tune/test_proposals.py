@@ -17,7 +17,7 @@ PARAMETERS: dict[str, Any] = {
     "optim.lr": {"kind": "loguniform", "low": 1e-5, "high": 1e-1},
     "tuning.rank": {"kind": "choice", "values": [2, 4, 8]},
     "tuning.text_encoders": {"kind": "choice", "values": [[], [1, 2]]},
-    "optim.batch_size": {"kind": "int", "low": 1, "high": 8, "log": True},
+    "optim.batch_size": {"kind": "randint", "low": 1, "high": 8, "log": True},
     "objective.weighting": {"kind": "choice", "values": ["none", "min_snr"]},
     "objective.snr_gamma": {"kind": "uniform", "low": 1, "high": 9, "when": {"objective.weighting": "min_snr"}},
 }

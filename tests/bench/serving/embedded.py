@@ -135,7 +135,7 @@ def _systems(arm: ServeArm, lora: Path) -> Iterator[_Systems]:
             "variants": {"base": None, **tuned},
             "port": 0,
             "engine": {"max_batch": arm.batch, "cached_prompts": 0},
-            "queue": {"pictures": 256, "work": 20_000, "timeout_s": 600},
+            "queue": {"images": 256, "work": 20_000, "timeout_s": 600},
         }
     )
     profile = LoadProfile(

@@ -32,7 +32,7 @@ def over_http(arm: ServeArm, base: Path, guidance: float, say: Callable[[str], N
             "base": str(base),
             "port": 0,
             "engine": {"max_batch": arm.batch, "cached_prompts": 0},
-            "queue": {"pictures": 4096, "work": 1_000_000, "timeout_s": 600},
+            "queue": {"images": 4096, "work": 1_000_000, "timeout_s": 600},
         }
     )
     settings: dict[str, object] = {

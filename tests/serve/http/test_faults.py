@@ -80,7 +80,7 @@ def test_replicas_that_die_cost_no_client_anything(client: Client, config: Serve
     from serve.local import deploy
 
     if SECONDS > 30:  # one dies as soon as it has started, so nobody draws for long: what waits must have room
-        deploy(override(config, {"queue.pictures": 32}))
+        deploy(override(config, {"queue.images": 32}))
     _wait_until_whole()
     expected = [client.draw(**_body(index)).images for index in range(4)]
     load = Load(client)

@@ -55,7 +55,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
         compared.append((len(one), len(other)))
         return real(one, other)
 
-    monkeypatch.setattr("serve.keys.hmac.compare_digest", seen)
+    monkeypatch.setattr("serve.http.auth.hmac.compare_digest", seen)
     Keys([KEY, KEY * 2, KEY * 3]).require(f"Bearer {KEY}")
     assert compared == [(32, 32)] * 3
 

@@ -30,7 +30,7 @@ def test_the_dashboard_shows_every_metric_and_no_other() -> None:
 
 def test_every_metric_is_used_by_the_code() -> None:
     folder = Path(str(resources.files("serve")))
-    code = "".join(file.read_text() for file in folder.glob("*.py") if file.name != "metrics.py")
+    code = "".join(file.read_text() for file in folder.rglob("*.py") if file.name != "metrics.py")
     assert set(re.findall(r'"(sdxl_ray_\w+)"', code)) == set(METRICS)
 
 
