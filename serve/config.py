@@ -224,7 +224,7 @@ def parse(plain: Mapping[str, Any], where: str = "serve configuration") -> Serve
 
 
 def override(config: ServeConfig, changes: Mapping[str, Any]) -> ServeConfig:
-    """A new configuration with dotted paths replaced, as `sdxl_ray.config.override` does for recipes."""
+    """A new configuration with dotted paths replaced, as `sdxl_ray.config.recipe.override` does for recipes."""
     plain = config.model_dump(mode="json")
     for path, value in changes.items():
         section, _, name = path.partition(".")

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from sdxl_ray.display.progress import Progress
 from sdxl_ray.display.table import Column, Table
@@ -59,7 +58,7 @@ class TrialsProgress(Progress):
         line = super()._image()
         if not self._rows:
             return line
-        return Group(Text(trials_table(list(self._rows.values())[-_SHOWN:], self._modes).text(), no_wrap=True), line)
+        return Group(trials_table(list(self._rows.values())[-_SHOWN:], self._modes), line)
 
 
 def trials_table(rows: Sequence[Mapping[str, Any]], modes: Mapping[str, str]) -> Table:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
-import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import IO
+
+from filelock import AcquireReturnProxy, BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from sdxl_ray.errors import UserError
 
@@ -21,40 +21,44 @@ _WAIT_S = 10.0
 def locked(folder: Path) -> Iterator[None]:
     """Inside, this process alone works in `folder`: the file `.NAME.lock` beside it is locked and says who does.
 
-    The system gives the lock back when its process ends, however it ends, so none is ever stale. A disk that knows no
-    locks has none, and neither have two machines that mirror one URL. Raises UserError when another process has it.
+    The system releases the lock when its process ends, however it ends. Where the file system has no locks (some NFS
+    mounts), the file `.NAME.lock-marker` is the lock: a dead owner on this host does not keep it. A folder that cannot
+    be written has no lock, and two machines that mirror one URL do not see each other's. Raises UserError when another
+    process has it.
     """
     file = folder.with_name(f".{folder.name}.lock")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        stream = file.open("a+")
-    except OSError:  # who makes the folder says what is wrong
+    held = _acquire(folder, file)
+    if held is None:  # who makes the folder says what is wrong
         yield
         return
-    with stream:
-        try:
-            _lock(stream)
-        except BlockingIOError:
-            stream.seek(0)
-            raise UserError(
-                f"folder {str(folder)!r} is in use by {stream.read() or 'another process'}: wait for it or end it, "
-                "or give another --name"
-            ) from None
-        except OSError:
-            yield
-            return
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
+    with held:
+        with contextlib.suppress(OSError):
+            since = datetime.now().astimezone().isoformat(" ", "seconds")
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8")
         yield
 
 
-def _lock(stream: IO[str]) -> None:
-    until = time.monotonic() + _WAIT_S
-    while True:
+def _acquire(folder: Path, file: Path) -> AcquireReturnProxy[BaseFileLock] | None:
+    """The system's lock on `file`, else a marker file beside it, else None. Raises UserError when it is held."""
+    marker = file.with_name(f"{file.name}-marker")
+    locks: tuple[tuple[BaseFileLock, str], ...] = (
+        (FileLock(file, fallback_to_soft=False), ""),
+        (SoftFileLock(marker), f", or delete {str(marker)!r} if that process is gone"),
+    )
+    for lock, fix in locks:
         try:
-            return fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.2)
+            return lock.acquire(timeout=_WAIT_S, poll_interval=0.2)
+        except Timeout:
+            raise UserError(
+                f"folder {str(folder)!r} is in use by {_owner(file)}: wait for it or end it, or give "
+                f"another --name{fix}"
+            ) from None
+        except OSError:
+            continue
+    return None
+
+
+def _owner(file: Path) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return file.read_text(encoding="utf-8") or "another process"
+    return "another process"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.console import Console
 
 from sdxl_ray.display.progress import Progress
 from sdxl_ray.display.table import Column, Table
@@ -181,3 +182,19 @@ def test_tables() -> None:
     with pytest.raises(ValueError, match="no row has lss"):
         Table([Column("lss", "loss")], [{"loss": 1.0}])
     assert Table(columns, []).text().splitlines()[0] == "arm  file  a|b"
+
+
+def test_the_text_of_a_table_is_the_same_at_any_terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in it no mark-up of rich is read: names come from users' files."""
+    table = Table([Column("name", "name"), Column("more", "more")], [{"name": "[bold]:dog:[/]", "more": "word " * 60}])
+    texts = set()
+    for columns, force in (("20", "1"), ("200", "")):
+        monkeypatch.setenv("COLUMNS", columns)
+        monkeypatch.setenv("FORCE_COLOR", force)
+        texts.add(table.text())
+    assert texts == {f"name            more\n--------------  {'-' * 300}\n[bold]:dog:[/]  {('word ' * 60).rstrip()}"}
+    narrow = Console(file=io.StringIO(), width=30, color_system=None)
+    narrow.print(table)
+    lines = narrow.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 3
+    assert lines[2].endswith("…")
