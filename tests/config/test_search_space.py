@@ -13,7 +13,7 @@ from sdxl_ray.config.search_space import METRICS, Space, divide, load_space, nam
 from sdxl_ray.errors import UserError
 from tests.conftest import Here
 
-ROOT = Path(__file__).parents[1] / "tune_spaces"
+ROOT = Path(__file__).parents[2] / "tune_spaces"
 LR: dict[str, Any] = {"kind": "loguniform", "low": 1e-4, "high": 1e-2}
 
 
@@ -89,7 +89,7 @@ def test_every_shipped_space_is_sound() -> None:
         ({"parameters": {"data.subject": {"kind": "choice", "values": ["a", "b"]}}}, "is what is learnt, not how"),
         ({"parameters": {"data.class_name": {"kind": "choice", "values": ["a", "b"]}}}, "is what is learnt, not how"),
         ({"parameters": {"data": {"kind": "choice", "values": [{}]}}}, "'data' cannot be searched"),
-        ({"at_once": 0}, "max_concurrent_trials = 0"),
+        ({"max_concurrent_trials": 0}, "max_concurrent_trials = 0"),
         ({"settings": {"optim.lrr": 1}}, "did you mean 'lr'"),
         ({"recipe": "tiny_lra"}, "did you mean 'tiny_lora'"),
         ({"final": {"seed": 3}}, "did you mean 'seeds'"),
@@ -158,7 +158,7 @@ def test_the_schema_is_printed_and_is_the_codes_own(here: Here) -> None:
     kinds = {
         schema["$defs"][name]["properties"]["kind"]["const"] for name in ("LogUniform", "Uniform", "Int", "Choice")
     }
-    assert kinds == {"loguniform", "uniform", "int", "choice"}
+    assert kinds == {"loguniform", "uniform", "randint", "choice"}
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,10 @@ def test_what_may_be_meant_is_taken(changes: dict[str, Any]) -> None:
         ({"evaluation.every": 501}, "evaluation.every=501 is beyond the last step (500)"),
         ({"data.holdout": 4, "data.validation": "held"}, "data.holdout=4 is not used"),
         ({"data.caption_dropout": 1.0}, "most steps see no caption"),
-        ({"data.class_name": "dog", "data.prior": {"prior_loss_weight": 0}}, "class images cost time and teach nothing"),
+        (
+            {"data.class_name": "dog", "data.prior": {"prior_loss_weight": 0}},
+            "class images cost time and teach nothing",
+        ),
         ({"data.class_name": "dog", "data.prior": {"ratio": 0.01}}, "is 0.04 class images: 1 is used"),
         (
             {"data.class_name": "dog", "data.prior": {"num_class_images": 2}},
@@ -204,5 +207,5 @@ def test_a_search_of_what_trials_ignore_is_refused(tmp_path: Path, parameters: d
 
 def test_a_random_search_has_no_startup(tmp_path: Path) -> None:
     _space(tmp_path / "space.yaml", **{"optim.lr": {"kind": "loguniform", "low": 1e-4, "high": 1e-3}})
-    with pytest.raises(UserError, match="startup 8 has no effect"):
+    with pytest.raises(UserError, match="n_startup_trials 8 has no effect"):
         load_space(str(tmp_path / "space.yaml"), {"searcher.kind": "random", "searcher.n_startup_trials": 8})

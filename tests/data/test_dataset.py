@@ -238,7 +238,7 @@ def test_class_images(tmp_path: Path, folder: Path) -> None:
     (folder / "0.txt").write_text("not used: class images have the class prompt")
     given = scan_class(data("unused", class_name="dog", prior=Prior(images=str(folder))))
     assert [(p.role, p.caption) for p in given] == [("class", "a photo of a dog")] * 4
-    few = scan_class(data("unused", class_name="dog", prior=Prior(images=str(folder), count=3)))
+    few = scan_class(data("unused", class_name="dog", prior=Prior(images=str(folder), num_class_images=3)))
     assert {image.key for image in few} < {image.key for image in given}
     assert len(few) == 3
     assert captions(class_folder(folder, "a dog")) == ["a dog"] * 4

@@ -167,7 +167,13 @@ def test_class_images_do_not_depend_on_the_number_of_workers(tmp_path: Path, tin
 
 def test_a_prior_without_images_draws_them_and_weighs_them(train: Train, recipe: Recipe, tmp_path: Path) -> None:
     given = draw_images(tmp_path / "given", [(40, 40), (50, 50)], 3)
-    prior = {"images": str(given), "num_class_images": 3, "num_inference_steps": 1, "batch_size": 1, "prior_loss_weight": 0.25}
+    prior = {
+        "images": str(given),
+        "num_class_images": 3,
+        "num_inference_steps": 1,
+        "batch_size": 1,
+        "prior_loss_weight": 0.25,
+    }
     run = train(override(recipe, {"data.prior": prior, "optim.batch_size": 2, "optim.steps": 2}))
     assert [row["total"] for row in run.of("phase") if row["name"] == "drawing class images"] == [1]
     row = run.of("step")[0]

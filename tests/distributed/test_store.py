@@ -24,7 +24,7 @@ from tests.nodes import stop, wait_for
 
 pytestmark = pytest.mark.slow
 
-PLANTED = Path(__file__).with_name("planted.yaml")
+PLANTED = Path(__file__).parents[1] / "tune" / "planted.yaml"
 
 
 @pytest.fixture

@@ -169,7 +169,10 @@ def test_ranks_and_strengths_by_pattern(components: Components) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target_modules": ("to_qq",)}, r"tuning.target_modules 'to_qq' matches no layer of the unet: did you mean 'to_q'\?"),
+        (
+            {"target_modules": ("to_qq",)},
+            r"tuning.target_modules 'to_qq' matches no layer of the unet: did you mean 'to_q'\?",
+        ),
         (
             {"text_encoders": (1,), "text_target_modules": ("query",)},
             "tuning.text_target_modules 'query' matches no layer of the te",

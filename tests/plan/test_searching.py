@@ -28,7 +28,7 @@ def test_what_has_no_room_is_said_and_the_search_goes_on(here: Here) -> None:
     words = ("tune", "lora", "data.images=subject:dog", "data.subject=sks dog", "data.class_name=dog")
     said = "the largest trial (rank 64"
     _, _, err = here(*words, "--gpu-memory", "12GiB", "--address", "127.0.0.1:1")
-    assert f"{said}, text_encoders [1, 2], targets ['to_q'" in err
+    assert f"{said}, text_encoders [1, 2], target_modules ['to_q'" in err
     assert "needs 12.5 GiB" in err
     _, _, err = here(*words, "--gpu-memory", "16GiB", "--address", "127.0.0.1:1")
     assert said not in err

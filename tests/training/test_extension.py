@@ -53,7 +53,7 @@ def test_an_extended_run_is_the_run_with_more_steps(train: Train, recipe: Recipe
     ("before", "after", "line"),
     [
         ({}, {"optim.steps": 3}, "is below"),
-        ({"optim.lr_scheduler": "cosine"}, {"optim.steps": 9}, "schedule=cosine spreads"),
+        ({"optim.lr_scheduler": "cosine"}, {"optim.steps": 9}, "lr_scheduler=cosine spreads"),
         ({"optim.lr_scheduler": "linear"}, {"optim.steps": 9}, "tuning.init="),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_run_starts_from_an_artifact(train: Train, recipe: Recipe, changes: di
     [
         ({"tuning.rank": 8}, r"tuning\.rank=4, this recipe has 8: set it to 4"),
         ({"tuning.alpha": 1.0}, r"tuning\.alpha=4"),
-        ({"tuning.target_modules": ["to_q"]}, r"adapters on 'to_k': add it to tuning\.targets"),
+        ({"tuning.target_modules": ["to_q"]}, r"adapters on 'to_k': add it to tuning\.target_modules"),
         ({"tuning.text_encoders": []}, r"text encoder 1 too: set tuning\.text_encoders=\[1\]"),
         ({"tuning": {"kind": "full", "text_encoders": [1]}}, r"is a LoRA: set tuning\.kind=lora"),
     ],

@@ -30,15 +30,15 @@ def trainable() -> Trainable:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"schedule": "linear"},
-        {"schedule": "linear", "warmup_steps": 5},
-        {"schedule": "cosine", "warmup_steps": 3},
-        {"schedule": "cosine", "cycles": 2.0},
-        {"schedule": "cosine_with_restarts", "cycles": 2.0},
-        {"schedule": "polynomial", "power": 2.0, "lr": 1e-5},
-        {"schedule": "constant"},
-        {"schedule": "constant_with_warmup", "warmup_steps": 4},
-        {"schedule": "piecewise_constant", "step_rules": "1:5,0.1:10,0.01"},
+        {"lr_scheduler": "linear"},
+        {"lr_scheduler": "linear", "warmup_steps": 5},
+        {"lr_scheduler": "cosine", "warmup_steps": 3},
+        {"lr_scheduler": "cosine", "lr_num_cycles": 2.0},
+        {"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 2.0},
+        {"lr_scheduler": "polynomial", "lr_power": 2.0, "lr": 1e-5},
+        {"lr_scheduler": "constant"},
+        {"lr_scheduler": "constant_with_warmup", "warmup_steps": 4},
+        {"lr_scheduler": "piecewise_constant", "step_rules": "1:5,0.1:10,0.01"},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
@@ -71,9 +71,9 @@ def test_schedules_are_those_of_diffusers(settings: dict[str, object]) -> None:
 
 def test_broken_rules_and_rates_are_refused() -> None:
     with pytest.raises(UserError, match=r"optim.step_rules '1:x,0.1': write multiplier:step pairs"):
-        lr_multiplier(Optim(schedule="piecewise_constant", step_rules="1:x,0.1"))
-    with pytest.raises(UserError, match=r"optim.lr 1e-08: schedule polynomial falls to 1e-7"):
-        lr_multiplier(Optim(schedule="polynomial", lr=1e-8))
+        lr_multiplier(Optim(lr_scheduler="piecewise_constant", step_rules="1:x,0.1"))
+    with pytest.raises(UserError, match=r"optim.lr 1e-08: lr_scheduler polynomial falls to 1e-7"):
+        lr_multiplier(Optim(lr_scheduler="polynomial", lr=1e-8))
 
 
 def test_text_encoders_learn_at_half_the_rate_unless_told() -> None:
@@ -137,7 +137,7 @@ def test_the_clip_sees_every_trained_weight(components: Components) -> None:
     denoiser = denoiser_of(components, tuning)
     held = TUNINGS[LoraTuning].prepare(denoiser, tuning, 0)
     engine = LocalEngine(
-        denoiser, held, Optim(clip=1.0), accumulation=2, device=torch.device("cpu"), precision=torch.float32
+        denoiser, held, Optim(max_grad_norm=1.0), accumulation=2, device=torch.device("cpu"), precision=torch.float32
     )
     expected = sum(float(p.detach().square().sum()) for _, p in held.named) ** 0.5
     for half in range(2):

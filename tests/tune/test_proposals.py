@@ -11,6 +11,7 @@ import pytest
 from sdxl_ray.config.recipe import override
 from sdxl_ray.config.search_space import Space
 from sdxl_ray.io.search_records import Trial, TrialScores
+from sdxl_ray.report import importance
 from sdxl_ray.tune import proposals
 
 PARAMETERS: dict[str, Any] = {
@@ -106,7 +107,10 @@ def test_several_metrics_are_several_values() -> None:
 def test_nsga2_breeds_from_trials_that_it_did_not_propose() -> None:
     """Of an earlier session, and the default: all are of a generation, and parents of the next."""
     mine = space(
-        "nsga2", metric=["quality", "pres"], scheduler={"kind": "none"}, searcher={"kind": "nsga2", "startup": 3}
+        "nsga2",
+        metric=["quality", "pres"],
+        scheduler={"kind": "none"},
+        searcher={"kind": "nsga2", "n_startup_trials": 3},
     )
     known = [ended(n, {"optim.lr": 10.0 ** -(n + 1), "tuning.rank": 4}, n / 10) for n in range(4)]
     study = proposals.study_of(mine, known)
@@ -124,20 +128,20 @@ def test_importance_names_the_parameter_that_decides() -> None:
     study = proposals.study_of(mine, [])
     found = [proposals.propose(mine, mine.start({}), asked) for asked in _asks(study, 30)]
     trials = [ended(number, parameters, quality(parameters)) for number, parameters in enumerate(found)]
-    shares = proposals.importance(mine, trials, "quality", "max")
+    shares = importance.importance(mine, trials, "quality", "max")
     assert shares is not None
     assert max(shares, key=lambda path: shares[path]) == "optim.lr"
     assert sum(shares.values()) == pytest.approx(1)
-    assert proposals.importance(mine, trials[: proposals.LEAST_TRIALS - 1], "quality", "max") is None
+    assert importance.importance(mine, trials[: importance.LEAST_TRIALS - 1], "quality", "max") is None
 
 
 def test_a_score_of_zero_counts() -> None:
     """Quality is 0 for every trial that is no better than the base: most of a search, at first."""
     mine = space("random")
     study = proposals.study_of(mine, [])
-    found = [proposals.propose(mine, mine.start({}), asked) for asked in _asks(study, proposals.LEAST_TRIALS)]
+    found = [proposals.propose(mine, mine.start({}), asked) for asked in _asks(study, importance.LEAST_TRIALS)]
     trials = [ended(number, parameters, float(number % 2)) for number, parameters in enumerate(found)]
-    assert proposals.importance(mine, trials, "quality", "max") is not None
+    assert importance.importance(mine, trials, "quality", "max") is not None
 
 
 def _asks(study: optuna.Study, count: int) -> list[optuna.Trial]:

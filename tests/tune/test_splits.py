@@ -31,7 +31,7 @@ def dog(tmp_path: Path) -> Path:
     """Ten photos in one folder, as a user has them."""
     folder = tmp_path / "photos" / "dog"
     folder.mkdir(parents=True)
-    shipped = Path(subjects.__file__).parent / "subjects" / "dog"
+    shipped = subjects.folder("dog")
     for number, path in enumerate(sorted([*shipped.glob("*.png"), *(shipped / HELD_OUT).glob("*.png")])):
         shutil.copy(path, folder / f"{number}.png")
     return folder

@@ -86,7 +86,7 @@ def test_the_first_proposal_is_the_recipe_and_the_interrupted_come_before_new_on
 
 
 def test_a_failed_trial_is_told_and_does_not_stop_the_next() -> None:
-    mine = space(searcher={"kind": "tpe", "startup": 1})
+    mine = space(searcher={"kind": "tpe", "n_startup_trials": 1})
     proposer = Proposer(mine, mine.start({}), [], str)
     for key in "abc":
         proposer.suggest(key)

@@ -93,7 +93,7 @@ def _control(scores: CardScores) -> str:
         for kind, words in _KINDS.items()
         for source in ("real", "base")
     ]
-    return sentences.CONTROL + _table(["prompts", "pictures", "n", *_CONTROL.values()], rows)
+    return sentences.CONTROL + _table(["prompts", "images", "n", *_CONTROL.values()], rows)
 
 
 def _identity(scores: CardScores) -> str:
@@ -118,7 +118,7 @@ def _tuning(scores: CardScores) -> str:
     for arm in results[0]["models"]:
         mean["models"][arm] = _means(result["models"][arm] for result in results)
     rows = [row for subject, result in {**tuned, "mean": mean}.items() for row in _subject_rows(subject, result)]
-    return sentences.TUNING + _table(["subject", "pictures", *_FIGURES.values()], rows)
+    return sentences.TUNING + _table(["subject", "images", *_FIGURES.values()], rows)
 
 
 def _subject_rows(subject: str, result: CardScores) -> Iterable[list[Any]]:
