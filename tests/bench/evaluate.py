@@ -87,7 +87,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=48, help="a way and pass, a multiple of 8 (default: 48)")
+    parser.add_argument("--images", type=int, default=48, help="a way and pass, a multiple of 8 (default: 48)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     parser.add_argument("--workers", type=int, nargs="*", default=[2], help="of Ray (default: 2)")
     parser.add_argument("--repeats", type=int, default=2, help="passes (default: 2)")

@@ -62,7 +62,7 @@ def _options() -> argparse.Namespace:
         "--singles", type=_count, default=arm.singles, help=f"images one by one, a round (default: {arm.singles})"
     )
     parser.add_argument(
-        "--pictures", type=_count, default=arm.images, help=f"images at once, a round (default: {arm.images})"
+        "--images", type=_count, default=arm.images, help=f"images at once, a round (default: {arm.images})"
     )
     parser.add_argument(
         "--queries", type=_count, default=arm.queries, help=f"Poisson arrivals, a round (default: {arm.queries})"

@@ -107,7 +107,7 @@ def test_true_shapes_have_every_option_on_and_off() -> None:
 @pytest.mark.slow
 def test_the_evaluators_rate_stands_beside_one_by_one(tmp_path: Path) -> None:
     script, target = SCRIPT.with_name("evaluate.py"), tmp_path / "rows.json"
-    words = ["--pictures", "8", "--steps", "1", "--workers", "1", "--repeats", "1", "--json", target]
+    words = ["--images", "8", "--steps", "1", "--workers", "1", "--repeats", "1", "--json", target]
     done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads(target.read_text())["rows"]

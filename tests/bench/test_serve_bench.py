@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).parent / "serve.py"
-SMALL = ("--steps", "2", "--singles", "1", "--pictures", "4", "--rounds", "1", "--queries", "4", "--rank", "4")
+SMALL = ("--steps", "2", "--singles", "1", "--images", "4", "--rounds", "1", "--queries", "4", "--rank", "4")
 
 
 def bench(*words: str | Path, folder: Path) -> tuple[str, dict[str, Any]]:

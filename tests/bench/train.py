@@ -65,7 +65,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rank", type=_count, default=16, help="of LoRA (default: 16)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: fp32; bf16 with --shape sdxl")
     parser.add_argument("--repeats", type=_count, help="passes over all rows (default: 2; 1 for gpu-like)")
-    parser.add_argument("--pictures", default="subject:robot", metavar="DIR", help="images to train on")
+    parser.add_argument("--images", default="subject:robot", metavar="DIR", help="images to train on")
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds a row may take (default: 600)")
     parser.add_argument("--pin", action="store_true", help="one core for each process that trains (Linux)")
     parser.add_argument("--memory-limit", type=memory_bytes, metavar="SIZE", help="as if there were no more: 24GiB")

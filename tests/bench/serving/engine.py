@@ -58,7 +58,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=("tiny", "sdxl"), default="tiny", help="whose shapes (default: tiny)")
-    parser.add_argument("--pictures", type=int, default=8, help="images of a row in a pass (default: 8)")
+    parser.add_argument("--images", type=int, default=8, help="images of a row in a pass (default: 8)")
     parser.add_argument("--batch", type=int, default=8, help="the larger batch (default: 8)")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps (default: 10)")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters (default: 16)")
