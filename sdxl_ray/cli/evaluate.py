@@ -157,7 +157,7 @@ def run(
     from sdxl_ray.cli.evaluation_text import describe
 
     typer.echo(describe(found))
-    typer.echo(f"\nrecords   {out / 'records'}\npictures  {sheet}")
+    typer.echo(f"\nrecords   {out / 'records'}\nimages    {sheet}")
 
 
 def _keeping(out: Path) -> AbstractContextManager[None]:

@@ -47,7 +47,7 @@ class DatasetImage:
 def image_row(name: str, data: bytes, caption: str, role: Role = "instance", *, decode: bool = True) -> DatasetImage:
     """The row of one image, from its bytes; `name` becomes its source. Pure, for any map over a large set.
 
-    `decode` reads every pixel, to find damage; without it the header alone is read. Raises BadPicture.
+    `decode` reads every pixel, to find damage; without it the header alone is read. Raises BadImage.
     """
     width, height = (files.verify if decode else files.probe)(data, Path(name).name)
     return DatasetImage(hashlib.sha256(data).hexdigest(), name, caption, width, height, role)
@@ -67,7 +67,7 @@ class ImageSet:
         return iter(self.images)
 
     def read(self, image: DatasetImage) -> Image.Image:
-        """Upright RGB pixels. Raises BadPicture, also when the file is no longer the one that was scanned."""
+        """Upright RGB pixels. Raises BadImage, also when the file is no longer the one that was scanned."""
         data = self._reader.read(image.source)
         name = Path(image.source).name
         if hashlib.sha256(data).hexdigest() != image.key:

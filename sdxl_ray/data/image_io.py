@@ -54,7 +54,7 @@ _ORIENTATION = 0x0112
 _reading_header = threading.Lock()
 
 
-class BadImage(UserError):  # noqa: N818 - what it says of a file reads better than PictureError
+class BadImage(UserError):  # noqa: N818 - what it says of a file reads better than ImageError
     """A file that is no usable image; the message names it, what is wrong and what to do."""
 
 
@@ -62,7 +62,7 @@ def open_image(source: Path | bytes, name: str) -> Image.Image:
     """Decode one image (a file or its bytes) to RGB: EXIF orientation applied, alpha laid over white.
 
     Palette, grey, 1-bit, 16-bit and CMYK images are converted; an embedded colour profile is converted to sRGB.
-    `name` is what errors call it. Raises BadPicture.
+    `name` is what errors call it. Raises BadImage.
     """
     image, orientation = _header(_bytes(source, name), name)
     with image:
@@ -75,14 +75,14 @@ def open_image(source: Path | bytes, name: str) -> Image.Image:
 
 
 def probe(source: Path | bytes, name: str) -> tuple[int, int]:
-    """(width, height) in pixels after EXIF orientation, from the header alone. Raises BadPicture."""
+    """(width, height) in pixels after EXIF orientation, from the header alone. Raises BadImage."""
     image, orientation = _header(_bytes(source, name), name)
     with image:
         return _size(image, orientation)
 
 
 def verify(source: Path | bytes, name: str) -> tuple[int, int]:
-    """As `probe`, and every byte is decoded, so that a truncated file is found now. Raises BadPicture."""
+    """As `probe`, and every byte is decoded, so that a truncated file is found now. Raises BadImage."""
     image, orientation = _header(_bytes(source, name), name)
     with image:
         size = _size(image, orientation)
@@ -90,13 +90,13 @@ def verify(source: Path | bytes, name: str) -> tuple[int, int]:
             # A JPEG at an eighth of its size costs a fraction, and still reads the whole stream.
             image.draft(None, (image.width // 8, image.height // 8))
             image.load()
-        except Exception as error:  # see open_picture
+        except Exception as error:  # see open_image
             raise _damaged(name, error) from None
         return size
 
 
 def file_bytes(path: Path, name: str) -> bytes:
-    """An image file as it is, of at most MAX_FILE_BYTES. Raises BadPicture."""
+    """An image file as it is, of at most MAX_FILE_BYTES. Raises BadImage."""
     try:
         if path.stat().st_size <= MAX_FILE_BYTES:
             return path.read_bytes()
@@ -126,7 +126,7 @@ def _header(data: bytes, name: str) -> tuple[Image.Image, int]:
         found = re.search(r"\((\d+) pixels\)", str(error))
         size = f"{int(found[1]) / 1e6:.0f} megapixels" if found else "too many pixels"
         raise BadImage(_too_large(name, size)) from None
-    except Exception:  # see open_picture
+    except Exception:  # see open_image
         raise BadImage(
             f"image {name!r} is {_what(data)}: give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or remove it"
         ) from None

@@ -61,7 +61,7 @@ class Reader:
         return Reader, ()  # a worker opens its own files
 
     def read(self, source: str) -> bytes:
-        """Raises BadPicture: gone, unreadable, too large, a link out of its folder, a row without bytes."""
+        """Raises BadImage: gone, unreadable, too large, a link out of its folder, a row without bytes."""
         path, _, row = source.rpartition("#")
         if not (path.lower().endswith(".parquet") and row.isdecimal()):
             return _file_bytes(Path(source))

@@ -168,7 +168,7 @@ def _view(plain: dict[str, Any]) -> View:
     def pair(name: str) -> tuple[int, int]:
         return int(plain[name][0]), int(plain[name][1])
 
-    return View(DatasetImage(**plain["picture"]), pair("bucket"), pair("resize"), pair("crop"), bool(plain["flip"]))
+    return View(DatasetImage(**plain["image"]), pair("bucket"), pair("resize"), pair("crop"), bool(plain["flip"]))
 
 
 def _blocks(rows: int) -> int:

@@ -72,7 +72,7 @@ def generate(
     pixels, multiples of 8; default, the base's own size. negative_prompt None: the unconditional prompt (zeros).
     max_token_length: tokens of a prompt that are used at most, in chunks (`core.text`); each prompt has as many chunks
     as it needs, and so has the negative prompt.
-    on_picture(index, image) is called as images are finished.
+    on_image(index, image) is called as images are finished.
     Raises RunError when the UNet or the VAE gives NaN or infinity, naming which and for what.
     """
     if len(prompts) != len(seeds):

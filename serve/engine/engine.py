@@ -2,7 +2,7 @@
 
     engine = Engine(Base(), adapters={"dog": Artifact.open("runs/dog/artifact")}, settings=EngineSettings())
     await engine.start()
-    drawn = await engine.draw(PictureRequest("a photo of sks dog", seed=1, adapters=(AdapterUse("dog", 0.8),)))
+    drawn = await engine.draw(ImageRequest("a photo of sks dog", seed=1, adapters=(AdapterUse("dog", 0.8),)))
 
 An image goes through three stages, each with a thread of its own: text, denoising, decoding. The event loop only
 hands over. Everything that several images share is touched by one thread: the list of adapters by the event loop,

@@ -18,7 +18,7 @@ COLUMNS = (
     Column("p50", "p50 ms", align="right"),
     Column("p90", "p90 ms", align="right"),
     Column("p99", "p99 ms (n)", align="right"),
-    Column("throughput", "pictures/s", "{:.2f}".format),
+    Column("throughput", "images/s", "{:.2f}".format),
     Column("shed", "shed", "{:.1%}".format),
     Column("failed", "failed"),
     Column("queue_ms", "queue ms", "{:.0f}".format),

@@ -78,7 +78,7 @@ def main() -> None:
     about = {**machine(), "command": shlex.join(["python", *sys.argv])}
     print("\n".join(f"{name}: {value}" for name, value in about.items()), end="\n\n")
     numbers = [Column(key, key, "{:.2f}".format) for key in ("slowest", "fastest")]
-    columns = [Column("way", "drawn", align="left"), Column("rate", "pictures/s", "{:.2f}".format), *numbers]
+    columns = [Column("way", "drawn", align="left"), Column("rate", "images/s", "{:.2f}".format), *numbers]
     print(Table([*columns, Column("ratio", "x one by one", "{:.2f}".format)], rows).text())
     print(f"\n{options.images} images of {options.steps} steps with guidance, medians of {options.repeats} passes.")
     if options.json:

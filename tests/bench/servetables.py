@@ -33,7 +33,7 @@ _MIXED = (
     Column("p50", "p50 ms", align="right"),
     Column("p90", "p90 ms", align="right"),
     Column("p99", "p99 ms", align="right"),
-    Column("rate", "pictures/s", "{:.2f}".format),
+    Column("rate", "images/s", "{:.2f}".format),
     Column("shed", "shed"),
 )
 _SHAPES = (

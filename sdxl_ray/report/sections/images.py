@@ -12,7 +12,7 @@ PROMPTS, CLASS_PROMPTS, SEEDS, PHOTOS = 8, 2, 2, 6
 
 
 def section(facts: ComparisonFacts) -> ReportSection:
-    title, lead = "Pictures", "The same prompts and seeds for every model."
+    title, lead = "Images", "The same prompts and seeds for every model."
     subjects = tuple(dict.fromkeys(p.subject for p in facts.images if p.purpose == "subject"))
     each = max(2, PROMPTS // max(1, len(subjects)))
     blocks: list[ReportBlock] = [

@@ -46,7 +46,7 @@ def section(facts: ComparisonFacts) -> ReportSection:
     batch = facts.card.settings.batch
     size = f" of {batch}" if batch else ""
     caption = f"Drawing in batches{size}{f', {steps} denoising steps' if steps else ''}, on one worker: medians."
-    table = DataTable(caption, ("model", "seconds an image", "pictures/s"), tuple(rows))
+    table = DataTable(caption, ("model", "seconds an image", "images/s"), tuple(rows))
     lead = "What an image costs once a model is there."
     return ReportSection("inference", "Inference", lead, (table, _steps(facts)))
 

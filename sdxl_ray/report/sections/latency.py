@@ -97,7 +97,7 @@ def _table(found: Sequence[Summary]) -> DataTable:
         )
         for s in found
     )
-    titles = ("arm", "load", "answered", "p50 ms", "p90 ms", "p99 ms", "pictures/s", "shed", "failed")
+    titles = ("arm", "load", "answered", "p50 ms", "p90 ms", "p99 ms", "images/s", "shed", "failed")
     caption = (
         "Latency by arm and load. In brackets: 95% intervals of order statistics; open where a sample of this size has "
         "no such end."

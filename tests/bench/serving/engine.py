@@ -194,7 +194,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = [
         Column("name", "drawn by"),
         Column("batch", "batch"),
-        Column("pictures_per_s", "pictures/s", lambda x: f"{x:.3g}"),
+        Column("pictures_per_s", "images/s", lambda x: f"{x:.3g}"),
         Column("p50_ms", "p50 ms", lambda x: f"{x:.1f}"),
         Column("ratio", "x base", lambda x: f"{x:.3f}"),
     ]

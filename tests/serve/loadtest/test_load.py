@@ -85,7 +85,7 @@ def test_the_command_prints_what_it_found(url: str, tmp_path: Path, here: Here) 
     assert (arm["arm"], arm["scenario"], arm["answered"], arm["shed"]) == ("base", "offline", 8, 0)
     assert arm["pictures_per_s"] > 0 and arm["latency_ms"]["p50"]["n"] == 8
     code, out, said = here("loadtest", *words, "arms.base.model=base", "--url", url, "--out", "load")
-    assert code == 0 and "8*" in out and "pictures/s" in out, said
+    assert code == 0 and "8*" in out and "images/s" in out, said
 
 
 def test_an_arm_that_answers_nothing_is_an_error(url: str, tmp_path: Path) -> None:
