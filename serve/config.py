@@ -78,7 +78,7 @@ class EngineSection(Section):
     device: str | None = Field(None, description="cpu, cuda, cuda:1")
     dtype: Literal["fp32", "bf16"] | None = Field(None, description="of UNet and text encoders")
     max_batch: PositiveInt = Field(8, description="images of one size denoised together in one step")
-    max_resident: PositiveInt = Field(8, description="adapters kept in memory; the least recently used goes")
+    max_cached_adapters: PositiveInt = Field(8, description="adapters kept in memory; the least recently used goes")
     channels_last: bool | None = Field(None, description="memory layout of UNet and VAE")
     compile: bool | None = Field(None, description="torch.compile of the UNet's blocks before the replica is ready")
     sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field((), description="[height, width] that are warmed up")
@@ -188,9 +188,10 @@ class ServeConfig(Section):
         least, most = self.limits.min_edge, self.limits.max_edge
         if least is not None and most is not None and least > most:
             raise ValueError(f"limits.min_edge = {least} is above limits.max_edge = {most}")
-        if self.engine.max_resident < self.limits.adapters:
+        if self.engine.max_cached_adapters < self.limits.adapters:
             raise ValueError(
-                f"engine.max_resident = {self.engine.max_resident} is below limits.adapters = {self.limits.adapters}"
+                f"engine.max_cached_adapters = {self.engine.max_cached_adapters} is below "
+                f"limits.adapters = {self.limits.adapters}"
             )
         return self
 

@@ -120,7 +120,7 @@ def train(tmp_path: Path, tiny: Components, monkeypatch: pytest.MonkeyPatch) -> 
             if row["kind"] == "step" and row["step"] == kill_at:
                 raise Killed
 
-        place = RunContext(
+        context = RunContext(
             SingleProcess(),
             torch.device("cpu"),
             precision,
@@ -131,7 +131,7 @@ def train(tmp_path: Path, tiny: Components, monkeypatch: pytest.MonkeyPatch) -> 
             preempted,
         )
         try:
-            outcome.summary = run_training(recipe, images or scan_images(recipe), place)
+            outcome.summary = run_training(recipe, images or scan_images(recipe), context)
         except Killed:
             assert kill_at is not None
         outcome.components = loaded[-1]

@@ -50,7 +50,7 @@ def run(
     from sdxl_ray.io.storage import Storage
 
     with libraries_on_stderr(), Progress(sys.stderr) as progress:
-        place = Storage.usable(storage)  # before a minute of imports
+        store = Storage.usable(storage)  # before a minute of imports
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
         from sdxl_ray.compare.compare import compare
@@ -64,7 +64,7 @@ def run(
                 recipe = runs[0].recipe
                 requests.extend(load_arms(plan.load, recipe, artifacts, home, address=address, on_row=progress.row))
 
-        result = compare(name, plan, runs, storage=place, address=address, on_row=progress.row, then=put_load)
+        result = compare(name, plan, runs, storage=store, address=address, on_row=progress.row, then=put_load)
     if json:
         scores = result.evaluation.scores if result.evaluation is not None else []
         report = str(result.report.html)

@@ -189,8 +189,8 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
         name, equals, path = source.partition("=")
         if not equals or Path(source).exists():
             path = source
-            place = Path(source).absolute()
-            name = source if source == "base" else place.parent.name if place.name == "artifact" else place.name
+            store = Path(source).absolute()
+            name = source if source == "base" else store.parent.name if store.name == "artifact" else store.name
         if name in named:
             raise UserError(f"two models are called {name!r}: write NAME=ARTIFACT for one of them")
         named[name] = path
@@ -211,7 +211,7 @@ def _recipe(artifacts: dict[str, Artifact], base: str | None) -> Recipe:
 
     of = read_base(base) if base is not None else None
     for artifact in artifacts.values():
-        recipe = recipe_files.parse_made(artifact.manifest.recipe, f"{artifact.folder}: recipe")
+        recipe = recipe_files.parse_recorded(artifact.manifest.recipe, f"{artifact.folder}: recipe")
         return recipe if of is None else recipe.model_copy(update={"base": of})
     of = of or Base()
     return recipe_files.load("tiny_lora" if of.id == "tiny" else "lora").model_copy(update={"base": of})
@@ -228,7 +228,7 @@ def _models(
         if name not in artifacts:
             models.append(EvaluatedModel(name, recipe.base))
             continue
-        own = recipe_files.parse_made(artifacts[name].manifest.recipe, f"{path}: recipe")
+        own = recipe_files.parse_recorded(artifacts[name].manifest.recipe, f"{path}: recipe")
         words = called or own.data.subject
         if not words:
             raise UserError(f"artifact {path!r} names no subject: say what prompts call it, --called 'sks dog'")
@@ -272,7 +272,7 @@ def _require_same_class(artifacts: dict[str, Artifact]) -> None:
     from sdxl_ray.config import recipe as recipe_files
 
     classes = {
-        recipe_files.parse_made(artifact.manifest.recipe, f"{artifact.folder}: recipe").data.known_class: name
+        recipe_files.parse_recorded(artifact.manifest.recipe, f"{artifact.folder}: recipe").data.known_class: name
         for name, artifact in artifacts.items()
     }
     if len(classes) > 1:

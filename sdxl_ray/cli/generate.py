@@ -138,7 +138,7 @@ def _source(source: str, base: str | None) -> tuple[Artifact | None, Base]:
     if source == "base":
         return None, read_base(base or "tiny")
     artifact = Artifact.open(source)
-    recipe = recipe_files.parse_made(artifact.manifest.recipe, f"{source}: recipe")
+    recipe = recipe_files.parse_recorded(artifact.manifest.recipe, f"{source}: recipe")
     return artifact, read_base(base) if base else recipe.base
 
 

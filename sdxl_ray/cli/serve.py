@@ -77,8 +77,8 @@ def run(
         require_guarded(chosen)
         layout = plan(chosen)
     if check:
-        _show(layout, {name: "ok" for name, place in layout.places.items() if place.group})
-        if reasons := [f"variant {name!r}: {place.reason}" for name, place in layout.places.items() if place.reason]:
+        _show(layout, {name: "ok" for name, store in layout.places.items() if store.group})
+        if reasons := [f"variant {name!r}: {store.reason}" for name, store in layout.places.items() if store.reason]:
             raise UserError("; ".join(reasons))
         return
     from sdxl_ray.display.progress import Progress
@@ -88,13 +88,13 @@ def run(
         with libraries_on_stderr(), Progress(sys.stderr) as progress:
             progress.row({"kind": "phase", "name": "starting Ray Serve"})
 
-            def tell(now: dict[str, str]) -> None:
+            def report(now: dict[str, str]) -> None:
                 states.update(now)
                 ready = sum(state == "ready" for state in now.values())
                 progress.row({"kind": "phase", "name": "loading the variants", "done": ready, "total": len(now)})
 
             notes: list[str] = []
-            url = endpoint.enter_context(running(chosen, layout=layout, on_state=tell, on_note=notes.append))
+            url = endpoint.enter_context(running(chosen, layout=layout, on_state=report, on_note=notes.append))
         for note in notes:
             typer.echo(note, err=True)
         if json:
@@ -129,6 +129,6 @@ def _configuration(
 
 def _show(layout: Placement, states: dict[str, str]) -> None:
     """Each variant, its state, and what it is or why it is stopped."""
-    for name, place in layout.places.items():
-        what = place.reason or (f"artifact {place.artifact[:12]}" if place.artifact else "")
-        typer.echo(f"{name:<20} {states.get(name, 'stopped'):<8} {place.kind:<7} {what}".rstrip())
+    for name, store in layout.places.items():
+        what = store.reason or (f"artifact {store.artifact[:12]}" if store.artifact else "")
+        typer.echo(f"{name:<20} {states.get(name, 'stopped'):<8} {store.kind:<7} {what}".rstrip())

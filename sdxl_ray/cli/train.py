@@ -66,12 +66,12 @@ def run(
     from sdxl_ray.io.storage import Storage
 
     with libraries_on_stderr(), Progress(sys.stderr) as progress:
-        place = Storage.usable(storage)  # before a minute of imports
+        store = Storage.usable(storage)  # before a minute of imports
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
         from sdxl_ray.distributed.train import launch
 
-        result = launch(chosen, storage=place, name=name, address=address, extend=extend, on_row=progress.row)
+        result = launch(chosen, storage=store, name=name, address=address, extend=extend, on_row=progress.row)
     if json:
         print_json({"folder": str(result.folder), "artifact": str(result.artifact), **result.summary})
         return

@@ -1,4 +1,4 @@
-"""`sdxl-ray tune`: search a recipe's settings on held-out quality; the same command goes on after a kill."""
+"""`sdxl-ray tune`: search a recipe's settings on held-out quality; run the same command to resume after a kill."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def run(
     from sdxl_ray.io.storage import Storage
 
     with libraries_on_stderr(), TrialsProgress(sys.stderr, wanted.modes) as progress:
-        place = Storage.usable(storage)  # before a minute of imports
+        store = Storage.usable(storage)  # before a minute of imports
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
         from sdxl_ray.tune.search import search
 
-        result = search(wanted, recipe, storage=place, name=called, address=address, resume=resume, on_row=progress.row)
+        result = search(wanted, recipe, storage=store, name=called, address=address, resume=resume, on_row=progress.row)
     rows = [{**trial.row(), "metrics": trial.metrics, "parameters": trial.parameters} for trial in result.trials]
     if json:
         reported = {"folder": result.kept_at, "best": str(result.best), "report": str(result.report.html)}

@@ -1,8 +1,8 @@
 """Compare: train the arms of an experiment one after another on one cluster, judge them beside the base, report.
 
 Every training is an ordinary run in `<storage>/<experiment>-<arm>[-<subject>][-<seed>]`, so an interrupted comparison
-goes on where it was: what is trained already, under any name in the storage, is not trained again, and an image that
-is there is not drawn again. The report is made from records.
+resumes where it stopped: what is trained already, under any name in the storage, is not trained again, and an image
+that is there is not drawn again. The report is made from records.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from sdxl_ray.compare.evaluate import judge, require_judgeable
+from sdxl_ray.compare.evaluate import judge, require_evaluable
 from sdxl_ray.config.experiment import ArmRun, Experiment
 from sdxl_ray.config.notes import NOTE
 from sdxl_ray.data.image_grid import grid
@@ -85,28 +85,28 @@ def compare(
     then: what else is to be measured, once everything is judged.
     Raises UserError before the first arm starts when any arm's input is wrong that can be known by then.
     """
-    place = Storage.usable(storage)
-    require_judgeable(experiment, runs, place, name)
+    store = Storage.usable(storage)
+    require_evaluable(experiment, runs, store, name)
     zero = [run.recipe for run in runs if run.recipe.parallel.engine == "zero"]
     workers = max((recipe.parallel.workers[1] for recipe in zero), default=0)
     cpus = max((recipe.parallel.workers[1] * recipe.resources.cpus_per_worker for recipe in zero), default=0)
-    home = place.root / f"{name}-comparison"
-    kept = f"{place.kept_at(home)} and the arms' runs keep what is done; the same command resumes the comparison"
+    home = store.root / f"{name}-comparison"
+    kept = f"{store.kept_at(home)} and the arms' runs keep what is done; the same command resumes the comparison"
     with locked(home), keeping(lambda: kept):
-        place.get_folder(home)
+        store.get_folder(home)
         try:
             home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{str(home)!r} cannot be made: {error.strerror}; give another --storage") from None
         with connected(address, cpus) if zero else nullcontext():
-            results = _train(name, runs, place, address, on_row)
+            results = _train(name, runs, store, address, on_row)
             rows = [
                 _row(arm, [r for run, r in zip(runs, results, strict=True) if run.arm == arm])
                 for arm in experiment.arms
             ]
             _grid(runs, results).save(home / "grid.png")
             artifacts = [Artifact.open(result.artifact) for result in results]
-            judged = judge(experiment, runs, artifacts, place, home, workers, on_row)
+            judged = judge(experiment, runs, artifacts, store, home, workers, on_row)
         card = _card(name, experiment, runs, results, artifacts)
         if judged is not None:
             known = {"settings": judged.drawing, "absent": judged.evaluation.missing, "encoders": judged.encoders}
@@ -116,19 +116,19 @@ def compare(
         then(home, {arm: first[arm] for arm in experiment.arms})
         on_row({"kind": "phase", "name": "writing the report"})
         report = write_report(home)
-        place.put_folder(home)
+        store.put_folder(home)
         return ComparisonResult(rows, home / "grid.png", judged.evaluation if judged else None, report)
 
 
-def _train(name: str, runs: Sequence[ArmRun], place: Storage, address: str | None, on_row: OnRow) -> list[RunResult]:
+def _train(name: str, runs: Sequence[ArmRun], store: Storage, address: str | None, on_row: OnRow) -> list[RunResult]:
     results, row = [], _notes_once(on_row)
     for number, run in enumerate(runs, start=1):
         folder = run.named(name)
         what = f"arm {run.arm}{f' ({run.label})' if run.label else ''}"
-        same = None if (place.root / folder).exists() else finished_run(run.recipe, place.root)
+        same = None if (store.root / folder).exists() else finished_run(run.recipe, store.root)
         known = f", trained already as {same}" if same else ""
         on_row({"kind": "note", "text": f"{what}: {number} of {len(runs)}{known}"})
-        results.append(launch(run.recipe, storage=place, name=same or folder, address=address, on_row=row))
+        results.append(launch(run.recipe, storage=store, name=same or folder, address=address, on_row=row))
     return results
 
 
@@ -191,17 +191,17 @@ def _row(arm: str, results: Sequence[RunResult]) -> dict[str, Any]:
 
 
 def _grid(runs: Sequence[ArmRun], results: Sequence[RunResult]) -> Image.Image:
-    """Rows are (prompt, seed), columns the base and each arm's last look in its first run."""
+    """Rows are (prompt, seed), columns the base and each arm's last evaluation in its first run."""
     first = {run.arm: result for run, result in reversed(list(zip(runs, results, strict=True)))}
     recipe, some = runs[0].recipe, results[0]
     prompts, each = recipe.evaluation.prompts, recipe.evaluation.samples_per_prompt
     arms = list(dict.fromkeys(run.arm for run in runs))
-    columns = {"base": _look(some, 0)} | {arm: _look(first[arm], -1) for arm in arms}
+    columns = {"base": _sample_files(some, 0)} | {arm: _sample_files(first[arm], -1) for arm in arms}
     shown = min(len(images) for images in columns.values())
     rows = [[Image.open(images[i]) for images in columns.values()] for i in range(shown)]
     labels = [prompts[i // each] if prompts else f"sample {i}" for i in range(shown)]
     return grid(rows, labels, list(columns))
 
 
-def _look(result: RunResult, which: int) -> list[Path]:
+def _sample_files(result: RunResult, which: int) -> list[Path]:
     return sorted(sorted((result.folder / "samples").glob("step-*"))[which].glob("*.png"))

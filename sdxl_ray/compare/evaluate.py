@@ -42,7 +42,7 @@ OnRow = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ArmEvaluation:
     """Scores of arms by subject and over all, and how the images behind them were drawn.
 
     encoders: name -> SHA-256 over its files.
@@ -53,7 +53,7 @@ class Judgement:
     encoders: dict[str, str]
 
 
-def require_judgeable(experiment: Experiment, runs: Sequence[ArmRun], place: Storage, name: str) -> None:
+def require_evaluable(experiment: Experiment, runs: Sequence[ArmRun], store: Storage, name: str) -> None:
     """Raise UserError for what would stop a comparison after hours of training.
 
     That is: prompts, photos, encoders, arms of different bases, and run folders in the storage that are of
@@ -65,8 +65,8 @@ def require_judgeable(experiment: Experiment, runs: Sequence[ArmRun], place: Sto
     _require_one_base(runs)
     for run in runs:
         if run.recipe.data in scanned:
-            folder = place.root / run.named(name)
-            place.get_folder(folder, APART)
+            folder = store.root / run.named(name)
+            store.get_folder(folder, APART)
             fix = "give another --storage, or move the folder away"
             require_own(run.recipe, folder, scanned[run.recipe.data], fix)
     judged = [run for run in runs if run.recipe.data.known_class is not None and run.recipe.data.subject is not None]
@@ -125,11 +125,11 @@ def judge(
     experiment: Experiment,
     runs: Sequence[ArmRun],
     artifacts: Sequence[Artifact],
-    place: Storage,
+    store: Storage,
     home: Path,
     workers: int,
     on_row: OnRow,
-) -> Judgement | None:
+) -> ArmEvaluation | None:
     """Score the base and every run into `home`; None, with a note, for arms that have no subject.
 
     artifacts: of the runs, in their order. home: a folder of `place`. workers: of the connected cluster that draw; 0:
@@ -163,7 +163,7 @@ def judge(
         if workers:
             gpus = gpus_per_worker(recipe)
             draw_on_workers(
-                models, judged, lists, settings, place=place, home=home, workers=workers, gpus=gpus, on_row=on_row
+                models, judged, lists, settings, store=store, home=home, workers=workers, gpus=gpus, on_row=on_row
             )
         scored = evaluate(models, judged, lists, settings, home=home, on_row=on_row)
         assert scored is not None  # one process is rank 0
@@ -180,7 +180,7 @@ def judge(
         prompts=list(dict.fromkeys(prompts)),
     )
     encoders = {name: encoder_revision(name) for name in (settings.identity, settings.clip)}
-    return Judgement(joined, drawing, encoders)
+    return ArmEvaluation(joined, drawing, encoders)
 
 
 def _record(found: EvaluationResult | None, home: Path) -> None:

@@ -24,7 +24,7 @@ _LR = {
     ("full", False): (1e-8, 2e-5),
     ("full", True): (1e-6, 1e-2),
 }
-#: Settings of the scores on the way.
+#: Settings of the scores during training.
 _SCORES = ("score_prompts", "score_seeds", "class_images", "patience", "identity", "clip")
 _MOST_OFFSET = 0.3
 _MOST_DROPOUT = 0.5
@@ -121,7 +121,7 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
         changed = [f"evaluation.{name}" for name in _SCORES if _differs(recipe, f"evaluation.{name}")]
         if changed:
             off = "evaluation.every=0" if asked.every == 0 else "evaluation.scores=never"
-            yield f"{', '.join(changed)}: not used, nothing is scored on the way ({off})"
+            yield f"{', '.join(changed)}: not used, nothing is scored during training ({off})"
     if data.validation is None and data.holdout == 0 and _differs(recipe, "evaluation.draws"):
         yield f"evaluation.draws={asked.draws} is not used: no image is held out (data.holdout=0)"
 

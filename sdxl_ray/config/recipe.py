@@ -142,7 +142,7 @@ def load(name_or_path: str) -> Recipe:
     return parse(plain_data.read(name_or_path, _folder(), "recipe"), name_or_path)
 
 
-def parse_made(plain: Mapping[str, Any], where: str) -> Recipe:
+def parse_recorded(plain: Mapping[str, Any], where: str) -> Recipe:
     """The recipe that something was made by: what would be refused today is read as it is."""
     return validated(Recipe, plain, where, answer, context={_MADE: True})
 

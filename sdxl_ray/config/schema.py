@@ -293,7 +293,7 @@ class Parallel(Section):
 
 
 class CheckpointSection(Section):
-    """What is kept on the way, so that a killed run goes on."""
+    """What is kept during training, so that a killed run resumes."""
 
     every: PositiveInt = Field(100, description="steps between checkpoints; the last step always has one")
     keep: PositiveInt = Field(2, description="newest checkpoints kept")
@@ -303,13 +303,15 @@ class CheckpointSection(Section):
 
 
 class InTrainingEvaluationSection(Section):
-    """What is looked at on the way: a fixed-noise validation loss, sample images at fixed seeds, and scores.
+    """What is looked at during training: a fixed-noise validation loss, sample images at fixed seeds, and scores.
 
     Scores are those of `sdxl-ray evaluate`, of few images. They choose the checkpoint that becomes the artifact, and
     may end the run: so this section is part of a recipe's identity.
     """
 
-    every: Annotated[int, Field(ge=0)] = Field(100, description="steps between looks; 0: only at the end, no scores")
+    every: Annotated[int, Field(ge=0)] = Field(
+        100, description="steps between evaluations; 0: only at the end, no scores"
+    )
     draws: PositiveInt = Field(8, description="fixed (noise, timestep) pairs per held-out image")
     prompts: tuple[str, ...] = Field((), description="sample prompts; default: the instance prompt in a few places")
     samples_per_prompt: PositiveInt = 1
@@ -327,7 +329,7 @@ class InTrainingEvaluationSection(Section):
     score_seeds: Annotated[int, Field(ge=2)] = Field(2, description="images per prompt; 2 at least, for diversity")
     class_images: Annotated[int, Field(ge=2)] = Field(8, description="images of the plain class, per class prompt")
     patience: Annotated[int, Field(ge=0)] = Field(
-        3, description="looks without a better quality after which the run stops; 0: it never does"
+        3, description="evaluations without a better quality after which the run stops; 0: it never does"
     )
     identity: PathOrName | None = Field(
         None, description="encoder of dino_i, pres, div; default: one that fits the base"
@@ -339,7 +341,7 @@ class InTrainingEvaluationSection(Section):
     @model_validator(mode="after")
     def _scored_on_the_way(self) -> InTrainingEvaluationSection:
         if self.scores == "always" and self.every == 0:
-            raise ValueError("scores always needs looks on the way, every is 0: set every, or scores auto")
+            raise ValueError("scores always needs evaluations during training, every is 0: set every, or scores auto")
         return self
 
 

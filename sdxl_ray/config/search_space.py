@@ -35,7 +35,7 @@ from sdxl_ray.errors import UserError, nearest
 
 MetricMode = Literal["max", "min"]
 
-#: What a trial reports at every look, and which way is good. All but the last are scores on the *tune* split.
+#: What a trial reports at every evaluation, and which way is good. All but the last are scores on the *tune* split.
 METRICS: dict[str, MetricMode] = {
     "quality": "max",
     "dino_i": "max",
@@ -205,7 +205,7 @@ class Space(Section):
         every = recipe.evaluation.every
         if self.scheduler.kind == "asha" and not 0 < every < self.last_step(recipe):
             raise UserError(
-                f"asha stops trials at looks on the way, and evaluation.every={every} of optim.steps="
+                f"asha stops trials at evaluations during training, and evaluation.every={every} of optim.steps="
                 f"{self.last_step(recipe)} has none: lower evaluation.every, or set scheduler {{kind: none}}"
             )
         grace = self.scheduler.grace_period

@@ -24,7 +24,7 @@ _IMAGE = re.compile(rf"\.({_READABLE}|{_UNREADABLE})", re.IGNORECASE)
 _LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 _LITTER_FOLDERS = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "__pycache__"})
 #: Folders below the one that is read are looked through for this many files, to count what is left out.
-_LOOKED_AT = 100_000
+_INSPECTED = 100_000
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def images_below(folder: Path, read: frozenset[Path] = frozenset()) -> list[Path
     for count, file in enumerate(_walk(folder, lambda _: None, read)):
         if file.parent != folder and is_image(file):
             found.append(file)
-        if count == _LOOKED_AT:
+        if count == _INSPECTED:
             break
     return sorted(found)
 

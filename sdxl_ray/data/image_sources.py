@@ -74,7 +74,7 @@ def entries(
     if listing.tables:
         return _parquet(list(listing.tables), captions, prompt, column)
     if not listing.images:
-        raise UserError(f"{setting} {where!r} holds no images: {_where_to_look(listing, setting)}")
+        raise UserError(f"{setting} {where!r} holds no images: {_hint(listing, setting)}")
     return _folder(listing, captions, prompt, column)
 
 
@@ -93,7 +93,7 @@ def is_parquet(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() == ".parquet"
 
 
-def _where_to_look(listing: Listing, setting: str) -> str:
+def _hint(listing: Listing, setting: str) -> str:
     below = images_below(listing.folder)
     if not below:
         return "put PNG, JPEG, WEBP, BMP or TIFF files right into it"

@@ -1,4 +1,4 @@
-"""The trials of a search as a live table under the progress line; in a log, one line for every look and ending.
+"""The trials of a search as a live table under the progress line; in a log, one line for every evaluation and ending.
 
 with TrialsProgress(sys.stderr, {"quality": "max"}) as progress:
     progress.row({"kind": "trial", "trial": 3, "state": "running", "step": 100, "steps": 300, "seconds": 41.0,

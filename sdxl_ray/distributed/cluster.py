@@ -19,7 +19,7 @@ from sdxl_ray.errors import UserError
 #: A cluster that has not answered by then is none.
 _ANSWER_WITHIN_S = 10
 _WITH_A_TOKEN = "export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token of the machine that started Ray"
-_UNWATCHED = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+_NO_PREEMPTION_WATCH = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Ite
             require_answer(found)
             ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            with _told_to_its_processes():
+            with _export_to_processes():
                 ray.init(
                     address="local",
                     num_cpus=max(cpus, os.cpu_count() or 1),
@@ -74,7 +74,7 @@ def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Ite
 
 
 @contextmanager
-def _told_to_its_processes() -> Iterator[None]:
+def _export_to_processes() -> Iterator[None]:
     """Inside, a cluster that is started has an address that all its processes know.
 
     Where another Ray runs on this machine, a process of Ray Train that asks for the state of its run would not know
@@ -85,7 +85,10 @@ def _told_to_its_processes() -> Iterator[None]:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     address = f"{ray.util.get_node_ip_address()}:{port}"
-    with exported({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": address}), exported(_UNWATCHED, unless_set=True):
+    with (
+        exported({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": address}),
+        exported(_NO_PREEMPTION_WATCH, unless_set=True),
+    ):
         yield
 
 
@@ -124,10 +127,10 @@ def gpus_per_worker(recipe: Recipe) -> int:
     wanted = recipe.resources.gpus_per_worker
     if wanted == 0:
         return 0
-    room = ClusterCapacity.now()
-    if room.has("GPU"):
+    capacity = ClusterCapacity.now()
+    if capacity.has("GPU"):
         return 1
-    unknown = room.grows and room.declared is None
+    unknown = capacity.grows and capacity.declared is None
     if wanted == "auto" and unknown:
         raise UserError(
             "this cluster has no GPU yet and an autoscaler that may add some: set resources.gpus_per_worker=1 to wait "

@@ -4,7 +4,7 @@
 
 The images and prior losses are then in `home`, which every node must see, and `evaluate` only scores. Under a URL
 each node works in its scratch, and images travel before anybody goes on with them. A worker that dies ends the
-drawing with one line; the same call goes on with what is missing.
+drawing with one line; repeat the call to resume with what is missing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def draw_on_workers(
     *,
     home: Path,
     workers: int,
-    place: Storage | None = None,
+    store: Storage | None = None,
     gpus: int | None = None,
     on_row: OnRow = lambda _: None,
 ) -> None:
@@ -59,24 +59,24 @@ def draw_on_workers(
     Raises UserError as `evaluate` does, before any worker starts, and RunError when one of them fails.
     """
     plan = check(models, subject, prompts, settings)
-    store = ImageStore(home / "pictures")
-    if all(store.has(job) for model in models for job in plan.jobs(model)):
+    drawn = ImageStore(home / "pictures")
+    if all(drawn.has(job) for model in models for job in plan.jobs(model)):
         return
-    room, place = ClusterCapacity.now(), place or Storage.of(home)
-    require_visible(_paths(models, place))
+    room, store = ClusterCapacity.now(), store or Storage.of(home)
+    require_visible(_paths(models, store))
     gpus = int(room.has("GPU")) if gpus is None else gpus
     fit = room.workers({"CPU": 1, "GPU": gpus})
     workers = workers if fit is None else max(1, min(workers, fit))
-    if place.url is not None:
-        place.put_missing(store.folder)
+    if store.url is not None:
+        store.put_missing(drawn.folder)
     channel, meeting = open_channel(), Meeting.remote(workers)  # type: ignore[attr-defined]  # added by ray.remote
     work = {
-        "models": [_plain(model, place) for model in models],
+        "models": [_plain(model, store) for model in models],
         "class_name": subject.class_name,
         "prompts": prompts.model_dump(mode="json"),
         "settings": _settings(settings),
-        "storage": place.url or str(place.root),
-        "home": _within(home, place),
+        "storage": store.url or str(store.root),
+        "home": _within(home, store),
         "driver": working_directory(),
     }
     on_row({"kind": "phase", "name": f"starting {workers} worker{'s' if workers > 1 else ''}", "done": 0, "total": 0})
@@ -90,12 +90,14 @@ def draw_on_workers(
         except ray.exceptions.RayTaskError as error:
             raise _said(error) from error
         except ray.exceptions.RayError as error:
-            raise RunError(f"a worker that drew images died ({type(error).__name__}): the same call goes on") from error
+            raise RunError(
+                f"a worker that drew images died ({type(error).__name__}): repeat the call to resume"
+            ) from error
         finally:
             for task_left in waiting:
                 ray.cancel(task_left, force=True)
-    if place.url is not None:
-        place.get_missing(store.folder)
+    if store.url is not None:
+        store.get_missing(drawn.folder)
 
 
 def capacity() -> int:
@@ -195,26 +197,26 @@ def _settings(settings: EvaluationSettings) -> dict[str, Any]:
     return plain
 
 
-def _within(path: Path, place: Storage) -> str:
+def _within(path: Path, store: Storage) -> str:
     """A path as every node finds it: relative to the storage's root, wherever a node has that."""
     path = path.absolute()
-    return path.relative_to(place.root).as_posix() if path.is_relative_to(place.root) else str(path)
+    return path.relative_to(store.root).as_posix() if path.is_relative_to(store.root) else str(path)
 
 
-def _paths(models: Sequence[EvaluatedModel], place: Storage) -> dict[str, str]:
+def _paths(models: Sequence[EvaluatedModel], store: Storage) -> dict[str, str]:
     """What workers read beside the storage: the bases and artifacts that are files of this machine."""
     found = {f"base.{name} of {m.name!r}": path for m in models for name, path in m.base.local_paths.items()}
     for model in models:
-        if model.artifact is not None and Path(inside := _within(model.artifact.folder, place)).is_absolute():
+        if model.artifact is not None and Path(inside := _within(model.artifact.folder, store)).is_absolute():
             found[f"the artifact of {model.name!r}"] = inside
     return found
 
 
-def _plain(model: EvaluatedModel, place: Storage) -> dict[str, Any]:
+def _plain(model: EvaluatedModel, store: Storage) -> dict[str, Any]:
     return {
         "name": model.name,
         "base": model.base.model_dump(mode="json"),
-        "artifact": _within(model.artifact.folder, place) if model.artifact else None,
+        "artifact": _within(model.artifact.folder, store) if model.artifact else None,
         "words": model.words,
     }
 
@@ -224,4 +226,4 @@ def _said(error: ray.exceptions.RayTaskError) -> Exception:
     cause = error.cause
     if isinstance(cause, UserError | RunError):
         return cause
-    return RunError(f"drawing failed on a worker: {cause!r}; the same call goes on with what is missing")
+    return RunError(f"drawing failed on a worker: {cause!r}; repeat the call to resume with what is missing")

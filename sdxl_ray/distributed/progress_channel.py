@@ -38,7 +38,7 @@ class ProgressChannel:
         """Say what the run ends of, though it were started again; the first one counts."""
         self._fatal = self._fatal or error
 
-    def grave(self) -> Exception | None:
+    def fatal_slot(self) -> Exception | None:
         """What the run ends of."""
         return self._fatal
 
@@ -57,13 +57,13 @@ def open_channel() -> Any:
 def send_fatal_error(channel: Any, error: Exception) -> None:
     """Write down why no restart can help, for the driver and for the workers that are started again nevertheless."""
     with contextlib.suppress(ray.exceptions.RayError):  # lost with the driver's node: nobody is left to be told
-        ray.get(channel.bury.remote(error))
+        ray.get(channel.send_fatal.remote(error))
 
 
 def fatal_error(channel: Any) -> Exception | None:
     """What the run of this mailbox ends of, if it does."""
     with contextlib.suppress(ray.exceptions.RayError):
-        found: Exception | None = ray.get(channel.grave.remote())
+        found: Exception | None = ray.get(channel.fatal_slot.remote())
         return found
     return None
 
@@ -83,7 +83,7 @@ def forwarded(channel: Any, on_row: Callable[[Row], None], every_s: float = 0.25
                     on_row(row)
         except Exception as error:  # whatever it is: this thread has nobody who would hear of it
             failed.append(error)
-            channel.bury.remote(RunError(str(error)))
+            channel.send_fatal.remote(RunError(str(error)))
 
     thread = threading.Thread(target=deliver, name="mailbox", daemon=True)
     thread.start()

@@ -104,7 +104,7 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
                     {"step": row["step"], **row["metrics"]}
                 )  # under their own names, as a search asks for them
 
-        place = RunContext(
+        context = RunContext(
             group,
             torch.device(device),
             precision,
@@ -115,7 +115,7 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
             _preemption_notice(),
             storage,
         )
-        summary = run_training(recipe, images_here(run.images(), config["driver"]), place)
+        summary = run_training(recipe, images_here(run.images(), config["driver"]), context)
         stack.close()
         if group.rank == 0:
             run.finish(summary, storage)

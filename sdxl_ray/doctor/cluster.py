@@ -67,18 +67,18 @@ def examine_cluster(address: str, storage: Storage) -> Examined:
         answers = ask(nodes, about_this_node)
         able = {node: answer for node, answer in answers.items() if isinstance(answer, NodeFacts)}
         reported = {node.label: answer for node, answer in able.items()}
-        room = ClusterCapacity.now()
+        capacity = ClusterCapacity.now()
         gpus = [gpu for answer in reported.values() for gpu in answer.gpus]
         findings = [
             Finding("nodes", f"{len(nodes)}, {_amount(nodes, 'CPU')} CPUs, {_amount(nodes, 'GPU')} GPUs"),
             *(_node(node, answer) for node, answer in answers.items()),
-            *autoscaler(room),
+            *autoscaler(capacity),
             *versions(reported),
             _storage(storage, nodes, unseen(storage, nodes)),
             authentication(reported),
             dashboard(_dashboard_host()),
         ]
-    more = not gpus and room.grows and (room.declared is None or room.has("GPU"))
+    more = not gpus and capacity.grows and (capacity.declared is None or capacity.has("GPU"))
     return Examined(findings, gpus, len(able), least_memory(able), more)
 
 
@@ -103,16 +103,16 @@ def least_memory(able: Mapping[Node, NodeFacts]) -> int:
     return min((answer.memory_bytes // sharing[node.address] for node, answer in able.items()), default=0)
 
 
-def autoscaler(room: ClusterCapacity) -> Iterator[Finding]:
+def autoscaler(capacity: ClusterCapacity) -> Iterator[Finding]:
     """What an autoscaler may add, where there is one."""
-    if not room.grows:
+    if not capacity.grows:
         return
-    if room.declared is None:
+    if capacity.declared is None:
         fix = "resources.gpus_per_worker=1 waits for GPUs; after `ray up`, ask on the head: its file is there"
         yield Finding("autoscaler", "adds nodes; how many, and what they have, is not known here", "note", fix)
         return
-    most = f"the cluster may grow to {', '.join(map(_kind, room.declared))}"
-    if room.has("GPU") and not any(kind.offers.get("GPU") for kind in room.live):
+    most = f"the cluster may grow to {', '.join(map(_kind, capacity.declared))}"
+    if capacity.has("GPU") and not any(kind.offers.get("GPU") for kind in capacity.live):
         fix = "a run waits for GPUs that are not there yet; what fits on them: sdxl-ray plan RECIPE --gpu NAME"
         yield Finding("autoscaler", most, "note", fix)
     else:

@@ -23,10 +23,10 @@ def settings_of(
 ) -> EvaluationSettings:
     """Drawn as the recipe's samples are, by encoders that fit its base; what is given wins."""
     device = default_device()
-    looks = recipe.evaluation
+    evaluation = recipe.evaluation
     drawing = GenerationSettings(
-        num_inference_steps=steps or looks.num_inference_steps,
-        guidance_scale=looks.guidance_scale if guidance is None else guidance,
+        num_inference_steps=steps or evaluation.num_inference_steps,
+        guidance_scale=evaluation.guidance_scale if guidance is None else guidance,
         height=size,
         width=size,
         batch_size=batch,

@@ -68,14 +68,14 @@ class Encoder:
 
     def images(self, images: Sequence[Image.Image]) -> Array:
         """fp32 [N, D], unit rows."""
-        return self.look(images)[0]
+        return self.encode(images)[0]
 
     def patches(self, images: Sequence[Image.Image]) -> Array:
         """fp32 [N, P, D]: the last layer at every patch, as it is."""
-        return self.look(images)[1]
+        return self.encode(images)[1]
 
     @torch.inference_mode()
-    def look(self, images: Sequence[Image.Image]) -> tuple[Array, Array]:
+    def encode(self, images: Sequence[Image.Image]) -> tuple[Array, Array]:
         """`images` and `patches` at the price of one. Raises ValueError for no images."""
         if not images:
             raise ValueError("no images to encode")

@@ -175,18 +175,18 @@ def evaluate(
     """
     group = group or SingleProcess()
     plan = check(models, subject, prompts, settings, on_row)
-    looks = (
+    encoders = (
         load_subject_encoder(subject, plan, settings) if group.rank == 0 else None
     )  # missing shows before hours of drawing
-    if looks is not None:
-        report_truncation(models, plan, looks.clip, on_row)
+    if encoders is not None:
+        report_truncation(models, plan, encoders.clip, on_row)
     began = time.monotonic()
     losses = render(models, plan, settings, home, group, on_row)
-    if looks is None:
+    if encoders is None:
         return None
     store, base = ImageStore(home / "pictures"), _untuned(models)
     each_s = (time.monotonic() - began) / len(models)
-    scores = ScoreTable(subject, settings.split, settings.resamples, looks)
+    scores = ScoreTable(subject, settings.split, settings.resamples, encoders)
     for number, model in enumerate(models):
         on_row({"kind": "phase", "name": "scoring", "done": number, "total": len(models)})
         scores.add(

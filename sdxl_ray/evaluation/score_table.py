@@ -49,7 +49,7 @@ class ScoreTable:
     subject: Subject
     split: str
     resamples: int
-    looks: SubjectEncoder
+    encoders: SubjectEncoder
     rows: list[dict[str, Any]] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     terms: dict[tuple[str, str, str], Terms] = field(default_factory=dict)
@@ -69,16 +69,16 @@ class ScoreTable:
         seconds: what it took to draw them.
         """
         began = time.monotonic()
-        identity, clip = self.looks.identity, self.looks.clip
-        seen = [identity.look(some) for some in images]
+        identity, clip = self.encoders.identity, self.encoders.clip
+        seen = [identity.encode(some) for some in images]
         images_PSD = np.stack([rows for rows, _ in seen])
         clip_PSD = np.stack([clip.images(some) for some in images])
-        photos = self.looks.photos
+        photos = self.encoders.photos
         clip_classes_ND = clip.images(classes)
         found = {
             "dino_i": (metrics.fidelity(images_PSD, photos[identity.name]), identity),
             "clip_i": (metrics.fidelity(clip_PSD, photos[clip.name]), clip),
-            "clip_t": (metrics.alignment(clip_PSD, self.looks.texts_PD), clip),
+            "clip_t": (metrics.alignment(clip_PSD, self.encoders.texts_PD), clip),
             "pres": (metrics.leak(identity.images(classes), photos[identity.name]), identity),
             "class_kid": (
                 metrics.class_distance(clip_classes_ND, clip.images(base_classes)) if base_classes else None,
@@ -96,13 +96,13 @@ class ScoreTable:
 
     def add_steps(self, model: EvaluatedModel, steps: int, images: Sequence[Images]) -> None:
         """Score the subject as drawn with another number of denoising steps; rows of a split of their own."""
-        identity, clip = self.looks.identity, self.looks.clip
+        identity, clip = self.encoders.identity, self.encoders.clip
         clip_PSD = np.stack([clip.images(some) for some in images])
         identity_PSD = np.stack([identity.images(some) for some in images])
         found = {
-            "dino_i": (metrics.fidelity(identity_PSD, self.looks.photos[identity.name]), identity),
-            "clip_i": (metrics.fidelity(clip_PSD, self.looks.photos[clip.name]), clip),
-            "clip_t": (metrics.alignment(clip_PSD, self.looks.texts_PD), clip),
+            "dino_i": (metrics.fidelity(identity_PSD, self.encoders.photos[identity.name]), identity),
+            "clip_i": (metrics.fidelity(clip_PSD, self.encoders.photos[clip.name]), clip),
+            "clip_t": (metrics.alignment(clip_PSD, self.encoders.texts_PD), clip),
         }
         split = split_at(self.split, steps)
         for name, (terms, encoder) in found.items():
@@ -113,13 +113,13 @@ class ScoreTable:
 
         The floor is another subject of the class, where given.
         """
-        for metric, encoder in (("dino_i", self.looks.identity), ("clip_i", self.looks.clip)):
-            photos_RD, others_ND = self.looks.photos[encoder.name], self.looks.others[encoder.name]
+        for metric, encoder in (("dino_i", self.encoders.identity), ("clip_i", self.encoders.clip)):
+            photos_RD, others_ND = self.encoders.photos[encoder.name], self.encoders.others[encoder.name]
             self._row(REAL, metric, metrics.among(photos_RD), encoder)
             if self.subject.other:
                 self._row(OTHER, metric, metrics.between(others_ND, photos_RD), encoder)
-        clip = self.looks.clip
-        self._row(REAL, "clip_t", metrics.named(self.looks.photos[clip.name], self.looks.class_texts_PD), clip)
+        clip = self.encoders.clip
+        self._row(REAL, "clip_t", metrics.named(self.encoders.photos[clip.name], self.encoders.class_texts_PD), clip)
 
     def add_gains(self, base: str) -> None:
         """For every score of a tuned model, `<metric>_gain`: minus the base's, paired by prompt, seed and photo."""

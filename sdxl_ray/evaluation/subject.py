@@ -79,7 +79,7 @@ def held_out_photos(artifact: Artifact) -> tuple[Photo, ...]:
 
 def kept_photos(artifact: Artifact) -> tuple[Photo, ...]:
     """The same, none where the run held out none."""
-    recipe = recipe_files.parse_made(artifact.manifest.recipe, f"{artifact.folder}: recipe")
+    recipe = recipe_files.parse_recorded(artifact.manifest.recipe, f"{artifact.folder}: recipe")
     if recipe.data.validation is not None:
         return load_photos(recipe.data.validation, "data.validation", recursive=recipe.data.recursive)
     rows = _run_images(artifact, "held_out") or ()
@@ -156,7 +156,7 @@ def training_images(artifact: Artifact) -> tuple[DatasetImage, ...] | None:
     if rows is not None:
         return (*rows, *(_run_images(artifact, "given_class") or ()))
     try:
-        recipe = recipe_files.parse_made(artifact.manifest.recipe, "recipe")
+        recipe = recipe_files.parse_recorded(artifact.manifest.recipe, "recipe")
         if recipe.data.images is None:
             return None
         return (*split(scan(recipe.data), recipe.data)[0], *scan_class(recipe.data))

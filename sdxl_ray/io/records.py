@@ -92,13 +92,13 @@ TABLES: dict[str, pa.Schema] = {
     ),
     # One row a trial of a search, written again when something is new. parameters: path -> value, as JSON; state:
     # "running", "finished", "stopped" (by the scheduler), "cut" (the budget ended) or "failed" (error says why).
-    # step: of its last look; kept: of its artifact. seconds: it ran; ended_s: of the search's clock, which stands still
-    # between sessions.
+    # step: of its last evaluation; kept: of its artifact. seconds: it ran; ended_s: of the search's clock, which stands
+    # still between sessions.
     "trials": _schema(
         trial_=_WHOLE, parameters_=_TEXT, state_=_TEXT, step_=_WHOLE, steps_=_WHOLE, seconds_=_REAL, ended_s_=_REAL,
         error=_TEXT, run_=_TEXT, kept=_WHOLE,
     ),
-    # One row a metric of a trial's look. at_s: of the search's clock.
+    # One row a metric of a trial's evaluation. at_s: of the search's clock.
     "trial_scores": _schema(trial_=_WHOLE, step_=_WHOLE, metric_=_TEXT, value_=_REAL, at_s_=_REAL),
 }  # fmt: skip
 

@@ -53,7 +53,7 @@ class Trial:
     steps: int
     run: str
     state: TrialState = "running"
-    looks: list[TrialScores] = field(default_factory=list)
+    evaluations: list[TrialScores] = field(default_factory=list)
     seconds: float = 0.0
     ended_s: float = 0.0
     error: str = ""
@@ -61,14 +61,14 @@ class Trial:
 
     @property
     def step(self) -> int:
-        """Of its last look."""
-        return self.looks[-1].step if self.looks else 0
+        """Of its last evaluation."""
+        return self.evaluations[-1].step if self.evaluations else 0
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of its artifact; while there is none, of its last look."""
-        kept = [look.metrics for look in self.looks if look.step == self.kept]
-        return kept[0] if kept else self.looks[-1].metrics if self.looks else {}
+        """Of its artifact; while there is none, of its last evaluation."""
+        kept = [evaluation.metrics for evaluation in self.evaluations if evaluation.step == self.kept]
+        return kept[0] if kept else self.evaluations[-1].metrics if self.evaluations else {}
 
     def score(self, metric: str) -> float | None:
         """One of `metrics`, None before there is any."""
@@ -150,22 +150,22 @@ def read_trials(folder: Path) -> list[Trial]:
         )
         for row in read(records, "trials").to_pylist()
     }  # fmt: skip
-    looks: dict[tuple[int, int], TrialScores] = {}
+    evaluations: dict[tuple[int, int], TrialScores] = {}
     for row in read(records, "trial_scores").to_pylist():
-        look = looks.setdefault((row["trial"], row["step"]), TrialScores(row["step"], {}, row["at_s"]))
-        look.metrics[row["metric"]] = row["value"]
-    for (number, _), look in sorted(looks.items()):
+        evaluation = evaluations.setdefault((row["trial"], row["step"]), TrialScores(row["step"], {}, row["at_s"]))
+        evaluation.metrics[row["metric"]] = row["value"]
+    for (number, _), evaluation in sorted(evaluations.items()):
         if number in trials:
-            trials[number].looks.append(look)
+            trials[number].evaluations.append(evaluation)
     return list(trials.values())
 
 
-def write_trial(recorder: Recorder, trial: Trial, look: TrialScores | None = None) -> None:
-    """Write a trial's row, and those of a look, and let them reach the disk."""
-    if look is not None:
-        for metric, value in look.metrics.items():
-            recorder.write("trial_scores", {"trial": trial.number, "step": look.step, "metric": metric, "value": value,
-                                            "at_s": look.at_s})  # fmt: skip
+def write_trial(recorder: Recorder, trial: Trial, evaluation: TrialScores | None = None) -> None:
+    """Write a trial's row, and those of an evaluation, and let them reach the disk."""
+    if evaluation is not None:
+        for metric, value in evaluation.metrics.items():
+            row = {"trial": trial.number, "step": evaluation.step, "metric": metric, "value": value}
+            recorder.write("trial_scores", {**row, "at_s": evaluation.at_s})
     recorder.write("trials", trial.row())
     recorder.flush()
 
@@ -204,16 +204,19 @@ def _dominates(one: Trial, other: Trial, modes: Mapping[str, MetricMode]) -> boo
 def progress(trials: Sequence[Trial], metric: str, mode: MetricMode) -> list[tuple[float, int, float]]:
     """(seconds, training steps, best so far) whenever a finished trial's artifact was better, on the search's clock.
 
-    A trial counts at its last look: until then nobody knows what it will keep. Steps are those that all trials together
-    had taken by then.
+    A trial counts at its last evaluation: until then nobody knows what it will keep. Steps are those that all trials
+    together had taken by then.
     """
-    looks = sorted(((look.at_s, trial.number, look) for trial in trials for look in trial.looks), key=lambda x: x[:2])
+    evaluations = sorted(
+        ((evaluation.at_s, trial.number, evaluation) for trial in trials for evaluation in trial.evaluations),
+        key=lambda x: x[:2],
+    )
     ends = {trial.number: trial for trial in finished(trials)}
     taken, points, top = dict[int, int](), list[tuple[float, int, float]](), math.nan
-    for at_s, number, look in looks:
-        taken[number] = look.step
+    for at_s, number, evaluation in evaluations:
+        taken[number] = evaluation.step
         trial = ends.get(number)
-        value = trial.score(metric) if trial is not None and trial.step == look.step else None
+        value = trial.score(metric) if trial is not None and trial.step == evaluation.step else None
         if value is not None and (math.isnan(top) or better(mode, value, top)):
             top = value
             points.append((at_s, sum(taken.values()), top))
@@ -221,7 +224,7 @@ def progress(trials: Sequence[Trial], metric: str, mode: MetricMode) -> list[tup
 
 
 def steps_taken(trials: Sequence[Trial]) -> int:
-    """Training steps of all trials, as far as their looks tell."""
+    """Training steps of all trials, as far as their evaluations tell."""
     return sum(trial.step for trial in trials)
 
 

@@ -35,24 +35,25 @@ class Overfitting:
     text: str
 
 
-def overfitting(looks: Sequence[tuple[int, Mapping[str, Measured]]]) -> Overfitting | None:
-    """The first look that has more subject fidelity than an earlier one and, beyond noise, less of something watched.
+def overfitting(evaluations: Sequence[tuple[int, Mapping[str, Measured]]]) -> Overfitting | None:
+    """The first evaluation that has more subject fidelity than an earlier one and, beyond noise, less of something
+    watched.
 
-    looks: (step, metric -> (value, low, high)) in the order of steps, of the model in training only: every first look
-    has lost something against the base. Intervals are taken as independent, though looks share prompts, seeds and
-    photos: that is wider than the truth, so what is named is rather named late than wrongly.
+    evaluations: (step, metric -> (value, low, high)) in the order of steps, of the model in training only: every first
+    evaluation has lost something against the base. Intervals are taken as independent, though evaluations share
+    prompts, seeds and photos: that is wider than the truth, so what is named is rather named late than wrongly.
     """
-    for place, (step, now) in enumerate(looks):
+    for place, (step, now) in enumerate(evaluations):
         found = [
             (excess, earlier, metric)
-            for earlier, before in looks[:place]
+            for earlier, before in evaluations[:place]
             if now[FIDELITY][0] > before[FIDELITY][0]
             for metric, (more_is_better, _) in WATCHED.items()
             if (excess := _loss(before.get(metric), now.get(metric), more_is_better)) > 0
         ]
         if found:
             _, earlier, _ = max(found)
-            before = dict(looks)[earlier]
+            before = dict(evaluations)[earlier]
             lost = [metric for _, since, metric in sorted(found, reverse=True) if since == earlier]
             reported = "; ".join(f"{WATCHED[name][1]} ({_change(before[name], now[name])})" for name in lost)
             rise = _change(before[FIDELITY], now[FIDELITY])

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from sdxl_ray.config.recipe import Recipe, parse_made
+from sdxl_ray.config.recipe import Recipe, parse_recorded
 from sdxl_ray.config.schema import FullTuning, LoraTuning
 from sdxl_ray.errors import UserError
 from sdxl_ray.io.artifact import Artifact
@@ -41,7 +41,7 @@ def require_initial(recipe: Recipe, files: BaseFiles) -> None:
             f"{where} was made on base {made_on.id!r} at {made_on.revision[:12]}, not on {files.id!r} at "
             f"{files.revision[:12]}: give that base"
         )
-    its = parse_made(artifact.manifest.recipe, where).tuning
+    its = parse_recorded(artifact.manifest.recipe, where).tuning
     if left_out := set(its.text_encoders) - set(recipe.tuning.text_encoders):
         both = sorted({*its.text_encoders, *recipe.tuning.text_encoders})
         raise UserError(f"{where} has trained text encoder {min(left_out)} too: set tuning.text_encoders={both}")

@@ -112,7 +112,7 @@ class Memory:
 def memory(s: RunShape) -> Memory:
     """Bytes on each worker of a setting."""
     held = _Held(s)
-    phases = [_prepare(s), held.forward_backward(), held.step(), held.look()]
+    phases = [_prepare(s), held.forward_backward(), held.step(), held.evaluation()]
     if s.stage == 3:
         phases.append(held.export())
     if s.device.kind == "cpu":
@@ -227,7 +227,7 @@ class _Held:
             working = max(working, self.ema - gradients)
         return Phase("step", {**parts, "gradients": gradients, "activations": 0, "workspace": working})
 
-    def look(self) -> Phase:
+    def evaluation(self) -> Phase:
         """Drawing samples beside the training's state: the VAE and frozen text encoders come back for it."""
         s = self.s
         parts = self.resident()

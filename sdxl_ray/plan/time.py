@@ -104,12 +104,12 @@ def duration(s: RunShape, images: int | None, price_per_hour: float | None) -> D
     views = (count + (prior.num_class_images if prior is not None else 0)) * variants
     if recipe.data.cache_latents:
         work["caches"] = math.ceil(views / s.workers) * flop["vae_encode"].at(s.latent_pixels)
-    looks = 2 + (math.ceil(recipe.optim.steps / recipe.evaluation.every) - 1 if recipe.evaluation.every else 0)
+    evaluations = 2 + (math.ceil(recipe.optim.steps / recipe.evaluation.every) - 1 if recipe.evaluation.every else 0)
     shown = math.ceil((len(recipe.evaluation.prompts) or 4) * recipe.evaluation.samples_per_prompt / s.workers)
     drawing = shown * image_flop(s, recipe.evaluation.num_inference_steps, recipe.evaluation.guidance_scale)
     checking = math.ceil(recipe.data.holdout * recipe.evaluation.draws / s.workers) * flop["unet"].at(s.latent_pixels)
-    work["samples and validation"] = looks * (drawing + checking)
-    work |= _scoring(s, looks)
+    work["samples and validation"] = evaluations * (drawing + checking)
+    work |= _scoring(s, evaluations)
     low, high = UTILISATION
     phases: dict[str, Range] = {"start": START_SECONDS}
     phases |= {name: (amount / _rate(s) / high, amount / _rate(s) / low) for name, amount in work.items()}
@@ -130,15 +130,15 @@ def duration(s: RunShape, images: int | None, price_per_hour: float | None) -> D
     )
 
 
-def _scoring(s: RunShape, looks: int) -> dict[str, float]:
-    """FLOP a worker of the scores on the way, with the base's; none for a run that is not scored."""
-    recipe, looked = s.recipe, s.recipe.evaluation
+def _scoring(s: RunShape, evaluations: int) -> dict[str, float]:
+    """FLOP a worker of the scores during training, with the base's; none for a run that is not scored."""
+    recipe, evaluated = s.recipe, s.recipe.evaluation
     unknown = recipe.data.subject is None or recipe.data.known_class is None
     few = recipe.data.validation is None and recipe.data.holdout < 2  # as the trainer decides, images apart
-    if looked.scores == "never" or looked.every == 0 or unknown or few:
+    if evaluated.scores == "never" or evaluated.every == 0 or unknown or few:
         return {}
-    drawn = math.ceil((looked.score_prompts * looked.score_seeds + looked.class_images) / s.workers)
-    return {"scores": looks * drawn * image_flop(s, looked.num_inference_steps, looked.guidance_scale)}
+    drawn = math.ceil((evaluated.score_prompts * evaluated.score_seeds + evaluated.class_images) / s.workers)
+    return {"scores": evaluations * drawn * image_flop(s, evaluated.num_inference_steps, evaluated.guidance_scale)}
 
 
 def _rate(s: RunShape) -> float:

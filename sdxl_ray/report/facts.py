@@ -256,10 +256,10 @@ def _least(values: Iterable[int | None], why: str) -> int | Absent:
 
 def _curves(arm: str, label: str, run: RunSource, shared: Sequence[Row]) -> Curves:
     rows = run.tables.get("scores") or [row for row in shared if row["model"] == arm]
-    looks = [row for row in rows if row["split"] == "validation" and row["model"] not in REFERENCES]
-    own = {(row["metric"], row["step"]) for row in looks if row["model"] != BASE}
+    evaluations = [row for row in rows if row["split"] == "validation" and row["model"] not in REFERENCES]
+    own = {(row["metric"], row["step"]) for row in evaluations if row["model"] != BASE}
     quality: dict[str, dict[int, list[Score]]] = {}
-    for row in looks:
+    for row in evaluations:
         score = FinalScores.score_of(row)
         # Before its first step the model is the base, so the base's row stands in where the model has none.
         if score is not None and (row["model"] != BASE or (row["metric"], row["step"]) not in own):

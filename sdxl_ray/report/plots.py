@@ -64,10 +64,10 @@ class ArmStyle:
     dash: Any
 
 
-BASE_LOOK = ArmStyle(_SOFT, "o", "-")
+BASE_STYLE = ArmStyle(_SOFT, "o", "-")
 
 
-def look(index: int) -> ArmStyle:
+def style(index: int) -> ArmStyle:
     """The look of the arm at that place; after seven, colours come again with other lines."""
     return ArmStyle(
         f"#0a0b{index % COLOURS:02x}", MARKERS[index % len(MARKERS)], DASHES[index // COLOURS % len(DASHES)]

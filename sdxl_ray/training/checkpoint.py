@@ -62,24 +62,24 @@ class CheckpointStore:
         Raises RunError on every rank when any rank could not write (a full disk); older checkpoints stay.
         """
         final = self._folder / f"step-{step:07d}"
-        beside = self._folder / f"step-{step:07d}.partial"
-        self._backend.settle(beside)
+        partial = self._folder / f"step-{step:07d}.partial"
+        self._backend.discard_partial(partial)
         self._group.barrier()
-        outcomes = self._group.gather(self._attempt(beside, final, write))
+        outcomes = self._group.gather(self._attempt(partial, final, write))
         problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
         if problems:
-            self._give_up(beside, step, problems[0])
+            self._give_up(partial, step, problems[0])
         files = {name: digest for outcome in outcomes if isinstance(outcome, dict) for name, digest in outcome.items()}
         manifest = {"format": FORMAT, "step": step, "world": self._group.world, "files": files, "meta": meta}
         manifest["sha256"] = own_hash(manifest)
-        problem = self._backend.commit(beside, final, manifest) if self._group.rank == 0 else None
+        problem = self._backend.commit(partial, final, manifest) if self._group.rank == 0 else None
         problem = self._group.gather(problem)[0]  # a barrier too: returning means committed
         if problem:
-            self._give_up(beside, step, problem)
-        self._backend.settle(beside)
+            self._give_up(partial, step, problem)
+        self._backend.discard_partial(partial)
         if self._group.rank == 0:
             with contextlib.suppress(RunError):  # a store that cannot be listed just now keeps one too many
-                self._forget_old(step, meta)
+                self._delete_old(step, meta)
 
     def latest(self) -> CheckpointInfo | None:
         """Collective. The newest checkpoint that is whole; damaged ones are named in the log and passed over."""
@@ -93,7 +93,7 @@ class CheckpointStore:
     def at(self, step: int) -> CheckpointInfo | None:
         """Collective. The checkpoint of a step; None, and a line in the log, when it is damaged or gone."""
         folder = self._folder / f"step-{step:07d}"
-        problems = [p for p in self._group.gather(self._backend.fetch(folder)) if p]
+        problems = [p for p in self._group.gather(self._backend.download(folder)) if p]
         if problems:
             if self._group.rank == 0:
                 logger.warning("checkpoint %s is damaged (%s): using another one", folder.name, problems[0])
@@ -108,13 +108,13 @@ class CheckpointStore:
             self._backend.clean()
         self._group.barrier()
 
-    def _attempt(self, beside: Path, final: Path, write: Callable[[Path], list[Path]]) -> dict[str, str] | str:
+    def _attempt(self, partial: Path, final: Path, write: Callable[[Path], list[Path]]) -> dict[str, str] | str:
         """The hash of each file that `write` wrote, or what went wrong."""
         try:
-            beside.mkdir(parents=True, exist_ok=True)
-            hashes = {path.name: sha256(path) for path in write(beside)}
+            partial.mkdir(parents=True, exist_ok=True)
+            hashes = {path.name: sha256(path) for path in write(partial)}
             for name in hashes:
-                self._backend.keep(beside, final, name)
+                self._backend.keep(partial, final, name)
         except Exception as error:
             problem = disk_problem(error)
             if problem is None:
@@ -122,15 +122,15 @@ class CheckpointStore:
             return problem
         return hashes
 
-    def _give_up(self, beside: Path, step: int, problem: str) -> None:
+    def _give_up(self, partial: Path, step: int, problem: str) -> None:
         self._group.barrier()
-        self._backend.settle(beside)
+        self._backend.discard_partial(partial)
         raise RunError(f"checkpoint of step {step} could not be written: {problem}; earlier checkpoints are intact")
 
-    def _forget_old(self, now: int, meta: dict[str, Any]) -> None:
+    def _delete_old(self, now: int, meta: dict[str, Any]) -> None:
         # Later steps are damaged, or the run would have gone on from there: they must not push out the good ones.
         steps = sorted(step for step in self._backend.steps() if step <= now)
         best = meta.get("best_step") if self._keep_best else None
         for step in steps[: -self._keep]:
             if step != best:
-                self._backend.forget(self._folder / f"step-{step:07d}")
+                self._backend.delete(self._folder / f"step-{step:07d}")

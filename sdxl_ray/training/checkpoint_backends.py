@@ -27,19 +27,19 @@ class CheckpointBackend(Protocol):
     def steps(self) -> list[int]:
         """Steps of which there is a checkpoint, in no order. Called on rank 0."""
 
-    def keep(self, beside: Path, final: Path, name: str) -> None:
+    def keep(self, partial: Path, final: Path, name: str) -> None:
         """This rank has written `beside/name`. Raises OSError or RunError."""
 
-    def commit(self, beside: Path, final: Path, manifest: dict[str, Any]) -> str | None:
+    def commit(self, partial: Path, final: Path, manifest: dict[str, Any]) -> str | None:
         """Rank 0: every file is written; from here on the checkpoint exists. What went wrong, or None."""
 
-    def settle(self, beside: Path) -> None:
+    def discard_partial(self, partial: Path) -> None:
         """Every rank, after the commit or instead of it: remove what is not needed any more."""
 
-    def fetch(self, folder: Path) -> str | None:
+    def download(self, folder: Path) -> str | None:
         """Every rank: bring a checkpoint here and check it, each rank its part; what is wrong with it, or None."""
 
-    def forget(self, folder: Path) -> None:
+    def delete(self, folder: Path) -> None:
         """Rank 0: remove a checkpoint."""
 
     def clean(self) -> None:
@@ -55,27 +55,27 @@ class FolderBackend:
     def steps(self) -> list[int]:
         return steps_of(path.name for path in self._folder.glob("step-*")) if self._folder.is_dir() else []
 
-    def keep(self, beside: Path, final: Path, name: str) -> None:
+    def keep(self, partial: Path, final: Path, name: str) -> None:
         pass
 
-    def commit(self, beside: Path, final: Path, manifest: dict[str, Any]) -> str | None:
+    def commit(self, partial: Path, final: Path, manifest: dict[str, Any]) -> str | None:
         try:
-            (beside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
             shutil.rmtree(final, ignore_errors=True)
-            beside.rename(final)
+            partial.rename(final)
         except OSError as error:
             return error.strerror or str(error)
         return None
 
-    def settle(self, beside: Path) -> None:
+    def discard_partial(self, partial: Path) -> None:
         if self._group.rank == 0:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
-    def fetch(self, folder: Path) -> str | None:
+    def download(self, folder: Path) -> str | None:
         return damage(folder, self._group.rank, self._group.world)
 
-    def forget(self, folder: Path) -> None:
-        # Its name goes first: a kill on the way must not leave half a checkpoint under the name of a whole one.
+    def delete(self, folder: Path) -> None:
+        # Its name goes first: a kill meanwhile must not leave half a checkpoint under the name of a whole one.
         going = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(going, ignore_errors=True)
         with contextlib.suppress(OSError):  # one too many does no harm, and the next save tries again
@@ -101,22 +101,22 @@ class StorageBackend:
         names = (name.partition("/") for name in self._storage.names(self._folder))
         return steps_of(folder for folder, _, file in names if file == MANIFEST)
 
-    def keep(self, beside: Path, final: Path, name: str) -> None:
-        self._storage.put(beside / name, final / name)
+    def keep(self, partial: Path, final: Path, name: str) -> None:
+        self._storage.put(partial / name, final / name)
 
-    def commit(self, beside: Path, final: Path, manifest: dict[str, Any]) -> str | None:
+    def commit(self, partial: Path, final: Path, manifest: dict[str, Any]) -> str | None:
         try:
-            (beside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            self._storage.put(beside / MANIFEST, final / MANIFEST)
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            self._storage.put(partial / MANIFEST, final / MANIFEST)
         except (OSError, RunError) as error:
             return str(error)
         return None
 
-    def settle(self, beside: Path) -> None:
+    def discard_partial(self, partial: Path) -> None:
         if self._leads:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
-    def fetch(self, folder: Path) -> str | None:
+    def download(self, folder: Path) -> str | None:
         if not self._leads:
             return None
         for other in self._folder.glob("step-*"):
@@ -130,7 +130,7 @@ class StorageBackend:
             return str(error)
         return damage(folder, 0, 1)
 
-    def forget(self, folder: Path) -> None:
+    def delete(self, folder: Path) -> None:
         with contextlib.suppress(RunError):  # one too many does no harm, and the next save tries again
             self._storage.remove(folder / MANIFEST)
             self._storage.remove(folder)
@@ -140,7 +140,7 @@ class StorageBackend:
         with contextlib.suppress(RunError):
             for name in {name.partition("/")[0] for name in self._storage.names(self._folder)}:
                 if not whole.issuperset(steps_of([name])):
-                    self.forget(self._folder / name)
+                    self.delete(self._folder / name)
 
 
 def steps_of(names: Any) -> list[int]:

@@ -31,5 +31,5 @@ def named_when_full(folder: Path) -> Iterator[None]:
             raise
         raise RunError(
             f"run folder {str(folder)!r} cannot be written: {error.strerror}; earlier checkpoints are intact: make "
-            "room, and the same command goes on"
+            "room, and run the same command to resume"
         ) from error

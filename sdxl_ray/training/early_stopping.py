@@ -19,7 +19,8 @@ class Best:
     """The validation losses and scores so far. Plain numbers, so that a resumed run decides as the first one would.
 
     last: the last validation loss; loss: the lowest of a step that has a checkpoint; step: the best step, by quality
-    where there are scores, else by that loss. stale: looks since the best one. looks: (step, metric -> measured).
+    where there are scores, else by that loss. stale: evaluations since the best one. evaluations: (step, metric ->
+    measured).
     """
 
     last: float | None = None
@@ -28,7 +29,7 @@ class Best:
     quality: float | None = None
     stale: int = 0
     stopped: bool = False
-    looks: list[tuple[int, dict[str, Measured]]] = field(default_factory=list)
+    evaluations: list[tuple[int, dict[str, Measured]]] = field(default_factory=list)
     overfitting: Overfitting | None = None
 
     def validated(self, loss: float, candidate: int | None) -> None:
@@ -40,7 +41,8 @@ class Best:
     def scored(self, step: int, measured: dict[str, Measured], patience: int) -> bool:
         """Take the scores of a step that has trained; whether it is the best so far.
 
-        Until a look is above the base (quality 0) the newest one counts and none is stale: a slow start is no end.
+        Until an evaluation is above the base (quality 0) the newest one counts and none is stale: a slow start is no
+        end.
         """
         quality = measured[_QUALITY][0]
         better = self.quality is None or self.quality <= 0 or quality > self.quality + _RISE
@@ -49,9 +51,9 @@ class Best:
         else:
             self.stale += 1
         self.stopped = bool(patience) and self.stale >= patience
-        self.looks.append((step, measured))
+        self.evaluations.append((step, measured))
         if self.overfitting is None:
-            self.overfitting = overfitting(self.looks)
+            self.overfitting = overfitting(self.evaluations)
         return better
 
     def meta(self) -> dict[str, Any]:
@@ -64,7 +66,9 @@ class Best:
             "quality": self.quality,
             "stale": self.stale,
             "stopped": self.stopped,
-            "looks": [[step, {name: list(score) for name, score in measured.items()}] for step, measured in self.looks],
+            "looks": [
+                [step, {name: list(score) for name, score in measured.items()}] for step, measured in self.evaluations
+            ],
             "overfitting": None if found is None else [found.step, found.text],
         }
 
@@ -72,7 +76,7 @@ class Best:
     def of(cls, meta: dict[str, Any]) -> Best:
         """The inverse of `meta`."""
         loss, found = meta["best_loss"], meta["overfitting"]
-        looks: list[tuple[int, dict[str, Measured]]] = [
+        evaluations: list[tuple[int, dict[str, Measured]]] = [
             (step, {name: (value, low, high) for name, (value, low, high) in measured.items()})
             for step, measured in meta["looks"]
         ]
@@ -83,6 +87,6 @@ class Best:
             quality=meta["quality"],
             stale=meta["stale"],
             stopped=meta["stopped"],
-            looks=looks,
+            evaluations=evaluations,
             overfitting=None if found is None else Overfitting(*found),
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdxl_ray.config.recipe import Recipe, override, parse
 from sdxl_ray.errors import UserError
-from sdxl_ray.training.run_directory import RunFolder, made_by, write_recipe
+from sdxl_ray.training.run_directory import RunFolder, provenance_of, write_recipe
 
 #: Learning rates of these schedules depend on the step alone, so steps that are done stay as they would be.
 _OPEN_ENDED = ("constant", "constant_with_warmup", "piecewise_constant")
@@ -21,7 +21,7 @@ def find_extensible(recipe: Recipe, storage: Path) -> str:
     found: dict[str, int] = {}
     for file in storage.glob("*/run.json"):
         try:
-            there = _recipe(made_by(file.parent)["recipe"])
+            there = _recipe(provenance_of(file.parent)["recipe"])
         except UserError:
             continue
         if there is not None and _with_steps(there, recipe).identity == recipe.identity:
@@ -44,7 +44,7 @@ def extend(recipe: Recipe, run: RunFolder) -> None:
     folder = run.folder
     if not (folder / "run.json").is_file():
         raise UserError(f"--extend: no run in {str(folder)!r}: check --name and --storage, or leave --extend out")
-    made = made_by(folder)
+    made = provenance_of(folder)
     there = _recipe(made["recipe"])
     if (
         there is None

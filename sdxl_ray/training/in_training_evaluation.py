@@ -1,4 +1,4 @@
-"""Scores on the way: the model as it trains, judged as an artifact is, with few images drawn by all ranks.
+"""Scores during training: the model as it trains, judged as an artifact is, with few images drawn by all ranks.
 
     examiner = prepare(recipe, images.train, images.held_out, components, setting)   # before anything trains
     look = examiner.look(engine, step=100)                                               # the same on every rank
@@ -161,7 +161,7 @@ def prepare(
     require_scorable(recipe, len(held_out))
     reason = why_not(recipe, len(held_out))
     if reason is not None:
-        setting.on_row({"kind": "note", "text": f"no scores on the way: {reason}"})
+        setting.on_row({"kind": "note", "text": f"no scores during training: {reason}"})
         return None
     class_name = recipe.data.known_class
     assert class_name is not None
@@ -169,7 +169,7 @@ def prepare(
     live = EvaluatedModel(setting.name, recipe.base, words=recipe.data.subject)
     models = [EvaluatedModel(BASE, recipe.base), live]
     plan = EvaluationPlan.of(models, class_name, scoring_prompts(recipe), settings)
-    looks, subject, problem, unreachable = None, None, None, None
+    encoders, subject, problem, unreachable = None, None, None, None
     if setting.group.rank == 0:
         try:
             photos = photos_of(held_out)[:_MOST_PHOTOS]
@@ -179,16 +179,16 @@ def prepare(
             problem = str(error)
         else:
             try:
-                looks = load_subject_encoder(subject, plan, settings, "evaluation.")
+                encoders = load_subject_encoder(subject, plan, settings, "evaluation.")
             except UserError as error:
                 unreachable = str(error)
     problem, unreachable = setting.group.gather((problem, unreachable))[0]
     if unreachable is not None and not encoders_named(recipe):
-        setting.on_row({"kind": "note", "text": f"no scores on the way: {unreachable}"})
+        setting.on_row({"kind": "note", "text": f"no scores during training: {unreachable}"})
         return None
     if problem or unreachable:
         raise UserError(problem or unreachable)
-    return InTrainingEvaluation(components, setting, settings, plan, live, subject, looks)
+    return InTrainingEvaluation(components, setting, settings, plan, live, subject, encoders)
 
 
 class InTrainingEvaluation:
@@ -202,10 +202,10 @@ class InTrainingEvaluation:
         plan: EvaluationPlan,
         model: EvaluatedModel,
         subject: Subject | None,
-        looks: SubjectEncoder | None,
+        encoders: SubjectEncoder | None,
     ) -> None:
         self._components, self._settings, self._plan, self._model = components, settings, plan, model
-        self._subject, self._looks = subject, looks
+        self._subject, self._encoders = subject, encoders
         self.base = self._score_base(setting)
 
     def _score_base(self, setting: ScoringSetup) -> StepScores:
@@ -231,13 +231,13 @@ class InTrainingEvaluation:
                 scores.add(base, images, self._classes, self._classes, losses, time.monotonic() - began)
                 scores.add_references()
                 rows = scores.rows
-        look = _reported(0, rows, began, group)
-        (ceiling,) = (row["value"] for row in look.rows if row["model"] == REAL and row["metric"] == "dino_i")
-        values = {name: value for name, (value, _, _) in look.measured.items()}
+        evaluation = _reported(0, rows, began, group)
+        (ceiling,) = (row["value"] for row in evaluation.rows if row["model"] == REAL and row["metric"] == "dino_i")
+        values = {name: value for name, (value, _, _) in evaluation.measured.items()}
         self._references = References(values, ceiling, self._settings.clip)
-        return self._with_quality(look)
+        return self._with_quality(evaluation)
 
-    def look(self, engine: TrainingEngine, step: int) -> StepScores:
+    def evaluate(self, engine: TrainingEngine, step: int) -> StepScores:
         """Collective. The scores of the model as it is now; a function of its weights alone."""
         began = time.monotonic()
         plan, settings = self._plan, self._settings
@@ -299,14 +299,14 @@ class InTrainingEvaluation:
         return [image for batch in gathered(len(batches), work, group) for image in batch]
 
     def _scores(self) -> ScoreTable:
-        assert self._subject is not None and self._looks is not None
-        return ScoreTable(self._subject, self._settings.split, self._settings.resamples, self._looks)
+        assert self._subject is not None and self._encoders is not None
+        return ScoreTable(self._subject, self._settings.split, self._settings.resamples, self._encoders)
 
-    def _with_quality(self, look: StepScores) -> StepScores:
-        value, low, high = quality(look.measured, self._references)
-        row = {**next(row for row in look.rows if row["metric"] == "dino_i"), "metric": "quality"}
+    def _with_quality(self, evaluation: StepScores) -> StepScores:
+        value, low, high = quality(evaluation.measured, self._references)
+        row = {**next(row for row in evaluation.rows if row["metric"] == "dino_i"), "metric": "quality"}
         row |= {"value": value, "low": low, "high": high, "encoder": None, "preprocessing": None}
-        return replace(look, rows=[*look.rows, row])
+        return replace(evaluation, rows=[*evaluation.rows, row])
 
 
 def _reported(step: int, rows: list[dict[str, Any]] | None, began: float, group: Collectives) -> StepScores:

@@ -32,9 +32,9 @@ def run_local(recipe: Recipe, run: RunFolder, on_row: OnRow, storage: Storage | 
 
     with named_when_full(run.folder):
         with closing(RunLogger(run.folder, [on_row, *run.senders(storage)])) as run_logger:
-            place = RunContext(
+            context = RunContext(
                 SingleProcess(), device, precision, make_engine, run.folder, run.cache, run_logger, storage=storage
             )
-            summary = run_training(recipe, run.images(), place)
+            summary = run_training(recipe, run.images(), context)
         run.finish(summary, storage)
     return summary

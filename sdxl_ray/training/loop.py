@@ -33,8 +33,8 @@ from sdxl_ray.training.optim import lr_multiplier
 from sdxl_ray.training.state import write_state
 from sdxl_ray.training.validation import validation_loss
 
-#: Steps between looks at the losses on a GPU: each look waits for the device.
-GPU_LOOK = 10
+#: Steps between reads of the losses on a GPU: each read waits for the device.
+GPU_LOG_EVERY = 10
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -54,7 +54,7 @@ class TrainingLoop:
     held_out: Sequence[Example]
     store: CheckpointStore
     report: Report
-    look: Callable[[int], None]
+    draw_samples: Callable[[int], None]
     score: Callable[[int], StepScores] | None = None
     ema: Ema | None = None
     preempted: Callable[[], bool] = lambda: False
@@ -83,21 +83,21 @@ def accumulation_of(recipe: Recipe, global_batch: int, world: int) -> int:
 def train(run: TrainingLoop, start: int = 0) -> int:
     """Train from step `start` to `optim.steps`, or until quality no longer rises; the last step.
 
-    Checkpoints, validation, samples and scores come on the way; a look that is the best so far gets a checkpoint, so
-    that it can be gone back to. Raises RunError on every rank for a loss that is not finite, naming the step and the
-    images.
+    Checkpoints, validation, samples and scores come during training; the best
+    evaluation so far gets a checkpoint, so that the run can return to it. Raises RunError on every rank for a loss that
+    is not finite, naming the step and the images.
     """
     recipe, engine = run.recipe, run.engine
     multiplier = lr_multiplier(recipe.optim)
-    look_every = GPU_LOOK if engine.device.type == "cuda" else 1
-    ledger = PendingLosses(run, look_every)
+    log_every = GPU_LOG_EVERY if engine.device.type == "cuda" else 1
+    ledger = PendingLosses(run, log_every)
     engine.denoiser.train()
     last = recipe.optim.steps
     if run.best.stopped:
         return start
     if start == 0:
         _validate(run, 0, False)
-        _look(run, 0)
+        _evaluate(run, 0)
     with Prefetch(run, start) as batches:
         for step, (examples, micro_batches) in batches:
             engine.set_lr(multiplier(step))
@@ -107,16 +107,16 @@ def train(run: TrainingLoop, start: int = 0) -> int:
                 run.ema.update(done)
             ledger.add(done, examples, losses, recipe.optim.lr * multiplier(step))
             checkpoint_due = done % recipe.checkpoint.every == 0 or done == last
-            look_due = done == last or (recipe.evaluation.every > 0 and done % recipe.evaluation.every == 0)
-            if done % look_every == 0 or checkpoint_due or look_due:
+            evaluation_due = done == last or (recipe.evaluation.every > 0 and done % recipe.evaluation.every == 0)
+            if done % log_every == 0 or checkpoint_due or evaluation_due:
                 ledger.flush()
-            if look_due or checkpoint_due:
+            if evaluation_due or checkpoint_due:
                 _validate(run, done, checkpoint_due)
-            if look_due:
-                checkpoint_due |= _look(run, done)
-            if checkpoint_due or (done % GPU_LOOK == 0 and run.preempted()):
+            if evaluation_due:
+                checkpoint_due |= _evaluate(run, done)
+            if checkpoint_due or (done % GPU_LOG_EVERY == 0 and run.preempted()):
                 save(run, done)
-            if look_due or checkpoint_due:
+            if evaluation_due or checkpoint_due:
                 ledger.restart_clock()
             if run.best.stopped:
                 return done
@@ -174,10 +174,10 @@ def _validate(run: TrainingLoop, step: int, checkpointed: bool) -> None:
     run.report({"kind": "validation", "step": step, "loss": loss, "n": len(run.held_out) * run.recipe.evaluation.draws})
 
 
-def _look(run: TrainingLoop, step: int) -> bool:
+def _evaluate(run: TrainingLoop, step: int) -> bool:
     """Collective. Draw and score; whether this step must be kept: it is the best so far, or the run ends with it."""
     with _averaged(run, step):
-        run.look(step)
+        run.draw_samples(step)
         scores = run.score(step) if run.score is not None else None
     if scores is None:
         return False
@@ -190,7 +190,7 @@ def _look(run: TrainingLoop, step: int) -> bool:
     if best.overfitting is not None and known is None:
         run.report({"kind": "overfitting", "step": step, "text": best.overfitting.text})
     if best.stopped:
-        run.report({"kind": "note", "text": f"step {step}: stopping, quality has not risen for {patience} looks"})
+        run.report({"kind": "note", "text": f"step {step}: stopping, quality has not risen for {patience} evaluations"})
     return better or best.stopped
 
 
@@ -200,7 +200,7 @@ def _averaged(run: TrainingLoop, step: int) -> AbstractContextManager[None]:
 
 
 class PendingLosses:
-    """Losses of the steps since the last look; one look gathers them from all ranks and reports a row per step."""
+    """Losses of the steps since they were last reported: gathered from all ranks at once, one row per step."""
 
     def __init__(self, run: TrainingLoop, every: int) -> None:
         self._run, self._every = run, every

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdxl_ray.config.recipe import Recipe, deciding, parse_made
+from sdxl_ray.config.recipe import Recipe, deciding, parse_recorded
 from sdxl_ray.data.dataset import ImageSet, scan, scan_class, split
 from sdxl_ray.errors import UserError
 from sdxl_ray.evaluation.subject import halves
@@ -132,7 +132,7 @@ def require_own(recipe: Recipe, folder: Path, images: Splits, fix: str = "give a
     Raises UserError for a folder of anything else; `fix`: what the user can do about it.
     """
     if (folder / "run.json").is_file():
-        _require_same(made_by(folder), _making(recipe, images), folder, fix)
+        _require_same(provenance_of(folder), _making(recipe, images), folder, fix)
         return True
     if folder.is_dir() and not _is_unfinished(folder):
         raise UserError(f"{str(folder)!r} is not empty and not a run folder: {fix}")
@@ -145,18 +145,18 @@ def finished_run(recipe: Recipe, storage: Path) -> str | None:
     That is: on the base as it is now, and from the same images.
     """
     mine = _flat(_identity(recipe.model_dump(mode="json")))
-    made_here: dict[str, Any] | None = None
+    provenance_here: dict[str, Any] | None = None
     for file in sorted(storage.glob("*/run.json")):
         run = RunFolder(file.parent.absolute(), storage.absolute() / "cache")
         try:
-            made = made_by(file.parent)
+            made = provenance_of(file.parent)
         except UserError:
             continue
         if _flat(_identity(made["recipe"])) != mine:
             continue
-        made_here = made_here or _making(recipe, scan_images(recipe))
-        same = all(made[key] == made_here[key] for key in ("pictures", "init"))
-        same = same and made["base"] in (None, made_here["base"])
+        provenance_here = provenance_here or _making(recipe, scan_images(recipe))
+        same = all(made[key] == provenance_here[key] for key in ("pictures", "init"))
+        same = same and made["base"] in (None, provenance_here["base"])
         if same and run.summary() is not None:
             return file.parent.name
     return None
@@ -208,7 +208,7 @@ def _making(recipe: Recipe, images: Splits) -> dict[str, Any]:
     }
 
 
-def made_by(folder: Path) -> dict[str, Any]:
+def provenance_of(folder: Path) -> dict[str, Any]:
     """What made a run folder, as `_making` has it; base None: it was begun before that was written down.
 
     Raises UserError when its run.json says nothing that can be read.
@@ -230,7 +230,7 @@ def _artifacts_base(folder: Path) -> str | None:
 def _identity(plain: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes, with those that came after the recipe was written."""
     with contextlib.suppress(UserError):  # a setting of a later version: compared as it is
-        plain = parse_made(plain, "recipe").model_dump(mode="json")
+        plain = parse_recorded(plain, "recipe").model_dump(mode="json")
     return deciding(plain)
 
 

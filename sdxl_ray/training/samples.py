@@ -1,4 +1,4 @@
-"""Sample images on the way: the same prompts and seeds at every look, drawn by all ranks."""
+"""Sample images during training: the same prompts and seeds at every evaluation, drawn by all ranks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sample_prompts(recipe: Recipe, captions: list[str]) -> list[str]:
 
 
 class Samples:
-    """Draws the looks of one run into `folder` as `step-0000100/<i>.png`, and one grid of prompts x looks."""
+    """Draws a run's samples into `folder` as `step-0000100/<i>.png`, and one grid of prompts x evaluations."""
 
     def __init__(
         self, recipe: Recipe, components: Components, prompts: list[str], resolution: int, folder: Path
@@ -70,12 +70,18 @@ class Samples:
         return [png(image) for image in images]
 
     def _grid(self) -> Path:
-        """Rows are jobs, columns are looks: before training on the left, the newest on the right."""
-        looks = sorted(self._folder.glob("step-*"))
-        shown = looks if len(looks) <= 6 else [looks[round(k * (len(looks) - 1) / 5)] for k in range(6)]
-        rows = [[Image.open(look / f"{i:03d}.png") for look in shown] for i in range(len(self._jobs))]
+        """Rows are jobs, columns are evaluations: before training on the left, the newest on the right."""
+        evaluations = sorted(self._folder.glob("step-*"))
+        shown = (
+            evaluations
+            if len(evaluations) <= 6
+            else [evaluations[round(k * (len(evaluations) - 1) / 5)] for k in range(6)]
+        )
+        rows = [[Image.open(evaluation / f"{i:03d}.png") for evaluation in shown] for i in range(len(self._jobs))]
         labels = [f"{prompt} (seed {seed})" for prompt, seed in self._jobs]
-        columns = ["before" if int(look.name[5:]) == 0 else f"step {int(look.name[5:])}" for look in shown]
+        columns = [
+            "before" if int(evaluation.name[5:]) == 0 else f"step {int(evaluation.name[5:])}" for evaluation in shown
+        ]
         path = self._folder / "grid.png"
         grid(rows, labels, columns).save(path)
         return path

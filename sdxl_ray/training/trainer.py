@@ -77,17 +77,17 @@ class Splits:
     given_class: ImageSet
 
 
-def run_training(recipe: Recipe, images: Splits, place: RunContext) -> dict[str, Any]:
+def run_training(recipe: Recipe, images: Splits, context: RunContext) -> dict[str, Any]:
     """Collective. Train (or go on training) in `place.folder` and write the artifact; a summary of plain numbers."""
     started = time.monotonic()
-    restart_peak(place.device)
-    place.report({"kind": "phase", "name": f"loading the base {recipe.base.id}", "done": 0, "total": 0})
-    components = load_components(locate(recipe.base), recipe.base, dtype=place.precision, device="cpu")
-    if place.device.type == "cpu":
+    restart_peak(context.device)
+    context.report({"kind": "phase", "name": f"loading the base {recipe.base.id}", "done": 0, "total": 0})
+    components = load_components(locate(recipe.base), recipe.base, dtype=context.precision, device="cpu")
+    if context.device.type == "cpu":
         own_memory(components.unet, components.vae, *components.text_encoders)
     resolution = resolution_of(recipe, components.unet.config, components.vae.config)
-    classes = _class_images(recipe, images, components, resolution, place)
-    examiner = _examiner(recipe, images, components, resolution, place)
+    classes = _class_images(recipe, images, components, resolution, context)
+    examiner = _examiner(recipe, images, components, resolution, context)
     sampler = BatchSampler(
         images.train,
         classes,
@@ -97,39 +97,39 @@ def run_training(recipe: Recipe, images: Splits, place: RunContext) -> dict[str,
         seed=recipe.seed,
     )
     held_out = validation_examples(images.held_out, recipe.data, resolution)
-    parts = _parts(recipe, components, _reader(images, classes), place)
+    parts = _parts(recipe, components, _reader(images, classes), context)
     # What was drawn until here is the untuned base's: from here on the model draws as it is trained.
     components.scheduler.register_to_config(**scheduler_overrides(recipe.objective.model_dump()))
-    _fill_caches(recipe, components, parts, sampler, held_out, place)
+    _fill_caches(recipe, components, parts, sampler, held_out, context)
 
     denoiser = denoiser_of(components, recipe.tuning)
     strategy = TUNINGS[type(recipe.tuning)]
     trainable = strategy.prepare(denoiser, recipe.tuning, recipe.seed)
     load_initial(denoiser, recipe.tuning)
     _prepare_forward(recipe, denoiser)
-    accumulation = accumulation_of(recipe, len(sampler), place.group.world)
-    micro_batch = -(-len(sampler) // (place.group.world * accumulation))
-    with _live_parts(recipe, components, place):
-        engine = place.make_engine(denoiser, trainable, micro_batch, accumulation)
+    accumulation = accumulation_of(recipe, len(sampler), context.group.world)
+    micro_batch = -(-len(sampler) // (context.group.world * accumulation))
+    with _live_parts(recipe, components, context):
+        engine = context.make_engine(denoiser, trainable, micro_batch, accumulation)
         prompts = sample_prompts(recipe, sampler.captions())
-        samples = Samples(recipe, components, prompts, resolution, place.folder / "samples")
+        samples = Samples(recipe, components, prompts, resolution, context.folder / "samples")
         store = CheckpointStore(
-            place.folder / "checkpoints",
-            place.group,
+            context.folder / "checkpoints",
+            context.group,
             keep=recipe.checkpoint.keep,
             keep_best=recipe.checkpoint.keep_best or examiner is not None,
-            storage=place.storage,
+            storage=context.storage,
         )
         ema = Ema(engine, recipe.optim.ema_decay) if recipe.optim.ema_decay is not None else None
 
-        def look(step: int) -> None:
+        def draw_samples(step: int) -> None:
             path = samples.draw(engine, step)
-            place.report({"kind": "sample", "step": step, "path": place.group.gather(path and str(path))[0]})
+            context.report({"kind": "sample", "step": step, "path": context.group.gather(path and str(path))[0]})
 
         def score(step: int) -> in_training_evaluation.StepScores:
             assert examiner is not None
             untuned = step == 0 and recipe.tuning.init is None
-            return examiner.base if untuned else examiner.look(engine, step)
+            return examiner.base if untuned else examiner.evaluate(engine, step)
 
         run = TrainingLoop(
             recipe,
@@ -138,18 +138,18 @@ def run_training(recipe: Recipe, images: Splits, place: RunContext) -> dict[str,
             sampler,
             held_out,
             store,
-            place.report,
-            look,
+            context.report,
+            draw_samples,
             score if examiner is not None else None,
             ema=ema,
-            preempted=place.preempted,
+            preempted=context.preempted,
         )
         prepared = time.monotonic()
         start = _resume(run)
         last = train(run, start)
         trained = time.monotonic()
         exported = go_back(run, last)
-        export(run, exported, components, place.folder / "artifact", place.precision)
+        export(run, exported, components, context.folder / "artifact", context.precision)
     return {
         "trainable": trainable.count,
         "steps": last,
@@ -181,41 +181,41 @@ def latent_source(
 
 
 def _class_images(
-    recipe: Recipe, images: Splits, components: Components, resolution: int, place: RunContext
+    recipe: Recipe, images: Splits, components: Components, resolution: int, context: RunContext
 ) -> ImageSet:
     if recipe.data.prior is None:
         return ImageSet(())
 
     def progress(done: int, total: int) -> None:
-        place.report({"kind": "phase", "name": "drawing class images", "done": done, "total": total})
+        context.report({"kind": "phase", "name": "drawing class images", "done": done, "total": total})
 
     given = images.given_class
-    components.unet.to(place.device)
-    with on_device(components, place.device):
+    components.unet.to(context.device)
+    with on_device(components, context.device):
         drawn = class_images(
             recipe.data,
             len(given),
             components,
             resolution,
-            place.cache / "class",
-            place.group,
+            context.cache / "class",
+            context.group,
             progress,
-            storage=place.storage,
+            storage=context.storage,
         )
     return ImageSet((*given, *drawn))
 
 
 def _examiner(
-    recipe: Recipe, images: Splits, components: Components, resolution: int, place: RunContext
+    recipe: Recipe, images: Splits, components: Components, resolution: int, context: RunContext
 ) -> in_training_evaluation.InTrainingEvaluation | None:
     setting = in_training_evaluation.ScoringSetup(
-        name=place.folder.name,
-        group=place.group,
-        cache=place.cache,
-        device=place.device,
-        precision=place.precision,
+        name=context.folder.name,
+        group=context.group,
+        cache=context.cache,
+        device=context.device,
+        precision=context.precision,
         size=resolution,
-        on_row=place.report,
+        on_row=context.report,
     )
     return in_training_evaluation.prepare(recipe, images.train, images.held_out, components, setting)
 
@@ -225,7 +225,7 @@ def _reader(images: Splits, classes: ImageSet) -> Callable[[View], Any]:
     return lambda view: sets[view.image].read(view.image)
 
 
-def _parts(recipe: Recipe, components: Components, read: Callable[[View], Any], place: RunContext) -> BatchEncoder:
+def _parts(recipe: Recipe, components: Components, read: Callable[[View], Any], context: RunContext) -> BatchEncoder:
     base = components.files.content
     # Batches are prepared while sample images are drawn, and a fast tokenizer cannot serve two threads at once.
     tokenizers = copy.deepcopy(components.tokenizers)
@@ -235,8 +235,10 @@ def _parts(recipe: Recipe, components: Components, read: Callable[[View], Any], 
             return None
         length = recipe.data.max_token_length
         longer = {} if length == 75 else {"max_token_length": length}  # entries of one chunk are those of before
-        kind = namespace("text", base=base, encoder=i + 1, precision=str(place.precision), code=CODE_VERSION, **longer)
-        cache = TensorCache(place.cache / "text", kind) if recipe.data.cache_text else None
+        kind = namespace(
+            "text", base=base, encoder=i + 1, precision=str(context.precision), code=CODE_VERSION, **longer
+        )
+        cache = TensorCache(context.cache / "text", kind) if recipe.data.cache_text else None
         return TextSource(tokenizers[i], components.text_encoders[i], i == 1, cache, length)
 
     return BatchEncoder(
@@ -244,7 +246,7 @@ def _parts(recipe: Recipe, components: Components, read: Callable[[View], Any], 
         diffusion=Diffusion.of(components.scheduler.config, recipe.objective),
         vae_config=components.vae.config,
         tokenizers=tokenizers,
-        latents=latent_source(recipe, components.vae, base, read, place.cache),
+        latents=latent_source(recipe, components.vae, base, read, context.cache),
         text=(text_source(0), text_source(1)),
         zero_empty_prompt=components.force_zeros_for_empty_prompt,
     )
@@ -256,39 +258,45 @@ def _fill_caches(
     parts: BatchEncoder,
     sampler: BatchSampler,
     held_out: list[Example],
-    place: RunContext,
+    context: RunContext,
 ) -> None:
     """Collective. Encode what no cache has yet, each rank its share."""
     captions = sorted({*sampler.captions(), *(e.caption for e in held_out)})
     views = [*sampler.views(), *(e.view for e in held_out)]
     sources = [parts.latents, *(source for source in parts.text if source is not None)]
-    _share_caches(sources, place)
-    with on_device(components, place.device):
+    _share_caches(sources, context)
+    with on_device(components, context.device):
         for source in (s for s in parts.text if s is not None):
             # Every rank must cut the same list, so one rank's view of the cache decides.
-            unread = place.group.gather(source.missing(captions))[0]
-            _fill(source, share(unread, place.group), _CAPTIONS_AT_ONCE, "caching captions", place)
+            unread = context.group.gather(source.missing(captions))[0]
+            _fill(source, share(unread, context.group), _CAPTIONS_AT_ONCE, "caching captions", context)
         # By key, since an image drawn by the run has another path on another machine.
         mine = {view.key: view for view in views}
-        unseen = place.group.gather([view.key for view in parts.latents.missing(list(mine.values()))])[0]
-        _fill(parts.latents, [mine[key] for key in share(unseen, place.group)], _VIEWS_AT_ONCE, "caching images", place)
-    _share_caches(sources, place)
+        unseen = context.group.gather([view.key for view in parts.latents.missing(list(mine.values()))])[0]
+        _fill(
+            parts.latents,
+            [mine[key] for key in share(unseen, context.group)],
+            _VIEWS_AT_ONCE,
+            "caching images",
+            context,
+        )
+    _share_caches(sources, context)
 
 
-def _share_caches(sources: list[Any], place: RunContext) -> None:
+def _share_caches(sources: list[Any], context: RunContext) -> None:
     """Collective. What any rank has in its caches, all have."""
     for folder in (source.folder for source in sources if source.folder is not None):
-        exchange(folder, place.group, place.storage)
-    place.group.barrier()
+        exchange(folder, context.group, context.storage)
+    context.group.barrier()
     for source in sources:
         source.refresh()
 
 
-def _fill(source: Any, items: list[Any], at_once: int, name: str, place: RunContext) -> None:
+def _fill(source: Any, items: list[Any], at_once: int, name: str, context: RunContext) -> None:
     for start in range(0, len(items), at_once):
         source.fill(items[start : start + at_once])
         done = min(start + at_once, len(items))
-        place.report({"kind": "phase", "name": name, "done": done, "total": len(items)})
+        context.report({"kind": "phase", "name": name, "done": done, "total": len(items)})
 
 
 def _prepare_forward(recipe: Recipe, denoiser: Denoiser) -> None:
@@ -305,10 +313,10 @@ def _prepare_forward(recipe: Recipe, denoiser: Denoiser) -> None:
 
 
 @contextmanager
-def _live_parts(recipe: Recipe, components: Components, place: RunContext) -> Iterator[None]:
+def _live_parts(recipe: Recipe, components: Components, context: RunContext) -> Iterator[None]:
     """Parts that are asked in every step (no cache) stay on the device; the others wait on the CPU."""
     in_training_evaluation = not (recipe.data.cache_latents and recipe.data.cache_text)
-    with on_device(components, place.device) if in_training_evaluation else nullcontext():
+    with on_device(components, context.device) if in_training_evaluation else nullcontext():
         yield
 
 

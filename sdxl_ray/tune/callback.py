@@ -14,7 +14,7 @@ from sdxl_ray.io.records import Recorder
 from sdxl_ray.io.search_records import ENDED, Trial, TrialScores, TrialState, write_trial
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.tune.optuna_search import Proposer
-from sdxl_ray.tune.trial import FAILED, FINISHED, KEPT, LOOKS, STEP
+from sdxl_ray.tune.trial import EVALUATIONS, FAILED, FINISHED, KEPT, STEP
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -28,13 +28,13 @@ class TrialRecorder(Callback):  # type: ignore[misc]  # Ray is untyped
     def __init__(
         self,
         proposer: Proposer,
-        place: Storage,
+        store: Storage,
         recorder: Recorder,
         clock: Callable[[], float],
         on_row: OnRow,
         keep: Callable[[], None],
     ) -> None:
-        self._proposer, self._place, self._recorder = proposer, place, recorder
+        self._proposer, self._place, self._recorder = proposer, store, recorder
         self._clock, self._on_row, self._keep = clock, on_row, keep
         self._seen: dict[int, float] = {}
 
@@ -51,17 +51,17 @@ class TrialRecorder(Callback):  # type: ignore[misc]  # Ray is untyped
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A look. One that an earlier session has seen is only repeated for the scheduler."""
+        """An evaluation. One that an earlier session has seen is only repeated for the scheduler."""
         ours = self._proposer.trial(trial.trial_id)
         ours.kept = result.get(KEPT)
-        reported = result.get(LOOKS, [(result[STEP], result)] if FAILED not in result else [])
+        reported = result.get(EVALUATIONS, [(result[STEP], result)] if FAILED not in result else [])
         for step, metrics in reported:
             if step > ours.step:
-                look = TrialScores(
+                evaluation = TrialScores(
                     step, {name: float(metrics[name]) for name in METRICS if name in metrics}, self._clock()
                 )
-                ours.looks.append(look)
-                self._write(ours, look)
+                ours.evaluations.append(evaluation)
+                self._write(ours, evaluation)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It ended: by itself, or because the scheduler said so."""
@@ -103,9 +103,9 @@ class TrialRecorder(Callback):  # type: ignore[misc]  # Ray is untyped
         shutil.rmtree(checkpoints, ignore_errors=True)
         self._place.remove(checkpoints)
 
-    def _write(self, ours: Trial, look: TrialScores | None = None) -> None:
+    def _write(self, ours: Trial, evaluation: TrialScores | None = None) -> None:
         now = self._clock()
         ours.seconds += now - self._seen.get(ours.number, now)
         self._seen[ours.number] = ours.ended_s = now
-        write_trial(self._recorder, ours, look)
+        write_trial(self._recorder, ours, evaluation)
         self._on_row({"kind": "trial", **ours.row(), "metrics": ours.metrics})

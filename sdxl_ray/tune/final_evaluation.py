@@ -28,13 +28,13 @@ from sdxl_ray.tune.splits import final_photos, final_prompts, judged
 OnRow = Callable[[dict[str, Any]], None]
 
 
-def conclude(card: SearchCard, place: Storage, trials: list[Trial], gpus: int, on_row: OnRow) -> FinalVerdict:
+def evaluate_finalists(card: SearchCard, store: Storage, trials: list[Trial], gpus: int, on_row: OnRow) -> FinalVerdict:
     """Write `best.yaml` (and one file for each other trial of a Pareto front) and judge the winner; the verdict.
 
     The cluster must be connected: its workers draw, with `gpus` each, unless trials need none and no worker.
     Raises RunError when no trial finished.
     """
-    space, recipe, home = card.space, parse(card.recipe), place.root / card.name
+    space, recipe, home = card.space, parse(card.recipe), store.root / card.name
     metric = card.metric
     winner = best(trials, metric, card.mode)
     if winner is None:
@@ -54,11 +54,11 @@ def conclude(card: SearchCard, place: Storage, trials: list[Trial], gpus: int, o
         why = trials[0].error or "it did not finish"
         return FinalVerdict(winner=winner.number, beats_default=False, sentence=f"No default to compare with: {why}.")
     if not judged(space, recipe):
-        return FinalVerdict(winner=winner.number, beats_default=False, sentence=_unjudged(metric, winner, default))
-    return _judge(card, place, recipe, winner, default, gpus, on_row)
+        return FinalVerdict(winner=winner.number, beats_default=False, sentence=_not_evaluated(metric, winner, default))
+    return _evaluate_finalists(card, store, recipe, winner, default, gpus, on_row)
 
 
-def _unjudged(metric: str, winner: Trial, default: Trial) -> str:
+def _not_evaluated(metric: str, winner: Trial, default: Trial) -> str:
     gap = winner.metrics[metric] - default.metrics[metric]
     return (
         f"Trial {winner.number} is {gap:+.4f} from the default in {metric} on what it was chosen by; "
@@ -66,21 +66,21 @@ def _unjudged(metric: str, winner: Trial, default: Trial) -> str:
     )
 
 
-def _judge(
-    card: SearchCard, place: Storage, recipe: Recipe, winner: Trial, default: Trial, gpus: int, on_row: OnRow
+def _evaluate_finalists(
+    card: SearchCard, store: Storage, recipe: Recipe, winner: Trial, default: Trial, gpus: int, on_row: OnRow
 ) -> FinalVerdict:
-    final, home = card.space.final, place.root / card.name
+    final, home = card.space.final, store.root / card.name
     artifacts = {}
     for name, trial in ((DEFAULT, default), (TUNED, winner)):
-        folder = place.root / trial.run
+        folder = store.root / trial.run
         if not folder.is_dir():  # it was trained where the search was begun
-            place.get_folder(folder, APART)
+            store.get_folder(folder, APART)
         artifacts[name] = Artifact.open(folder / "artifact")
     class_name, words = str(recipe.data.known_class), recipe.data.subject
     held_out = final_photos(card.space, recipe)
     subject = Subject(subject_name(str(recipe.data.images)), class_name, held_out.photos)
-    looks = settings_of(recipe, identity=recipe.evaluation.identity, clip=recipe.evaluation.clip)
-    settings = replace(looks, seeds=final.seeds, class_images=final.class_images)
+    evaluations = settings_of(recipe, identity=recipe.evaluation.identity, clip=recipe.evaluation.clip)
+    settings = replace(evaluations, seeds=final.seeds, class_images=final.class_images)
     models = [
         EvaluatedModel(BASE, recipe.base),
         *(EvaluatedModel(name, recipe.base, a, words) for name, a in artifacts.items()),
@@ -89,7 +89,7 @@ def _judge(
     if gpus or recipe.parallel.engine != "local":
         workers = recipe.parallel.workers[1]
         draw_on_workers(
-            models, subject, lists, settings, place=place, home=home, workers=workers, gpus=gpus, on_row=on_row
+            models, subject, lists, settings, store=store, home=home, workers=workers, gpus=gpus, on_row=on_row
         )
     found = evaluate(models, subject, lists, settings, home=home, on_row=on_row)
     assert found is not None  # one process is rank 0

@@ -56,7 +56,7 @@ class Proposer(Searcher):  # type: ignore[misc]  # Ray is untyped
         return {
             "changes": trial.parameters if trial.number else {},
             "run": trial.run,
-            "looks": [(look.step, look.metrics) for look in trial.looks],
+            "looks": [(evaluation.step, evaluation.metrics) for evaluation in trial.evaluations],
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -116,11 +116,11 @@ class Halving(ASHAScheduler):  # type: ignore[misc]
             reduction_factor=space.scheduler.reduction_factor,
         )
         for trial in trials:
-            if trial.state in ENDED and trial.looks:
+            if trial.state in ENDED and trial.evaluations:
                 past: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")
                 self.on_trial_add(None, past)
-                for look in trial.looks:
-                    super().on_trial_result(None, past, {STEP: look.step, **look.metrics})
+                for evaluation in trial.evaluations:
+                    super().on_trial_result(None, past, {STEP: evaluation.step, **evaluation.metrics})
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
@@ -164,7 +164,9 @@ class Clock:
     """Seconds of searching: goes on from where the last session stood."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
-        ends = [trial.ended_s for trial in trials] + [look.at_s for trial in trials for look in trial.looks]
+        ends = [trial.ended_s for trial in trials] + [
+            evaluation.at_s for trial in trials for evaluation in trial.evaluations
+        ]
         self._before, self._begun = max(ends, default=0.0), time.monotonic()
 
     def __call__(self) -> float:

@@ -82,7 +82,11 @@ def intermediate(space: Space, trial: Trial) -> dict[int, float]:
     """Step -> score, for one metric; Optuna takes none for several."""
     if len(space.metric) > 1 or trial.state == "failed":
         return {}
-    return {look.step: look.metrics[space.metric[0]] for look in trial.looks if space.metric[0] in look.metrics}
+    return {
+        evaluation.step: evaluation.metrics[space.metric[0]]
+        for evaluation in trial.evaluations
+        if space.metric[0] in evaluation.metrics
+    }
 
 
 def outcome(space: Space, trial: Trial) -> tuple[optuna.trial.TrialState, list[float] | None]:

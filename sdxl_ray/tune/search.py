@@ -42,7 +42,7 @@ from sdxl_ray.training.preflight import preflight
 from sdxl_ray.training.run_directory import scan_images
 from sdxl_ray.training.run_lock import locked
 from sdxl_ray.tune.callback import TrialRecorder
-from sdxl_ray.tune.final_evaluation import conclude
+from sdxl_ray.tune.final_evaluation import evaluate_finalists
 from sdxl_ray.tune.optuna_search import BudgetStopper, Clock, Halving, Proposer
 from sdxl_ray.tune.splits import SAME_PHOTOS, final_photos, final_prompts, judged, scored
 from sdxl_ray.tune.trial import run_trial
@@ -110,24 +110,24 @@ def search(
             on_row({"kind": "note", "text": SAME_PHOTOS})
     if judged(space, recipe):
         final_prompts(space, recipe)
-    place = Storage.usable(storage)
-    kept = f"{place.kept_at(place.root / name)} keeps every finished trial; the same command resumes the search"
-    with locked(place.root / required_name(name)), keeping(lambda: kept):
-        return _search(space, recipe, trials_recipe, place, name, address, resume, on_row)
+    store = Storage.usable(storage)
+    kept = f"{store.kept_at(store.root / name)} keeps every finished trial; the same command resumes the search"
+    with locked(store.root / required_name(name)), keeping(lambda: kept):
+        return _search(space, recipe, trials_recipe, store, name, address, resume, on_row)
 
 
 def _search(
     space: Space,
     recipe: Recipe,
     trials_recipe: Recipe,
-    place: Storage,
+    store: Storage,
     name: str,
     address: str | None,
     resume: bool,
     on_row: OnRow,
 ) -> SearchResult:
-    home = place.root / name
-    place.get_folder(home, _APART)
+    home = store.root / name
+    store.get_folder(home, _APART)
     card = _card(space, recipe, home, name, resume)
     trials = read_trials(home)
     on_row({"kind": "phase", "name": "connecting to Ray", "done": 0, "total": 0})
@@ -136,20 +136,20 @@ def _search(
         gpus = gpus_per_worker(recipe)
         # Said to trials: on another node the launcher's file is not there to be asked.
         trials_recipe = override(trials_recipe, {"resources.gpus_per_worker": gpus})
-        at_once, resources = _room(recipe, gpus, place, space.max_concurrent_trials)
-        require_shared(place)
+        at_once, resources = _capacity(recipe, gpus, store, space.max_concurrent_trials)
+        require_shared(store)
         require_visible(recipe.local_paths)
         _write(card, home)
         for trial in trials:
             on_row({"kind": "trial", **trial.row(), "metrics": trial.metrics})
-        _run(card, trials_recipe, place, trials, at_once, resources, on_row)
-        verdict = conclude(card, place, trials, gpus, on_row)
+        _run(card, trials_recipe, store, trials, at_once, resources, on_row)
+        verdict = evaluate_finalists(card, store, trials, gpus, on_row)
     card = card.model_copy(update={"verdict": verdict})
     card.write(home)
     on_row({"kind": "phase", "name": "writing the report", "done": 0, "total": 0})
     report = write_report(home)
-    place.put_folder(home, _APART)
-    return SearchResult(home, place.kept_at(home), trials, home / BEST, verdict, report)
+    store.put_folder(home, _APART)
+    return SearchResult(home, store.kept_at(home), trials, home / BEST, verdict, report)
 
 
 def _card(space: Space, recipe: Recipe, home: Path, name: str, resume: bool) -> SearchCard:
@@ -184,46 +184,46 @@ def _write(card: SearchCard, home: Path) -> None:
         raise UserError(f"{where}: {error.strerror}; give another --storage") from None
 
 
-def _room(recipe: Recipe, gpus: int, place: Storage, most: int | None) -> tuple[int, dict[str, float]]:
+def _capacity(recipe: Recipe, gpus: int, store: Storage, most: int | None) -> tuple[int, dict[str, float]]:
     """How many trials the cluster holds at once (at most `most`), and what the process of a trial asks for.
 
     Raises UserError when it holds none.
     """
-    room, local = ClusterCapacity.now(), recipe.parallel.engine == "local"
+    capacity, local = ClusterCapacity.now(), recipe.parallel.engine == "local"
     need = {"CPU": recipe.resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     # Under Ray Train the workers hold what the trial needs; the trial itself only waits for them. Ray Tune insists on a
     # resource, and a sliver of a CPU could be one too many.
     asks: dict[str, float] = dict(need) if local else {"memory": 1}
-    if place.url is not None:
+    if store.url is not None:
         asks[f"node:{ray.util.get_node_ip_address()}"] = 0.001
         if local:
-            room = ClusterCapacity.here()
-            if not room.workers(need):
+            capacity = ClusterCapacity.here()
+            if not capacity.workers(need):
                 raise UserError(
                     f"with parallel.engine=local and a URL, trials run on this node, which has not {_text(need)}: set "
                     "parallel.engine=zero, or give a --storage that every node mounts"
                 )
-    return require_room(room, need, recipe.parallel.workers[1], most), asks
+    return require_capacity(capacity, need, recipe.parallel.workers[1], most), asks
 
 
-def require_room(room: ClusterCapacity, need: dict[str, int], workers: int, most: int | None = None) -> int:
+def require_capacity(capacity: ClusterCapacity, need: dict[str, int], workers: int, most: int | None = None) -> int:
     """How many trials of so many workers there is room for, at most `most`.
 
     Where nobody knows what a cluster grows to it is `most`, or what the nodes hold that are there, one at least.
     Raises UserError where there is room for none.
     """
-    fit = room.workers(need)
+    fit = capacity.workers(need)
     if fit is None:
-        return most or max(1, (ClusterCapacity(room.live).workers(need) or 0) // workers)
+        return most or max(1, (ClusterCapacity(capacity.live).workers(need) or 0) // workers)
     for kind, wanted in need.items():
-        if workers * wanted > room.total(kind):
+        if workers * wanted > capacity.total(kind):
             raise UserError(
                 f"a trial needs {workers * wanted} {kind}s (parallel.workers={workers}), the cluster has "
-                f"{room.total(kind):g}: lower parallel.workers, or give an --address with more"
+                f"{capacity.total(kind):g}: lower parallel.workers, or give an --address with more"
             )
-        if wanted > room.largest(kind):
+        if wanted > capacity.largest(kind):
             raise UserError(
-                f"a worker needs {wanted} {kind}s on one node, the largest has {room.largest(kind):g}: lower "
+                f"a worker needs {wanted} {kind}s on one node, the largest has {capacity.largest(kind):g}: lower "
                 f"resources.{kind.lower()}s_per_worker, or give an --address with larger nodes"
             )
     if fit < workers:
@@ -241,7 +241,7 @@ def _text(need: dict[str, int]) -> str:
 def _run(
     card: SearchCard,
     recipe: Recipe,
-    place: Storage,
+    store: Storage,
     trials: list[Trial],
     at_once: int,
     resources: dict[str, float],
@@ -250,21 +250,21 @@ def _run(
     """Run trials until the budget is spent; `trials` grows."""
     from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
 
-    space, clock, home = card.space, Clock(trials), place.root / card.name
+    space, clock, home = card.space, Clock(trials), store.root / card.name
     budget = BudgetStopper(space, recipe, trials, clock)
     left = None if space.budget.trials is None else space.budget.trials - sum(t.state in ENDED for t in trials)
     if (left is not None and left <= 0) or budget.stop_all():
         return
     fixed = {
         "recipe": recipe.model_dump(mode="json"),
-        "storage": place.url or str(place.root),
+        "storage": store.url or str(store.root),
         "metrics": list(space.metric),
         "scored": space.scored,
         "driver": working_directory(),
     }
     proposer = Proposer(space, recipe, trials, lambda number: f"{card.name}/trial-{number:03d}")
     with Recorder(home / "records") as recorder:
-        chronicle = TrialRecorder(proposer, place, recorder, clock, on_row, lambda: place.put_folder(home, _APART))
+        trial_recorder = TrialRecorder(proposer, store, recorder, clock, on_row, lambda: store.put_folder(home, _APART))
         tuner = Tuner(
             with_resources(run_trial, resources),
             param_space=fixed,
@@ -280,7 +280,7 @@ def _run(
                 name=uuid.uuid4().hex[:12],
                 storage_path=str(home / "ray"),
                 stop=budget,
-                callbacks=[chronicle],
+                callbacks=[trial_recorder],
                 failure_config=FailureConfig(max_failures=_RETRIES),
                 verbose=0,
             ),
@@ -290,7 +290,7 @@ def _run(
             with exported(_ENVIRONMENT):
                 tuner.fit()
         finally:
-            chronicle.close()
+            trial_recorder.close()
     if budget.spent:
         taken = f"{len(trials)} trials, {steps_taken(trials)} steps"
         on_row({"kind": "note", "text": f"{budget.spent} holds no other trial: {taken}"})

@@ -20,37 +20,37 @@ from sdxl_ray.io.records import read
 
 #: Keys of what a trial reports, beside the metrics.
 STEP, FINISHED, FAILED = "step", "finished", "failed"
-#: Step of a finished trial's artifact, and every look that its run has recorded.
-KEPT, LOOKS = "kept", "looks"
+#: Step of a finished trial's artifact, and every evaluation that its run has recorded.
+KEPT, EVALUATIONS = "kept", "looks"
 
 Look = tuple[int, dict[str, float]]
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """`config`: recipe (plain), changes, storage, run (a folder there), metrics, scored, looks so far (step, metrics),
-    driver (its working directory).
+    """`config`: recipe (plain), changes, storage, run (a folder there), metrics, scored, evaluations so far (step,
+    metrics), driver (its working directory).
 
-    Reports every look on the way. The last one comes with the artifact: whoever is stopped before has none.
+    Reports every evaluation during training. The last one comes with the artifact: whoever is stopped before has none.
     """
     from ray import tune
 
     reported = 0
 
-    def tell(look: Look) -> None:
+    def report(evaluation: Look) -> None:
         nonlocal reported
-        reported = look[0]
-        tune.report({STEP: look[0], **look[1]})
+        reported = evaluation[0]
+        tune.report({STEP: evaluation[0], **evaluation[1]})
 
     for step, metrics in config["looks"]:
-        tell((step, metrics))
-    looks = TrialReporter(config["metrics"], config["scored"])
+        report((step, metrics))
+    evaluations = TrialReporter(config["metrics"], config["scored"])
     try:
         recipe = recipe_here(override(parse(config["recipe"]), config["changes"]), config["driver"])
 
         def on_row(row: dict[str, Any]) -> None:
-            look = looks.add(row)
-            if look is not None and reported < look[0] < recipe.optim.steps:
-                tell(look)
+            evaluation = evaluations.add(row)
+            if evaluation is not None and reported < evaluation[0] < recipe.optim.steps:
+                report(evaluation)
 
         result = launch(recipe, storage=config["storage"], name=config["run"], on_row=on_row)
         tune.report(ending(result, TrialReporter(config["metrics"], config["scored"])))
@@ -59,15 +59,15 @@ def run_trial(config: dict[str, Any]) -> None:
         tune.report({STEP: reported, FAILED: str(error)})
 
 
-def ending(result: RunResult, looks: TrialReporter) -> dict[str, Any]:
-    """What a run came to: the scores of the step that its artifact is of, and every look for the record."""
-    found = recorded(result.folder, looks)
+def ending(result: RunResult, evaluations: TrialReporter) -> dict[str, Any]:
+    """What a run came to: the scores of the step that its artifact is of, and every evaluation for the record."""
+    found = recorded(result.folder, evaluations)
     kept = Artifact.open(result.artifact).manifest.step
-    return {STEP: max(found), FINISHED: True, KEPT: kept, LOOKS: sorted(found.items()), **found[kept]}
+    return {STEP: max(found), FINISHED: True, KEPT: kept, EVALUATIONS: sorted(found.items()), **found[kept]}
 
 
-def recorded(folder: Path, looks: TrialReporter) -> dict[int, dict[str, float]]:
-    """Step -> metrics of every look after step 0 in a run's records. Raises RunError as `Looks.add` does."""
+def recorded(folder: Path, evaluations: TrialReporter) -> dict[int, dict[str, float]]:
+    """Step -> metrics of every evaluation after step 0 in a run's records. Raises RunError as `Looks.add` does."""
     rows = [{"kind": "validation", **row} for row in read(folder / "records", "validation").to_pylist()]
     scores: dict[int, dict[str, float]] = {}
     for row in read(folder / "records", "scores").to_pylist():
@@ -75,13 +75,14 @@ def recorded(folder: Path, looks: TrialReporter) -> dict[int, dict[str, float]]:
             scores.setdefault(row["step"], {})[row["metric"]] = row["value"]
     rows += [{"kind": "scores", "step": step, "metrics": metrics} for step, metrics in scores.items()]
     rows.sort(key=lambda row: (row["step"], row["kind"] == "scores"))
-    return dict(look for row in rows if row["step"] and (look := looks.add(row)) is not None)
+    return dict(evaluation for row in rows if row["step"] and (evaluation := evaluations.add(row)) is not None)
 
 
 class TrialReporter:
-    """Collects the rows of a run into looks: the metrics of one step, all there.
+    """Collects the rows of a run into evaluations: the metrics of one step, all there.
 
-    metrics: those that a look must have; scored: whether a look ends with its scores or with the validation loss.
+    metrics: those that an evaluation must have; scored: whether an evaluation ends with its scores or with the
+    validation loss.
     """
 
     def __init__(self, metrics: list[str], scored: bool) -> None:
@@ -89,7 +90,7 @@ class TrialReporter:
         self._open: dict[str, float] = {}
 
     def add(self, row: dict[str, Any]) -> Look | None:
-        """(step, metrics) of the look that this row ends, if it does.
+        """(step, metrics) of the evaluation that this row ends, if it does.
 
         Raises RunError for a wanted metric that is missing or not finite.
         """

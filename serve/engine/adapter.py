@@ -56,7 +56,7 @@ class LoadedAdapter:
     parts: Mapping[str, Mapping[str, LoraPair]]
     overrides: Mapping[str, Any]
     load_ms: float
-    gone: threading.Event = field(default_factory=threading.Event)
+    evicted: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ class AdapterCache:
     """All methods run on one event loop, so none needs a lock; loading itself runs in threads."""
 
     def __init__(
-        self, load: Callable[[str, Artifact], LoadedAdapter], most: int, on_gone: Callable[[], None] = lambda: None
+        self, load: Callable[[str, Artifact], LoadedAdapter], most: int, on_evicted: Callable[[], None] = lambda: None
     ) -> None:
         """load(name, artifact): blocking; most: adapters resident at a time; on_gone: called when one has left."""
-        self._load, self._most, self._on_gone = load, most, on_gone
+        self._load, self._most, self._on_evicted = load, most, on_evicted
         self._entries: OrderedDict[str, CachedAdapter] = OrderedDict()  # by hash, least recently used first
         self._turn = asyncio.Lock()  # first come, first served; without it a popular adapter would starve the others
         self._freed = asyncio.Event()
@@ -38,7 +38,7 @@ class AdapterCache:
         self.evictions = 0
 
     @property
-    def resident(self) -> list[LoadedAdapter]:
+    def cached(self) -> list[LoadedAdapter]:
         """Loaded adapters, least recently used first."""
         done = [entry.loading for entry in self._entries.values() if entry.loading.done()]
         return [task.result() for task in done if not task.cancelled() and task.exception() is None]
@@ -60,7 +60,7 @@ class AdapterCache:
                 "adapters", f"{len(needed)} adapters in one image, but at most {self._most} fit: name fewer"
             )
         async with self._turn:
-            while self._closed is None and not self._make_room(needed):
+            while self._closed is None and not self._evict(needed):
                 self._freed.clear()
                 await self._freed.wait()
             if self._closed is not None:
@@ -99,7 +99,7 @@ class AdapterCache:
             self._drop(one)
             self._freed.set()
 
-    def _make_room(self, needed: dict[str, str]) -> bool:
+    def _evict(self, needed: dict[str, str]) -> bool:
         """Let unpinned adapters go until the missing ones have room; whether they have."""
         missing = len(needed.keys() - self._entries.keys())
         idle = [one for one, entry in self._entries.items() if entry.pins == 0 and one not in needed]
@@ -115,8 +115,8 @@ class AdapterCache:
         """Forget an adapter that no image uses, and tell whoever still holds its matrices."""
         loading = self._entries.pop(one).loading
         if loading.done() and not loading.cancelled() and loading.exception() is None:
-            loading.result().gone.set()
-            self._on_gone()
+            loading.result().evicted.set()
+            self._on_evicted()
 
     def _entry(self, artifact: Artifact, name: str) -> CachedAdapter:
         entry = self._entries.get(artifact.hash)

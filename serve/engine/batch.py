@@ -90,6 +90,6 @@ class DenoiseBatch:
             own_RCHW = prediction_RCHW[row : row + running.rows]
             row += running.rows
             if running.rows == 2:
-                free_1CHW, told_1CHW = own_RCHW.chunk(2)
-                own_RCHW = free_1CHW + running.job.request.guidance_scale * (told_1CHW - free_1CHW)
+                free_1CHW, predicted_1CHW = own_RCHW.chunk(2)
+                own_RCHW = free_1CHW + running.job.request.guidance_scale * (predicted_1CHW - free_1CHW)
             running.advance(own_RCHW, len(self.running_images))

@@ -44,12 +44,12 @@ class DenoiseLoop:
         *,
         max_batch: int,
         prepare: Callable[[], None],
-        land: Callable[[RunningImage], None],
+        finish: Callable[[RunningImage], None],
         preview: Callable[[RunningImage], Callable[[], Any]],
     ) -> None:
         """prepare: called on the thread before the first step (what torch compiles is bound to a thread)."""
         self._unet, self._lora, self._max_batch = unet, lora, max_batch
-        self._prepare, self._land, self._preview = prepare, land, preview
+        self._prepare, self._finish, self._preview = prepare, finish, preview
         self._groups: OrderedDict[Size, SizeGroup] = OrderedDict()
         self._arrived: deque[RunningImage] = deque()
         self._wake = threading.Condition()
@@ -90,7 +90,7 @@ class DenoiseLoop:
         """Images in the batches (those that wait for a place not counted)."""
         return sum(len(group.running_images) for group in list(self._groups.values()))
 
-    def forget_times(self) -> None:
+    def reset_times(self) -> None:
         """Start counting anew, after a warm-up; nothing may be in flight."""
         self.steps, self.step_ms, self.occupancy = 0, 0.0, 0.0
 
@@ -192,9 +192,9 @@ class DenoiseLoop:
             return
         self._count(time.monotonic() - begun, len(running_images))
         for running in running_images:
-            running.job.tell(running.step, len(running.sampler.timesteps), self._preview(running))
+            running.job.notify(running.step, len(running.sampler.timesteps), self._preview(running))
             if running.done:
-                self._land(running)
+                self._finish(running)
         if any(running.done for running in running_images):
             group.running_images, group.batch = [running for running in running_images if not running.done], None
 

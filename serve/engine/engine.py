@@ -62,7 +62,7 @@ class ServingEngine:
         self._fused = _take_fused(adapters, self.settings.fuse, artifact is not None or pipeline is not None)
         if artifact is not None and artifact.manifest.kind != "full":
             raise UserError(f"artifact {str(artifact.folder)!r} is a LoRA: give it in adapters, or fuse it")
-        self._adapter_cache = AdapterCache(self._load_adapter, self.settings.max_resident, self._tidy)
+        self._adapter_cache = AdapterCache(self._load_adapter, self.settings.max_cached_adapters, self._tidy)
         for name, one in adapters.items():
             require_mixable(name, one, base)
             self._adapter_cache.known[name] = one
@@ -83,15 +83,15 @@ class ServingEngine:
             )
         warmup.lay_out(pipe, self.settings)
         self._places = LayerPlaces.of({part: getattr(pipe, part) for part in warmup.PARTS})
-        self._line = await asyncio.to_thread(Stages, pipe, self.settings, list(self._adapter_cache.known.values()))
+        self._stages = await asyncio.to_thread(Stages, pipe, self.settings, list(self._adapter_cache.known.values()))
         self._running = True
         try:
-            for height, width in self._line.sizes:
+            for height, width in self._stages.sizes:
                 await self.draw(ImageRequest("", seed=0, num_inference_steps=1, height=height, width=width))
         except BaseException:
             await self.stop()
             raise
-        self._line.denoiser.forget_times()
+        self._stages.denoiser.reset_times()
         self._counts = dict.fromkeys(self._counts, 0)
 
     async def stop(self) -> None:
@@ -103,7 +103,7 @@ class ServingEngine:
         self._adapter_cache.close(reason)
         for job in self._jobs:
             job.abandoned = reason
-        await asyncio.to_thread(self._line.stop)
+        await asyncio.to_thread(self._stages.stop)
         while self._jobs:  # the threads' last words are still on their way
             await asyncio.sleep(0)
 
@@ -139,7 +139,7 @@ class ServingEngine:
                 future: asyncio.Future[Drawn] = asyncio.get_running_loop().create_future()
                 job = RequestJob(request, height, width, future, self._ended, on_step, strengths, begun=begun)
                 self._jobs.add(job)
-                self._line.put(job)
+                self._stages.put(job)
                 try:
                     return await future
                 except asyncio.CancelledError as error:
@@ -176,7 +176,7 @@ class ServingEngine:
     async def check(self) -> None:
         """Raise EngineFault when this engine will draw no more: a thread has ended, or the device is lost."""
         if self._running:
-            await asyncio.to_thread(self._line.check)
+            await asyncio.to_thread(self._stages.check)
 
     def status(self) -> dict[str, Any]:
         """Numbers for gauges, once started: step_ms and occupancy are running means over about 20 steps.
@@ -184,13 +184,13 @@ class ServingEngine:
         adapter_load_ms: from the file to the device; adapter_switch_ms: a rearrangement of the UNet's layers, from an
         idle device to an idle device, the median of the last 9.
         """
-        resident, denoiser = self._adapter_cache.resident, self._line.denoiser
+        cached, denoiser = self._adapter_cache.cached, self._stages.denoiser
         in_flight = denoiser.in_flight
         return {
             "in_flight": in_flight,
             "waiting": max(len(self._jobs) + self._without_adapters - in_flight, 0),
-            "resident": [adapter.name for adapter in resident],
-            "adapter_load_ms": {adapter.name: adapter.load_ms for adapter in resident},
+            "resident": [adapter.name for adapter in cached],
+            "adapter_load_ms": {adapter.name: adapter.load_ms for adapter in cached},
             "adapter_loads": self._adapter_cache.loads,
             "adapter_evictions": self._adapter_cache.evictions,
             "adapter_switches": denoiser.switches,
@@ -237,7 +237,7 @@ class ServingEngine:
             raise EngineFault.of(f"loading adapter {name!r}", error) from error
 
     def _tidy(self) -> None:
-        self._line.tidy()
+        self._stages.tidy()
 
 
 def _take_fused(adapters: dict[str, Artifact], fuse: str | None, taken: bool) -> Artifact | None:

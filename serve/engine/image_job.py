@@ -59,7 +59,7 @@ class RequestJob:
             self.end(self.abandoned)
         return self.abandoned is not None
 
-    def tell(self, *progress: Any) -> None:
+    def notify(self, *progress: Any) -> None:
         """Call `on_step` on the event loop: a slow listener delays no step."""
         if self.on_step is not None:
             self.loop.call_soon_threadsafe(self.on_step, *progress)

@@ -78,7 +78,7 @@ class LoraLayers:
     @property
     def stale(self) -> bool:
         """Whether an adapter is active that has been evicted: `activate` gives its memory back."""
-        return any(one.gone.is_set() for one in self.active)
+        return any(one.evicted.is_set() for one in self.active)
 
     def suits(self, needed: Collection[LoadedAdapter]) -> bool:
         """Whether `needed` are active, and not many others: then `activate` does nothing, and masks stay valid."""

@@ -20,7 +20,7 @@ class EngineSettings:
     dtype: of UNet and text encoders. None: bf16 on a GPU (half the bytes, twice the rate or more; fp16 has the same
         speed but overflows), fp32 on a CPU (where bf16 is slower). The VAE has `base.vae_precision`.
     max_batch: images of one size in one UNet call. A GPU gains up to about 8 at 1024 px, then only latency grows.
-    max_resident: adapters kept on the device; the least recently used one that no image in flight uses goes.
+    max_cached_adapters: adapters kept on the device; the least recently used one that no image in flight uses goes.
     fuse: name of an adapter that is merged into the weights for good: no work per step, but every image has it.
     channels_last: memory layout of UNet and VAE. None: on a GPU, whose tensor cores convolve in it without transposing.
     compile: `torch.compile` of the UNet's transformer blocks. None: on a GPU; on a CPU its minutes of start do not pay.
@@ -32,7 +32,7 @@ class EngineSettings:
     device: str | None = None
     dtype: Literal["fp32", "bf16"] | None = None
     max_batch: int = 8
-    max_resident: int = 8
+    max_cached_adapters: int = 8
     fuse: str | None = None
     channels_last: bool | None = None
     compile: bool | None = None
@@ -40,7 +40,7 @@ class EngineSettings:
     cached_prompts: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_resident"):
+        for name in ("max_batch", "max_cached_adapters"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: give at least 1")
         if self.cached_prompts < 0:

@@ -47,7 +47,7 @@ class Stages:
             lora,
             max_batch=settings.max_batch,
             prepare=work if settings.compiled else lambda: None,
-            land=self._land,
+            finish=self._finish,
             preview=self._preview,
         )
         self._text = Stage[RequestJob](
@@ -121,7 +121,7 @@ class Stages:
             time_ids_6.to(self._device).expand(hidden_RLC.shape[0], 6),
         )
 
-    def _land(self, running: RunningImage) -> None:
+    def _finish(self, running: RunningImage) -> None:
         running.job.denoise_s = time.monotonic() - running.joined
         running.job.batch_mean = running.companions / running.step
         self._decoding.put(running)

@@ -48,9 +48,9 @@ class Endpoint:
         """images: handle of the store of images; None where none are kept."""
         self.config = config
         self.keys = keys
-        self.desk = RequestParser(config.limits, layout, links=images is not None)
+        self.parser = RequestParser(config.limits, layout, links=images is not None)
         self.images = ImageLinks(images, config.images.keep_seconds)
-        self.watch = ReplicaHealth(layout, handles)
+        self.health = ReplicaHealth(layout, handles)
         self.meter = Meter()
         self._handles = handles
         replicas, ingresses = config.replicas.count, config.ingress.replicas
@@ -64,15 +64,15 @@ class Endpoint:
     def take(self, raw: bytes) -> ParsedRequest:
         """Check a body and admit it; what is admitted must be given to `start` at once. Raises Problem."""
         try:
-            asked = self.desk.take(raw)
+            asked = self.parser.take(raw)
         except ApiError as problem:
             self.failed(None, problem)
             raise
         try:
-            if (failed := self.watch.failed(asked.group)) is not None:
+            if (failed := self.health.failed(asked.group)) is not None:
                 message = f"model {asked.model!r} is stopped: {failed}"
                 raise ApiError(503, message, "model_stopped", "model", retry_after_s=_STOPPED_S)
-            if self.watch.starting(asked.group):
+            if self.health.starting(asked.group):
                 raise busy("starting", f"model {asked.model!r} is starting", _START_S)
             self._ledgers[asked.group].admit(len(asked.requests), asked.work)
         except ApiError as problem:

@@ -37,4 +37,4 @@ class Ingress:
         """Serve awaits this when a replica goes."""
         endpoint = getattr(self, "endpoint", None)
         if endpoint is not None:
-            endpoint.watch.stop()
+            endpoint.health.stop()

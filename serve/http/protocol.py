@@ -81,7 +81,7 @@ class Body(BaseModel):
         None, ge=0, le=100, description="quality of a JPEG or WebP file, default 92; a PNG file is lossless: 100 only"
     )
     stream: bool | None = Field(None, description="server-sent events; for one image")
-    partial_images: int | None = Field(None, ge=0, le=3, description="images on the way, when streaming")
+    partial_images: int | None = Field(None, ge=0, le=3, description="images during training, when streaming")
     background: Literal["auto", "opaque"] | None = Field(None, description=REASONS["background"])
     quality: Literal["auto", "standard", "low"] | None = Field(None, description=REASONS["quality"])
     style: Literal["vivid"] | None = Field(None, description=REASONS["style"])

@@ -103,13 +103,13 @@ def _application(endpoint: Endpoint) -> FastAPI:
     async def models(request: Request) -> Models:
         """Every variant, those that could not start too."""
         endpoint.keys.require(request.headers.get("authorization"))
-        return Models(data=endpoint.watch.models())
+        return Models(data=endpoint.health.models())
 
     @app.get("/v1/models/{model}", response_model=ModelBody, responses={s: errors[s] for s in (401, 404)})
     async def model(request: Request, model: str) -> ModelBody:
         """One variant."""
         endpoint.keys.require(request.headers.get("authorization"))
-        known = {entry.id: entry for entry in endpoint.watch.models()}
+        known = {entry.id: entry for entry in endpoint.health.models()}
         if model not in known:
             raise ApiError(404, f"no model {model[:64]!r}: {nearest(model, known)}", "model_not_found", "model")
         return known[model]
@@ -122,8 +122,8 @@ def _application(endpoint: Endpoint) -> FastAPI:
     @app.get("/ready", responses={503: {"description": "a set of weights is not loaded yet, or none could be"}})
     async def ready() -> Response:
         """Whether a set of weights is loaded and none is still being loaded, and the state of each variant."""
-        states = {entry.id: entry.state for entry in endpoint.watch.models()}
-        status = 200 if endpoint.watch.ready else 503
+        states = {entry.id: entry.state for entry in endpoint.health.models()}
+        status = 200 if endpoint.health.ready else 503
         headers = {**_ALWAYS, **({} if status == 200 else {"Retry-After": "2"})}
         return JSONResponse({"ready": status == 200, "variants": states}, status, headers=headers)
 
@@ -186,8 +186,8 @@ async def _body(request: Request, most: int) -> bytes:
 def _describe(app: FastAPI, endpoint: Endpoint) -> dict[str, Any]:
     """The OpenAPI description, with the request body as this endpoint checks it and the models that it serves."""
     description: dict[str, Any] = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    body = endpoint.desk.body.model_json_schema(ref_template="#/components/schemas/{model}")
-    served = [name for name, place in endpoint.desk.layout.places.items() if place.group is not None]
+    body = endpoint.parser.body.model_json_schema(ref_template="#/components/schemas/{model}")
+    served = [name for name, place in endpoint.parser.layout.places.items() if place.group is not None]
     body["properties"]["model"]["anyOf"][0]["enum"] = served
     description["components"]["schemas"] |= {**body.pop("$defs"), "ImageRequest": body}
     post = description["paths"][_GENERATIONS]["post"]

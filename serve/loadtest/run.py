@@ -32,7 +32,7 @@ def run_load_test(settings: LoadTest, home: Path, *, on_row: OnRow) -> list[Row]
 
     Raises UserError before anything is sent: LoadGen is missing, the endpoint does not answer or lacks a model, arms
     that are to be isolated share replicas, the folder holds another load test. RunError: an arm that answers nothing,
-    or whose artifact changed on the way.
+    or whose artifact changed during training.
     """
     require_loadgen()
     known = models(settings)

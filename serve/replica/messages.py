@@ -11,7 +11,7 @@ from serve.engine.request import ImageRequest, Times, Truncated
 class ImageOrder:
     """One image. seconds: how long it may take from its arrival (clocks differ, durations do not).
 
-    variant: the model id. previews: images on the way. compression: quality of a JPEG or WebP file, None: default.
+    variant: the model id. previews: images during training. compression: quality of a JPEG or WebP file, None: default.
     """
 
     variant: str

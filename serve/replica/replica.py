@@ -23,7 +23,8 @@ from serve.replica.placement import ReplicaGroup
 
 _LOG = logging.getLogger("ray.serve")
 _PERIOD_S = 1.0
-#: Before a fault is told: a replica that fails at once looks idle, and Serve would send it all that others could draw.
+#: Before a fault is told: a replica that fails at once evaluations idle, and Serve would send it all that others could
+#: draw.
 _FAULT_S = 0.5
 
 
@@ -72,7 +73,7 @@ class ModelReplica:
         return await self._draw(order, None)
 
     async def draw_stream(self, order: ImageOrder) -> AsyncIterator[Preview | EncodedImage | Refusal]:
-        """The images on the way, then the image."""
+        """The images during training, then the image."""
         steps = order.request.num_inference_steps
         wanted = {round(steps * (index + 1) / (order.previews + 1)) for index in range(order.previews)} - {0, steps}
         looks: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
@@ -91,7 +92,7 @@ class ModelReplica:
                     break
                 step, preview = look.result()
                 with contextlib.suppress(Exception):  # the image itself will say what is wrong
-                    yield Preview(await asyncio.to_thread(_look, preview, order), step, steps)
+                    yield Preview(await asyncio.to_thread(_encoded_preview, preview, order), step, steps)
             yield await drawing
         finally:
             drawing.cancel()
@@ -184,5 +185,5 @@ class ModelReplica:
             await self.engine.stop()
 
 
-def _look(preview: Callable[[], Image.Image], order: ImageOrder) -> bytes:
+def _encoded_preview(preview: Callable[[], Image.Image], order: ImageOrder) -> bytes:
     return encode(preview(), order.output_format, {}, order.compression)

@@ -111,8 +111,8 @@ def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
 
 
 def recipe(arm: Arm) -> Recipe:
-    """The recipe of an arm of ours: the plain loop's work, and as few looks at it on the way as a recipe can have."""
-    tuning = {"kind": "lora", "rank": arm.rank, "targets": TARGETS} if arm.tuning == "lora" else {"kind": "full"}
+    """The recipe of an arm of ours: the plain loop's work, evaluated as rarely as a recipe allows."""
+    tuning = {"kind": "lora", "rank": arm.rank, "target_modules": TARGETS} if arm.tuning == "lora" else {"kind": "full"}
     return parse(
         {
             "base": {"id": "tiny"} if arm.shape == "tiny" else _SDXL,

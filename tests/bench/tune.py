@@ -4,8 +4,8 @@
     python tests/bench/tune.py searchers --seeds 0 1 2               # equal training steps, several seeds
     python tests/bench/tune.py proof --subjects mushroom penguin         # tuned against default on the final split
 
-`searchers` and `proof` keep what they have done in `--storage`: the same command goes on. `proof` reads the searches of
-`searchers` where they are the same. Nothing here fails on a time or a score.
+`searchers` and `proof` keep what they have done in `--storage`: run the same command to resume. `proof` reads the
+searches of `searchers` where they are the same. Nothing here fails on a time or a score.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray.compare.evaluate import Judgement, judge
+from sdxl_ray.compare.evaluate import ArmEvaluation, judge
 from sdxl_ray.config.experiment import Experiment
 from sdxl_ray.io.records import ALL_SUBJECTS, read
 from sdxl_ray.io.storage import Storage
@@ -23,7 +23,7 @@ def _taught(name: str) -> dict[str, Any]:
             "data.subject": f"sks {name}", "data.class_name": name}  # fmt: skip
 
 
-def _judged(tmp_path: Path, **plain: Any) -> Judgement | None:
+def _judged(tmp_path: Path, **plain: Any) -> ArmEvaluation | None:
     """Arms that were not trained: one random LoRA each."""
     (tmp_path / "prompts.txt").write_text("a photo of {a_subject}\n")
     known = {"prompts": str(tmp_path / "prompts.txt"), "seeds": 1, "class_images": 2, "steps": [2]}

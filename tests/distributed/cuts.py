@@ -80,7 +80,7 @@ class Cut:
     recipe: Recipe
     run: RunFolder
     rows: list[dict[str, Any]]
-    grave: Exception | None
+    fatal_slot: Exception | None
 
 
 def streamed(source: Path) -> Recipe:

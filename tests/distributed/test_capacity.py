@@ -10,7 +10,7 @@ import pytest
 
 from sdxl_ray.distributed.capacity import ClusterCapacity, NodeKind, launched, named_types
 from sdxl_ray.errors import UserError
-from sdxl_ray.tune.search import require_room
+from sdxl_ray.tune.search import require_capacity
 from tests.cluster.files import CLOUDS, FOLDER, plain
 
 HEAD = NodeKind({"CPU": 8.0}, 1)
@@ -24,30 +24,30 @@ def test_a_worker_is_on_one_node() -> None:
     assert two.workers({"CPU": 5}) == 2
     assert two.workers({"CPU": 16}) == 0
     with pytest.raises(UserError, match=r"a worker needs 16 CPUs on one node, the largest has 8: lower resources.cpus"):
-        require_room(two, {"CPU": 16}, 1)
+        require_capacity(two, {"CPU": 16}, 1)
     with pytest.raises(UserError, match=r"a trial needs 20 CPUs \(parallel.workers=4\), the cluster has 16"):
-        require_room(two, {"CPU": 5}, 4)
+        require_capacity(two, {"CPU": 5}, 4)
     with pytest.raises(UserError, match="a trial needs 3 workers of 5 CPUs, the nodes have room for 2"):
-        require_room(two, {"CPU": 5}, 3)
-    assert require_room(two, {"CPU": 4}, 2) == 2
+        require_capacity(two, {"CPU": 5}, 3)
+    assert require_capacity(two, {"CPU": 4}, 2) == 2
 
 
 def test_declared_nodes_count_before_they_are_there() -> None:
     room = ClusterCapacity((HEAD,), True, (HEAD, NodeKind(WORKER, 8)))
     assert room.has("GPU") and not ClusterCapacity((HEAD,)).has("GPU")
     assert room.workers(NEED) == 8
-    assert (require_room(room, NEED, 4), require_room(room, NEED, 4, most=1)) == (2, 1)
+    assert (require_capacity(room, NEED, 4), require_capacity(room, NEED, 4, most=1)) == (2, 1)
     with pytest.raises(UserError, match="a trial needs 9 GPUs"):
-        require_room(room, NEED, 9)
+        require_capacity(room, NEED, 9)
     assert ClusterCapacity((HEAD,), True, (HEAD, NodeKind(WORKER, None))).workers(NEED) is None  # without a limit
 
 
 def test_where_nobody_knows_the_end_one_trial_is_begun() -> None:
     room = ClusterCapacity((HEAD,), True)
     assert room.workers(NEED) is None
-    assert require_room(room, NEED, 4) == 1
-    assert require_room(ClusterCapacity((HEAD, *[NodeKind(WORKER, 1)] * 4), True), NEED, 2) == 2
-    assert require_room(room, NEED, 4, most=8) == 8  # whoever says so knows
+    assert require_capacity(room, NEED, 4) == 1
+    assert require_capacity(ClusterCapacity((HEAD, *[NodeKind(WORKER, 1)] * 4), True), NEED, 2) == 2
+    assert require_capacity(room, NEED, 4, most=8) == 8  # whoever says so knows
 
 
 @pytest.mark.parametrize("name", CLOUDS)

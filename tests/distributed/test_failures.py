@@ -20,14 +20,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cuts")]
 def test_a_loss_that_is_not_finite_names_the_step_and_the_images(cuts: dict[str, Cut]) -> None:
     """Both workers end in peace: the run after it in the group has been trained."""
     diverging = cuts["diverging"]
-    assert isinstance(diverging.grave, RunError)
-    assert re.match(r"the loss is not finite at step \d+ for .*robot.*png", str(diverging.grave))
+    assert isinstance(diverging.fatal_slot, RunError)
+    assert re.match(r"the loss is not finite at step \d+ for .*robot.*png", str(diverging.fatal_slot))
     assert not diverging.run.artifact.exists()
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_a_run_that_its_watcher_gives_up_ends_soon(ray_cluster: None, tmp_path: Path, workers: int) -> None:
-    """What a search finds wrong with a look is raised where the rows arrive, in a thread.
+    """What a search finds wrong with an evaluation is raised where the rows arrive, in a thread.
 
     Of two workers the other waits in a collective call: the first falls after 10 s, and Ray starts both once more.
     """

@@ -123,7 +123,7 @@ def test_a_worker_that_fails_ends_it_in_one_line_and_the_same_call_goes_on(
 
     whole = module._share
     monkeypatch.setattr(module, "_share", dies)
-    with pytest.raises(RunError, match="the same call goes on"):
+    with pytest.raises(RunError, match="repeat the call to resume"):
         draw_on_workers(models, subject, PROMPTS, SETTINGS, home=tmp_path, workers=2)
     monkeypatch.setattr(module, "_share", whole)
     kept = _drawn(tmp_path)

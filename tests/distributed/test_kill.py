@@ -71,7 +71,7 @@ def test_a_killed_driver_goes_on_with_the_same_command(undisturbed: Path, tmp_pa
 @pytest.mark.exhaustive
 def test_two_workers_then_one_then_two(undisturbed: Path, tmp_path: Path) -> None:
     for workers, at_step in ((2, 7), (1, 12)):
-        with pytest.raises(RunError, match="the same command goes on"):
+        with pytest.raises(RunError, match="run the same command to resume"):
             launch(_with(workers), storage=tmp_path, name="run", on_row=_killer(at_step))
     folder = launch(_with(2), storage=tmp_path, name="run").folder
     assert examples(folder) == examples(undisturbed)

@@ -1,4 +1,4 @@
-"""R7 for whole runs: a full disk or a store that is gone ends one soon, in one line; the same command goes on."""
+"""R7 for whole runs: a full disk or a store that is gone ends one soon, in one line; run the same command to resume."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_a_node_that_will_be_taken_away_costs_no_step(two_nodes: Cluster, tmp_pa
     run = tmp_path / "run"
     driver = subprocess.Popen(command, cwd=tmp_path, env=two_nodes.environment, stderr=subprocess.PIPE, text=True)
     try:
-        wait_for("the first look", (run / "samples" / "grid.png").is_file, 300)
+        wait_for("the first evaluation", (run / "samples" / "grid.png").is_file, 300)
         leaving = two_nodes.run("python", "-c", NODES, RAY_ADDRESS=two_nodes.address).stdout.split()[0]
         why = [
             "--reason",

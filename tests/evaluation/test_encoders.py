@@ -86,7 +86,7 @@ def test_a_vit_gives_its_class_token_and_its_patches(
     pixels = processor.from_pretrained(folders[family])(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         tokens = model(pixel_values=pixels).last_hidden_state.numpy()
-    rows, patches = encoder.look(images)
+    rows, patches = encoder.encode(images)
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows, tokens[:, 0] / np.linalg.norm(tokens[:, 0], axis=1, keepdims=True), atol=1e-5)
     np.testing.assert_allclose(patches, tokens[:, -16:], atol=1e-5)

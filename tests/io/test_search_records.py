@@ -27,21 +27,21 @@ from sdxl_ray.io.search_records import (
 def trial(
     number: int, *scores: float, state: TrialState = "finished", start_s: float = 0.0, kept: int | None = None
 ) -> Trial:
-    """A trial with a look every 100 steps and 10 seconds; it keeps the last one."""
-    looks = [
+    """A trial with an evaluation every 100 steps and 10 seconds; it keeps the last one."""
+    evaluations = [
         TrialScores(100 * place, {"quality": score, "pres": 1 - score}, start_s + 10 * place)
         for place, score in enumerate(scores, start=1)
     ]
-    last = looks[-1].step if looks else 0
+    last = evaluations[-1].step if evaluations else 0
     return Trial(
         number,
         {"optim.lr": 1e-3 * (number + 1)},
         300,
         f"s/trial-{number:03d}",
         state,
-        looks,
-        seconds=10.0 * len(looks),
-        ended_s=looks[-1].at_s if looks else 0.0,
+        evaluations,
+        seconds=10.0 * len(evaluations),
+        ended_s=evaluations[-1].at_s if evaluations else 0.0,
         kept=(kept or last) if state == "finished" else None,
     )
 
@@ -52,8 +52,8 @@ def test_trials_come_back_as_they_were_written(tmp_path: Path) -> None:
     with Recorder(tmp_path / "records") as recorder:
         for one in wanted:
             write_trial(recorder, Trial(one.number, one.parameters, one.steps, one.run))  # as it began
-            for look in one.looks:
-                write_trial(recorder, one, look)
+            for evaluation in one.evaluations:
+                write_trial(recorder, one, evaluation)
             write_trial(recorder, one)
     assert read_trials(tmp_path) == wanted
     assert read_trials(tmp_path / "nowhere") == []
@@ -69,7 +69,7 @@ def test_the_best_is_a_finished_trials_artifact() -> None:
 
 def test_the_front_is_what_no_trial_beats_in_everything() -> None:
     trials = [trial(0, 0.5), trial(1, 0.6), trial(2, 0.7, state="stopped"), trial(3, 0.4)]
-    trials[3].looks[0].metrics["pres"] = 0.1
+    trials[3].evaluations[0].metrics["pres"] = 0.1
     assert [one.number for one in front(trials, {"quality": "max", "pres": "min"})] == [1, 3]
 
 

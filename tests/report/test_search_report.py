@@ -54,11 +54,11 @@ def make(storage: Path, *, verdict: bool = True, count: int = 12, changes: dict[
             for place in range(1, 4 if state == "finished" else 2):
                 score = quality - 0.1 * (3 - place)
                 scores = {"quality": score, "dino_i": score + 0.1, "clip_t": 0.9 - score, "pres": score / 2}
-                look = TrialScores(100 * place, scores, 60.0 * number + 20 * place)
-                trial.looks.append(look)
-                trial.seconds, trial.ended_s = 20.0 * place, look.at_s
+                evaluation = TrialScores(100 * place, scores, 60.0 * number + 20 * place)
+                trial.evaluations.append(evaluation)
+                trial.seconds, trial.ended_s = 20.0 * place, evaluation.at_s
                 trial.kept = 300 if place == 3 else None
-                write_trial(recorder, trial, look)
+                write_trial(recorder, trial, evaluation)
         failed = Trial(count, {"optim.lr": 2e-2}, 300, "s/trial-last", "failed", error="the loss is not finite")
         write_trial(recorder, failed)
         for model, value in (("base", 0.31), ("default", 0.6), ("tuned", 0.7)):

@@ -36,7 +36,7 @@ def config(artifacts: dict[str, Path]) -> ServeConfig:
         {
             "variants": {"base": None, **{name: str(path) for name, path in artifacts.items()}, "lost": "/nowhere"},
             "port": 0,
-            "engine": {"max_batch": 4, "max_resident": 2},
+            "engine": {"max_batch": 4, "max_cached_adapters": 2},
             "replicas": {"count": 2, "cpus": 0.1},
             "limits": {"n": 4, "adapters": 2},
             "queue": {"images": 4},

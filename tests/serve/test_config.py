@@ -46,7 +46,7 @@ def test_every_configuration_in_the_tree_is_read() -> None:
         ),
         ({"ingress.replicas": 5, "queue.images": 99}, "queue.work = 1600 is 320 for each of 5 ingresses"),
         ({"limits.min_edge": 64, "limits.max_edge": 32}, "limits.min_edge = 64 is above limits.max_edge = 32"),
-        ({"engine.max_resident": 3}, "engine.max_resident = 3 is below limits.adapters = 4"),
+        ({"engine.max_cached_adapters": 3}, "engine.max_cached_adapters = 3 is below limits.adapters = 4"),
         ({"engine.dtype": "int8"}, "engine.dtype = 'int8'"),
         ({"port": 70000}, "port = 70000"),
         ({"queue.timeout_s": float("inf")}, "queue.timeout_s"),

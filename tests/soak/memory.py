@@ -34,7 +34,7 @@ def _endpoint(folder: Path) -> ServeConfig:
     for seed, kind in enumerate(ADAPTERS):
         make_lora(folder / kind, kind, seed)
     variants = {"base": None, **{kind: str(folder / kind) for kind in ADAPTERS}}
-    return parse({"variants": variants, "port": 0, "engine": {"max_resident": 1}, "limits": {"adapters": 1}})
+    return parse({"variants": variants, "port": 0, "engine": {"max_cached_adapters": 1}, "limits": {"adapters": 1}})
 
 
 def _megabytes(process: psutil.Process) -> float:

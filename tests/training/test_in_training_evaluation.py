@@ -1,4 +1,4 @@
-"""Scores on the way: what `evaluate` says of the artifact, on any number of workers, and no trace in the training."""
+"""Scores during training: what `evaluate` says of the artifact, for any number of workers; training is not affected."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture
 def scored(recipe: Recipe, held_out: Path) -> Recipe:
-    """The recipe of the tests, with looks that are scored by photos that nobody trained on."""
+    """The recipe of the tests, with evaluations that are scored by photos that nobody trained on."""
     return override(recipe, {**SMALL, "data.validation": str(held_out)})
 
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
-    """Step -> the quality that its look is said to have, so that what follows from it can be tested."""
+    """Step -> the quality that its evaluation is said to have, so that what follows from it can be tested."""
     script: dict[int, float] = {}
     real = InTrainingEvaluation._with_quality
 
-    def said(self: InTrainingEvaluation, look: StepScores) -> StepScores:
-        made = real(self, look)
-        value = script.get(look.step, 0.0)
+    def said(self: InTrainingEvaluation, draw_samples: StepScores) -> StepScores:
+        made = real(self, draw_samples)
+        value = script.get(draw_samples.step, 0.0)
         row = {**made.rows[-1], "value": value, "low": value, "high": value}
         return replace(made, rows=[*made.rows[:-1], row])
 
@@ -134,16 +134,16 @@ def test_two_workers_score_the_same(
             denoiser, trainable, scored.optim, accumulation=1, device=torch.device("cpu"), precision=torch.float32
         )
         engine.group = group
-        return [examiner.base, examiner.look(engine, 3)]
+        return [examiner.base, examiner.draw_samples(engine, 3)]
 
     copies = [copy.deepcopy(components) for _ in range(2)]
     alone = looks(SingleProcess(), components, tmp_path / "one")
     both = on_ranks(2, lambda group: looks(group, copies[group.rank], tmp_path / "two"))
-    for base, look in both:
+    for base, draw_samples in both:
         assert plain(base.rows) == plain(alone[0].rows)
-        assert look.measured.keys() == alone[1].measured.keys()
+        assert draw_samples.measured.keys() == alone[1].measured.keys()
         for name, score in alone[1].measured.items():
-            assert look.measured[name] == pytest.approx(score, abs=1e-6), name
+            assert draw_samples.measured[name] == pytest.approx(score, abs=1e-6), name
     assert both[0] == both[1]
 
 
@@ -161,7 +161,7 @@ def test_the_best_step_is_exported_and_a_run_stops_when_quality_no_longer_rises(
     assert summary["stopped_early"] and list(run.losses) == list(range(1, 9))
     assert [row["step"] for row in run.of("checkpoint")] == [2, 4, 7, 8]
     assert sorted(p.name for p in (run.folder / "checkpoints").iterdir()) == ["step-0000004", "step-0000008"]
-    assert "step 8: stopping, quality has not risen for 2 looks" in [row["text"] for row in run.of("note")]
+    assert "step 8: stopping, quality has not risen for 2 evaluations" in [row["text"] for row in run.of("note")]
     artifact = Artifact.open(run.folder / "artifact")
     assert artifact.manifest.step == 4
     until = train(override(recipe, {"optim.steps": 4, "evaluation.scores": "never"}), "until")
@@ -217,17 +217,17 @@ def test_a_damaged_best_checkpoint_is_named_and_the_last_exported(
 
 
 def test_overfitting_is_named_once_and_kept(train: Train, scored: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = InTrainingEvaluation.look
+    real = InTrainingEvaluation.draw_samples
 
     def spoilt(self: InTrainingEvaluation, engine: LocalEngine, step: int) -> StepScores:
         """The subject ever more alike, and from step 4 on no prompt obeyed."""
-        look = real(self, engine, step)
+        draw_samples = real(self, engine, step)
         said = {"dino_i": 0.1 * step, "clip_t": 0.5 if step < 4 else 0.1}
         rows = [
             {**row, "value": v, "low": v - 0.01, "high": v + 0.01} if (v := said.get(row["metric"])) else row
-            for row in look.rows
+            for row in draw_samples.rows
         ]
-        return replace(look, rows=rows)
+        return replace(draw_samples, rows=rows)
 
     monkeypatch.setattr(InTrainingEvaluation, "look", spoilt)
     run = train(override(scored, {"optim.steps": 6}))
@@ -259,7 +259,7 @@ def test_what_is_never_or_only_looked_at_in_the_end_is_not_scored(train: Train, 
     for changes in ({"evaluation.scores": "never"}, {"evaluation.every": 0}):
         run = train(override(scored, {**changes, "optim.steps": 2}), next(iter(changes)))
         assert not run.of("scores") and not run.of("note")
-    with pytest.raises(UserError, match="scores always needs looks on the way, every is 0"):
+    with pytest.raises(UserError, match="scores always needs evaluations during training, every is 0"):
         override(scored, {"evaluation.every": 0, "evaluation.scores": "always"})
 
 

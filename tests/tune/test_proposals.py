@@ -32,8 +32,8 @@ def space(kind: str = "tpe", **changes: Any) -> Space:
 
 
 def ended(number: int, parameters: dict[str, Any], score: float | None, state: Any = "finished") -> Trial:
-    looks = [] if score is None else [TrialScores(100, {"quality": score, "pres": score}, 1.0)]
-    return Trial(number, parameters, 100, "run", state, looks, kept=100)
+    evaluations = [] if score is None else [TrialScores(100, {"quality": score, "pres": score}, 1.0)]
+    return Trial(number, parameters, 100, "run", state, evaluations, kept=100)
 
 
 def quality(parameters: dict[str, Any]) -> float:

@@ -22,7 +22,7 @@ from sdxl_ray.io.records import read
 from sdxl_ray.io.search_records import SearchCard, Trial, front, read_trials
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.training.run_directory import RunFolder
-from sdxl_ray.tune.final_evaluation import conclude
+from sdxl_ray.tune.final_evaluation import evaluate_finalists
 from sdxl_ray.tune.search import SearchResult, search
 from tests.distributed.conftest import processes
 
@@ -248,7 +248,7 @@ def test_under_ray_train_the_workers_draw_the_final_split(wrong: SearchResult, s
     plain = override(parse(card.recipe), {"parallel.engine": "zero"}).model_dump(mode="json")
     rows: list[dict[str, Any]] = []
     place = Storage.of(storage)
-    again = conclude(card.model_copy(update={"recipe": plain}), place, wrong.trials, 0, rows.append)
+    again = evaluate_finalists(card.model_copy(update={"recipe": plain}), place, wrong.trials, 0, rows.append)
     assert (again.winner, again.beats_default) == (1, False)
     assert "starting 1 worker" in [row.get("name") for row in rows]
 

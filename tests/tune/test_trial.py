@@ -26,16 +26,20 @@ def space(**changes: Any) -> Space:
 
 
 def trial(number: int, state: TrialState, *scores: float) -> Trial:
-    looks = [TrialScores(100 * place, {"quality": score}, 10.0 * place) for place, score in enumerate(scores, start=1)]
-    kept = looks[-1].step if state == "finished" else None
-    return Trial(number, {"optim.lr": 1e-3}, 300, f"s/{number}", state, looks, ended_s=10.0 * len(looks), kept=kept)
+    evaluations = [
+        TrialScores(100 * place, {"quality": score}, 10.0 * place) for place, score in enumerate(scores, start=1)
+    ]
+    kept = evaluations[-1].step if state == "finished" else None
+    return Trial(
+        number, {"optim.lr": 1e-3}, 300, f"s/{number}", state, evaluations, ended_s=10.0 * len(evaluations), kept=kept
+    )
 
 
 def test_a_look_ends_with_its_scores() -> None:
-    looks = TrialReporter(["quality"], scored=True)
-    assert looks.add({"kind": "step", "step": 100}) is None
-    assert looks.add({"kind": "validation", "step": 100, "loss": 0.2}) is None
-    found = looks.add({"kind": "scores", "step": 100, "metrics": SCORES})
+    evaluations = TrialReporter(["quality"], scored=True)
+    assert evaluations.add({"kind": "step", "step": 100}) is None
+    assert evaluations.add({"kind": "validation", "step": 100, "loss": 0.2}) is None
+    found = evaluations.add({"kind": "scores", "step": 100, "metrics": SCORES})
     assert found == (100, {"validation_loss": 0.2} | {name: v for name, v in SCORES.items() if v is not None})
     assert TrialReporter(["validation_loss"], scored=False).add({"kind": "validation", "step": 100, "loss": 0.2}) == (
         100,
@@ -81,7 +85,7 @@ def test_the_first_proposal_is_the_recipe_and_the_interrupted_come_before_new_on
     again = Proposer(mine, recipe, known, str)
     assert [again.suggest(key)["run"] for key in "ab"] == ["s/1", "s/2"]
     assert again.suggest("c")["run"] == "4"
-    assert again.trial("a").looks == known[1].looks
+    assert again.trial("a").evaluations == known[1].evaluations
     assert again.trial("b").state == "running"
 
 
@@ -94,7 +98,7 @@ def test_a_failed_trial_is_told_and_does_not_stop_the_next() -> None:
         ours = proposer.trial(key)
         ours.state = state  # type: ignore[assignment]
         if state != "failed":
-            ours.looks.append(TrialScores(300, {"quality": 0.5}, 1.0))
+            ours.evaluations.append(TrialScores(300, {"quality": 0.5}, 1.0))
             ours.kept = 300
         proposer.tell(ours)
     # The default is no proposal of the study: it is added when it has ended.
@@ -125,7 +129,7 @@ def test_rungs_know_what_earlier_sessions_scored() -> None:
     past = [trial(0, "finished", 0.5, 0.5, 0.5), trial(1, "cut", 0.9), trial(2, "failed")]
     scheduler = Halving(mine, mine.start({}), past)
     assert _asked(scheduler, "a", {"optim.lr": 1e-3}, 100, 0.4) == "STOP"
-    # A trial that was cut will report its own looks again.
+    # A trial that was cut will report its own evaluations again.
     assert _asked(scheduler, "b", {"optim.lr": 1e-3}, 100, 0.6) == "CONTINUE"
 
 
@@ -154,13 +158,13 @@ def test_trials_beside_each_other_do_not_spend_each_others_steps() -> None:
     assert isinstance(proposer.suggest("a"), dict)
     assert proposer.suggest("b") is None  # 300 are promised
     first = proposer.trial("a")
-    first.looks.append(TrialScores(300, {"quality": 0.5}, 1.0))
-    assert not stopper.stop_all()  # its last look comes before its artifact
+    first.evaluations.append(TrialScores(300, {"quality": 0.5}, 1.0))
+    assert not stopper.stop_all()  # its last evaluation comes before its artifact
     first.state = "stopped"
-    first.looks[-1] = TrialScores(100, {"quality": 0.5}, 1.0)
+    first.evaluations[-1] = TrialScores(100, {"quality": 0.5}, 1.0)
     assert isinstance(proposer.suggest("c"), dict)  # what was not taken is free again
     second = proposer.trial("c")
-    second.looks.append(TrialScores(300, {"quality": 0.5}, 1.0))
+    second.evaluations.append(TrialScores(300, {"quality": 0.5}, 1.0))
     second.state = "finished"
     assert proposer.suggest("d") == Proposer.FINISHED
     assert stopper.stop_all() and stopper.spent == "budget.steps=450"

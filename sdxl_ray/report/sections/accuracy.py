@@ -120,7 +120,7 @@ def _head(metric: Metric) -> Cell:
 
 
 def _panel(facts: ComparisonFacts, metric: Metric) -> Panel:
-    how = models.looks(facts)
+    how = models.styles(facts)
     found = {name: facts.score(name, metric.name) for name in models.names(facts)}
     rows = [(name, score, how[name]) for name, score in found.items() if isinstance(score, Score)]
     marks = {name: score.value for name, score in models.references(facts, metric.name).items()}

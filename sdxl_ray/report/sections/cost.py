@@ -46,7 +46,7 @@ def section(facts: ComparisonFacts) -> ReportSection:
     caption = (
         "Bytes are the largest over an arm's runs, times the mean; a step is the median. Memory is the allocator's on "
         "a GPU and the whole process on a CPU, libraries included, since the run began. The whole run prepares, "
-        "trains, looks and saves."
+        "trains, evaluates and saves."
     )
     blocks: list[ReportBlock] = [DataTable(caption, titles, rows)]
     panels = tuple(panel for axis in _AXES if (panel := _panel(facts, *axis)) is not None)
@@ -56,7 +56,7 @@ def section(facts: ComparisonFacts) -> ReportSection:
 
 
 def _panel(facts: ComparisonFacts, name: str, axis: str, write: Callable[[Any], str]) -> Panel | None:
-    metric, how = metric_of(main_metric(facts)), models.looks(facts)
+    metric, how = metric_of(main_metric(facts)), models.styles(facts)
     found: list[tuple[ArmFacts, float, Score]] = []
     for arm in facts.arms:
         score, cost = facts.score(arm.name, metric.name), getattr(arm.cost, name)

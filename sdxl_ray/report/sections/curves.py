@@ -15,7 +15,7 @@ from sdxl_ray.report.document import (
 )
 from sdxl_ray.report.facts import ArmFacts, ComparisonFacts, Curves, main_metric
 from sdxl_ray.report.metrics import METRICS, QUALITY, Absent, Score, metric_of
-from sdxl_ray.report.plots import PlotLine, lines, look, smooth
+from sdxl_ray.report.plots import PlotLine, lines, smooth, style
 from sdxl_ray.report.sections import models
 
 _SMOOTHING = 20  # steps
@@ -28,7 +28,7 @@ def section(facts: ComparisonFacts) -> ReportSection:
         blocks.append(Panels("Quality against steps, on the validation prompts that chose the checkpoint.", quality))
         blocks += [Paragraph(text) for text in _course(facts)]
     else:
-        blocks.append(Paragraph(f"Quality against steps is not measured: {models.NO_LOOKS}.", tone="muted"))
+        blocks.append(Paragraph(f"Quality against steps is not measured: {models.NO_EVALUATIONS}.", tone="muted"))
     losses = tuple(panel for panel in (_validation(facts), _training(facts)) if panel is not None)
     if losses:
         blocks.append(Panels("Learning curves.", losses))
@@ -64,7 +64,7 @@ def _course(facts: ComparisonFacts) -> list[str]:
 
 
 def _quality_panel(facts: ComparisonFacts, name: str) -> Panel:
-    metric, how = metric_of(name), models.looks(facts)
+    metric, how = metric_of(name), models.styles(facts)
     curves, rows = [], []
     for arm, curve in _all(facts):
         points = curve.quality.get(name, ())
@@ -101,7 +101,7 @@ def _loss(
     facts: ComparisonFacts,
     width: int,
 ) -> Panel:
-    how, curves, rows = models.looks(facts), [], []
+    how, curves, rows = models.styles(facts), [], []
     for arm, curve, points in found:
         values = smooth([value for _, value in points], width)
         joined = tuple(zip((step for step, _ in points), values, strict=True))
@@ -150,7 +150,7 @@ def _photos(facts: ComparisonFacts) -> ReportBlock:
     curves = [
         PlotLine(
             method,
-            look(place),
+            style(place),
             tuple((count, score.value) for count, score, _ in found),
             tuple(score.bounded for _, score, _ in found),
         )

@@ -64,7 +64,7 @@ def _steps(facts: ComparisonFacts) -> ReportBlock:
 
 
 def _against_steps(facts: ComparisonFacts, name: str) -> Panel | None:
-    metric, how = metric_of(name), models.looks(facts)
+    metric, how = metric_of(name), models.styles(facts)
     curves, rows = [], []
     for model in models.names(facts):
         points = sorted(
@@ -92,7 +92,7 @@ def _against_steps(facts: ComparisonFacts, name: str) -> Panel | None:
 
 
 def _time_of_steps(facts: ComparisonFacts) -> tuple[Panel, ...]:
-    how, curves, rows = models.looks(facts), [], []
+    how, curves, rows = models.styles(facts), [], []
     counts = sorted({n for _, _, n in facts.scores.drawn})
     for model in models.names(facts):
         times = [(n, seconds_per_image(facts, model, f"{DRAWN_WITH}{n}")) for n in counts]

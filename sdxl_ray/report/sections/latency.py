@@ -21,7 +21,7 @@ from sdxl_ray.metrics.latency import (
 from sdxl_ray.report.document import Cell, DataTable, Panel, Panels, Paragraph, ReportBlock, ReportSection, Tone, joined
 from sdxl_ray.report.facts import ComparisonFacts
 from sdxl_ray.report.metrics import BASE
-from sdxl_ray.report.plots import ArmStyle, PlotLine, lines, look
+from sdxl_ray.report.plots import ArmStyle, PlotLine, lines, style
 from sdxl_ray.report.sections import models
 
 _POINTS = 60  # of a curve: more than a phone can show
@@ -46,7 +46,7 @@ def section(facts: ComparisonFacts) -> ReportSection:
     against = _against_base(facts, found)
     if against is not None:
         blocks.append(against)
-    how = _looks(facts, found)
+    how = _styles(facts, found)
     blocks.append(_curves(found, how))
     rates = _against_rate(found, how)
     if rates is not None:
@@ -65,10 +65,10 @@ def _ordered(facts: ComparisonFacts) -> list[Summary]:
     return sorted(found, key=lambda s: (s.condition.scenario, s.condition.rate, order.get(s.arm, len(order)), s.arm))
 
 
-def _looks(facts: ComparisonFacts, found: Sequence[Summary]) -> dict[str, ArmStyle]:
-    known = models.looks(facts)
+def _styles(facts: ComparisonFacts, found: Sequence[Summary]) -> dict[str, ArmStyle]:
+    known = models.styles(facts)
     more = [name for name in dict.fromkeys(summary.arm for summary in found) if name not in known]
-    return known | {name: look(len(known) - 1 + place) for place, name in enumerate(more)}
+    return known | {name: style(len(known) - 1 + place) for place, name in enumerate(more)}
 
 
 def _how(facts: ComparisonFacts, found: Sequence[Summary]) -> Paragraph:

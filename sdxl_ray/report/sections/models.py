@@ -8,9 +8,9 @@ from typing import Any
 from sdxl_ray.report.document import Cell, DataTable
 from sdxl_ray.report.facts import ComparisonFacts
 from sdxl_ray.report.metrics import BASE, REFERENCES, Score
-from sdxl_ray.report.plots import BASE_LOOK, ArmStyle, look
+from sdxl_ray.report.plots import BASE_STYLE, ArmStyle, style
 
-NO_LOOKS = "no look at a validation set is recorded (evaluation.every is 0, or the runs are not here)"
+NO_EVALUATIONS = "no look at a validation set is recorded (evaluation.every is 0, or the runs are not here)"
 
 
 def names(facts: ComparisonFacts) -> list[str]:
@@ -18,8 +18,8 @@ def names(facts: ComparisonFacts) -> list[str]:
     return [BASE, *(arm.name for arm in facts.arms)]
 
 
-def looks(facts: ComparisonFacts) -> dict[str, ArmStyle]:
-    return {BASE: BASE_LOOK} | {arm.name: look(index) for index, arm in enumerate(facts.arms)}
+def styles(facts: ComparisonFacts) -> dict[str, ArmStyle]:
+    return {BASE: BASE_STYLE} | {arm.name: style(index) for index, arm in enumerate(facts.arms)}
 
 
 def references(facts: ComparisonFacts, metric: str) -> dict[str, Score]:

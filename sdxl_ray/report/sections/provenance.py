@@ -9,7 +9,7 @@ from sdxl_ray.report.facts import ComparisonFacts
 from sdxl_ray.report.metrics import Absent
 from sdxl_ray.report.source import CARD
 
-_NOT_SAID = Absent(f"{CARD} does not say")
+_UNREPORTED = Absent(f"{CARD} does not say")
 
 
 def section(facts: ComparisonFacts) -> ReportSection:
@@ -46,7 +46,7 @@ def _arms(facts: ComparisonFacts) -> DataTable:
             Cell(arm.name, tone="strong"),
             Cell(", ".join(arm.runs)),
             cell(arm.photos),
-            Cell(", ".join(arm.hashes)) if arm.hashes else cell(_NOT_SAID),
+            Cell(", ".join(arm.hashes)) if arm.hashes else cell(_UNREPORTED),
         )
         for arm in facts.arms
     )

@@ -26,14 +26,20 @@ from sdxl_ray.report.document import (
     score_text,
 )
 from sdxl_ray.report.metrics import BASE, REFERENCES, Score, metric_of
-from sdxl_ray.report.plots import Axis, PlotLine, Strand, intervals, lines, look, parallel, scatter
+from sdxl_ray.report.plots import Axis, PlotLine, Strand, intervals, lines, parallel, scatter, style
 from sdxl_ray.report.scores import FINAL
 from sdxl_ray.report.search_facts import DEFAULT, TUNED, Searched, ends, final_scores, height
 from sdxl_ray.report.sections.models import numbers
 
 #: Of the final split's images: rows that are shown.
 _ROWS = 6
-_LOOKS = {"finished": look(0), "stopped": look(1), "failed": look(2), "default": look(4), "best": look(5)}
+_STYLES = {
+    "finished": style(0),
+    "stopped": style(1),
+    "failed": style(2),
+    "default": style(4),
+    "best": style(5),
+}
 
 
 def document_of(searched: Searched) -> Document:
@@ -58,12 +64,12 @@ def answer(searched: Searched) -> ReportSection:
         against = f"default {default.metrics[searched.card.metric]:.4f}" if default else "no default finished"
         score = f"{winner.metrics[searched.card.metric]:.4f}"
         stats.insert(0, Stat(f"Best {metric_of(searched.card.metric).short} (tune split)", score, against))
-    told_best = f"Best recipe: {searched.label(winner)}, {parameters_text(winner.parameters)}." if winner else ""
+    reported_best = f"Best recipe: {searched.label(winner)}, {parameters_text(winner.parameters)}." if winner else ""
     why = (
         "The best of many trials looks better than it is on the images that chose it; the final split has prompts, "
         "seeds and, where there were enough, photos that no trial saw."
     )
-    block = AnswerBlock(sentence, tuple(filter(None, (told_best, why))), tuple(stats), _pairs(searched, 1))
+    block = AnswerBlock(sentence, tuple(filter(None, (reported_best, why))), tuple(stats), _pairs(searched, 1))
     return ReportSection("answer", "The answer", "", (block,))
 
 
@@ -110,7 +116,7 @@ def trials(searched: Searched) -> ReportSection:
         table = numbers(("seconds", "training steps", metric), rows, "{:.4f}".format)
         panels = []
         for title, place in (("seconds of searching", 0), ("training steps of all trials", 1)):
-            plot = lines([PlotLine("best so far", look(0), _stairs(whole, place))], title, metric)
+            plot = lines([PlotLine("best so far", style(0), _stairs(whole, place))], title, metric)
             alt = f"Best {metric} so far against {title}: from {points[0][2]:.4f} to {points[-1][2]:.4f}"
             panels.append(Panel(f"Against {title}", plot, alt, table))
         blocks.append(Panels("The best finished trial so far, on the tune split.", tuple(panels)))
@@ -127,7 +133,7 @@ def trials(searched: Searched) -> ReportSection:
         )
         for trial in searched.trials
     )
-    caption = "Every trial. Stopped: behind at a rung of the scheduler; its score is that of its last look."
+    caption = "Every trial. Stopped: behind at a rung of the scheduler; its score is that of its last evaluation."
     blocks.append(DataTable(caption, ("trial", "state", "step", *shown, "time", "parameters"), body))
     return ReportSection("trials", "Trials", "How the search went.", tuple(blocks))
 
@@ -142,7 +148,7 @@ def parameters(searched: Searched) -> ReportSection:
     ]
     shares = searched.importance()
     if shares:
-        rows = [(path, Score(share), look(0)) for path, share in sorted(shares.items(), key=lambda x: -x[1])]
+        rows = [(path, Score(share), style(0)) for path, share in sorted(shares.items(), key=lambda x: -x[1])]
         plot = intervals([(path.rpartition(".")[2], score, how) for path, score, how in rows], {}, "share")
         table = numbers(("parameter", "share"), [(path, score.value) for path, score, _ in rows], "{:.2f}".format)
         alt = "Importance: " + ", ".join(f"{path} {score.value:.2f}" for path, score, _ in rows)
@@ -207,7 +213,7 @@ def _parallel(searched: Searched, known: Sequence[Trial]) -> Panel:
         ]
         heights.append((trial.metrics[metric] - low) / (high - low) if high > low else 0.5)
         strong = name in ("best", "default")
-        strands.append(Strand(name, _LOOKS.get(name, look(3)), tuple(heights), strong))
+        strands.append(Strand(name, _STYLES.get(name, style(3)), tuple(heights), strong))
     rows = [(searched.label(trial), trial.metrics[metric], parameters_text(trial.parameters)) for trial in known]
     table = numbers(("trial", metric, "parameters"), rows, "{:.4f}".format)
     alt = f"{len(known)} trials as lines over {', '.join(space.parameters)}, ending at their {metric}"
@@ -218,7 +224,7 @@ def _front(searched: Searched, known: Sequence[Trial], x: str, y: str) -> Panel:
     on, dots, rows = searched.front, [], []
     for trial in known:
         at, name, here = (trial.metrics[x], trial.metrics[y]), searched.label(trial), trial in on
-        dots.append(("on the front" if here else "behind", look(0) if here else look(1), *at, str(trial.number)))
+        dots.append(("on the front" if here else "behind", style(0) if here else style(1), *at, str(trial.number)))
         rows.append((name, *at, "yes" if here else ""))
     table = numbers(("trial", x, y, "on the front"), rows, "{:.4f}".format)
     plot = scatter(dots, f"{metric_of(x).short}, {metric_of(x).better} is better", metric_of(y).short)

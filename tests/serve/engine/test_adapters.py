@@ -34,7 +34,7 @@ def _with(*names: str, seed: int = 1, steps: int = 3, **changes: Any) -> ImageRe
 
 def test_the_least_recently_used_goes_but_never_one_in_flight(plain: Plain, loras: dict[str, Artifact]) -> None:
     async def main() -> None:
-        async with running(ServingEngine(Base(), adapters=loras, settings=small(max_resident=2))) as engine:
+        async with running(ServingEngine(Base(), adapters=loras, settings=small(max_cached_adapters=2))) as engine:
             for name in ("round", "sharp", "round", "wordy"):
                 await engine.draw(_with(name))
             assert engine.status()["resident"] == ["round", "wordy"]

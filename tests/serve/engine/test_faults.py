@@ -95,7 +95,7 @@ def test_a_failed_activation_changes_no_other_image(plain: Plain, loras: dict[st
 
 def test_an_evicted_adapter_leaves_the_layers_too(loras: dict[str, Artifact]) -> None:
     async def main() -> None:
-        async with running(ServingEngine(Base(), adapters=loras, settings=small(max_resident=1))) as engine:
+        async with running(ServingEngine(Base(), adapters=loras, settings=small(max_cached_adapters=1))) as engine:
             lora = engine._line.denoiser._lora
 
             def laid_out() -> set[str]:

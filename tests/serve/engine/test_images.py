@@ -103,7 +103,7 @@ def test_random_mixes_that_come_and_go(plain: Plain, loras: dict[str, Artifact],
         return await engine.draw(request)
 
     async def main() -> None:
-        settings = small(max_batch=4, max_resident=2, cached_prompts=3)
+        settings = small(max_batch=4, max_cached_adapters=2, cached_prompts=3)
         async with running(ServingEngine(Base(), adapters=loras, settings=settings)) as engine:
             drawn = await asyncio.gather(*[late(engine, r, rng.uniform(0, number / 12)) for r in requests])
             assert engine.status()["in_flight"] == engine.status()["waiting"] == 0

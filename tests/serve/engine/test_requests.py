@@ -43,7 +43,7 @@ def test_wrong_requests_are_refused() -> None:
     ("settings", "message"),
     [
         ({"max_batch": 0}, "max_batch = 0: give at least 1"),
-        ({"max_resident": 0}, "max_resident = 0: give at least 1"),
+        ({"max_cached_adapters": 0}, "max_cached_adapters = 0: give at least 1"),
         ({"cached_prompts": -1}, "cached_prompts = -1: give 0 or more"),
         ({"dtype": "fp16"}, "dtype 'fp16': choose from fp32, bf16"),
         ({"fuse": "dog"}, "fuse = 'dog': there are no adapters"),
