@@ -114,7 +114,7 @@ class CheckpointStore:
             partial.mkdir(parents=True, exist_ok=True)
             hashes = {path.name: sha256(path) for path in write(partial)}
             for name in hashes:
-                self._backend.keep(partial, final, name)
+                self._backend.upload(partial, final, name)
         except Exception as error:
             problem = disk_problem(error)
             if problem is None:

@@ -1,7 +1,7 @@
-"""Shelves: where finished checkpoints stand. A folder that every rank sees, or a store that every machine reaches.
+"""Checkpoint backends: where finished checkpoints are stored, a folder that every rank sees or object storage.
 
-Both keep the rule that nothing partial has a final name: a folder is renamed when it is whole; in a store, which cannot
-rename, `manifest.json` is sent last, and a checkpoint without one does not exist.
+Both keep the rule that nothing partial has a final name: a folder is renamed when it is whole; object storage cannot
+rename, so there `manifest.json` is sent last, and a checkpoint without one does not exist.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointBackend(Protocol):
-    """What a `CheckpointStore` needs of the place of its checkpoints. Problems come back as text."""
+    """What a `CheckpointStore` needs of its storage. Problems come back as text."""
 
     def steps(self) -> list[int]:
         """Steps of which there is a checkpoint, in no order. Called on rank 0."""
 
-    def keep(self, partial: Path, final: Path, name: str) -> None:
-        """This rank has written `beside/name`. Raises OSError or RunError."""
+    def upload(self, partial: Path, final: Path, name: str) -> None:
+        """This rank has written `partial/name`: send it. Raises OSError or RunError."""
 
     def commit(self, partial: Path, final: Path, manifest: dict[str, Any]) -> str | None:
         """Rank 0: every file is written; from here on the checkpoint exists. What went wrong, or None."""
 
     def discard_partial(self, partial: Path) -> None:
-        """Every rank, after the commit or instead of it: remove what is not needed any more."""
+        """Every rank, after the commit or instead of it: remove files that are no longer needed."""
 
     def download(self, folder: Path) -> str | None:
-        """Every rank: bring a checkpoint here and check it, each rank its part; what is wrong with it, or None."""
+        """Every rank: download a checkpoint and check this rank's part of it; what is wrong with it, or None."""
 
     def delete(self, folder: Path) -> None:
         """Rank 0: remove a checkpoint."""
@@ -55,7 +55,7 @@ class FolderBackend:
     def steps(self) -> list[int]:
         return steps_of(path.name for path in self._folder.glob("step-*")) if self._folder.is_dir() else []
 
-    def keep(self, partial: Path, final: Path, name: str) -> None:
+    def upload(self, partial: Path, final: Path, name: str) -> None:
         pass
 
     def commit(self, partial: Path, final: Path, manifest: dict[str, Any]) -> str | None:
@@ -101,7 +101,7 @@ class StorageBackend:
         names = (name.partition("/") for name in self._storage.names(self._folder))
         return steps_of(folder for folder, _, file in names if file == MANIFEST)
 
-    def keep(self, partial: Path, final: Path, name: str) -> None:
+    def upload(self, partial: Path, final: Path, name: str) -> None:
         self._storage.put(partial / name, final / name)
 
     def commit(self, partial: Path, final: Path, manifest: dict[str, Any]) -> str | None:

@@ -24,6 +24,8 @@ from tests.cases import cases
 from tests.config.refused import refused
 from tests.conftest import Here
 
+pytestmark = pytest.mark.chaos
+
 #: What YAML 1.1, or 1.2, would make another type of.
 TEXTS = (
     *("2024_05", "007", "010", "+7", "-0", "0x1F", "0o17", "0b1", "1_000", "99999999999999999999999999"),

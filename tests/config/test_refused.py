@@ -13,6 +13,8 @@ from sdxl_ray.errors import UserError
 from tests.cases import cases
 from tests.config.refused import refused
 
+pytestmark = pytest.mark.chaos
+
 
 @pytest.mark.parametrize(
     ("changes", "line"),

@@ -24,6 +24,8 @@ from sdxl_ray.data.image_sources import Reader, entries
 from sdxl_ray.errors import UserError
 from tests.cases import cases
 
+pytestmark = pytest.mark.chaos
+
 PHOTOS = Path(__file__).parents[3] / "shared" / "dreambooth"
 
 

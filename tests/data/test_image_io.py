@@ -16,6 +16,8 @@ from PIL import Image, ImageCms
 from sdxl_ray.data.image_io import BadImage, open_image, probe, verify
 from tests.cases import cases
 
+pytestmark = pytest.mark.chaos
+
 PHOTOS = Path(__file__).parents[3] / "shared" / "dreambooth"
 
 

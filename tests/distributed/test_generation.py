@@ -25,7 +25,7 @@ from sdxl_ray.io.storage import Storage
 from tests.bucket import bucket
 from tests.random_lora import random_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.chaos]
 
 SETTINGS = EvaluationSettings(
     GenerationSettings(2, 2.0, height=32, width=32, batch_size=3),

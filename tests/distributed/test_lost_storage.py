@@ -20,7 +20,7 @@ from tests.disks import small_disk
 from tests.distributed.conftest import quick
 from tests.io.storage.silent import Faulty, faulty
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 ENGINES = ["local", pytest.param("zero", marks=pytest.mark.exhaustive)]
 

@@ -17,6 +17,8 @@ from sdxl_ray.io.records import read
 from tests.distributed.conftest import quick, words
 from tests.nodes import Cluster, cluster, stop, wait_for
 
+pytestmark = pytest.mark.chaos
+
 #: Node ids, the head's last.
 NODES = """
 import ray

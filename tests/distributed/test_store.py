@@ -22,7 +22,7 @@ from tests.bucket import Bucket, bucket
 from tests.distributed.conftest import LORA, examples, losses, words
 from tests.nodes import stop, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 PLANTED = Path(__file__).parents[1] / "tune" / "planted.yaml"
 

@@ -17,6 +17,8 @@ from sdxl_ray.errors import UserError
 from sdxl_ray.models.safetensors_files import order_metadata, read_header
 from tests.cases import cases
 
+pytestmark = pytest.mark.chaos
+
 WHOLE = save({"a": torch.arange(4.0), "b": torch.zeros(2, 3)}, {"format": "pt"})
 HEADERS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

@@ -19,6 +19,8 @@ from sdxl_ray.training.checkpoint import CheckpointStore
 from tests.bucket import bucket
 from tests.disks import small_disk
 
+pytestmark = pytest.mark.chaos
+
 #: Kills of one saver; `make chaos` asks for 20.
 KILLS = int(os.environ.get("SDXL_RAY_KILLED_SAVES", "6"))
 

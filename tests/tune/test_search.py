@@ -26,7 +26,7 @@ from sdxl_ray.tune.final_evaluation import evaluate_finalists
 from sdxl_ray.tune.search import SearchResult, search
 from tests.distributed.conftest import processes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 PLANTED = Path(__file__).with_name("planted.yaml")
 COMMAND = [sys.executable, "-m", "sdxl_ray", "tune", str(PLANTED), "--name", "s"]
