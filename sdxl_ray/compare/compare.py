@@ -30,13 +30,13 @@ from sdxl_ray.evaluation.runner import EvaluationResult
 from sdxl_ray.interrupts import keeping
 from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.io.records import read
+from sdxl_ray.io.rows import OnRow
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.report.build import Written, write_report
 from sdxl_ray.report.source import ArmCard, ComparisonCard
 from sdxl_ray.training.run_directory import finished_run
 from sdxl_ray.training.run_lock import locked
 
-OnRow = Callable[[dict[str, Any]], None]
 #: `then(folder, artifact of each arm's first run)` adds records to the folder before the report is made of them.
 Then = Callable[[Path, dict[str, Artifact]], None]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,12 @@ from sdxl_ray.evaluation.subject import (
 )
 from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.io.records import Recorder
+from sdxl_ray.io.rows import OnRow
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.models.base_model_files import locate
 from sdxl_ray.report.source import GenerationCard
 from sdxl_ray.training.run_directory import APART, require_own, scan_images
 from sdxl_ray.training.trainer import Splits
-
-OnRow = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)

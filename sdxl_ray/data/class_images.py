@@ -8,7 +8,6 @@ Source: DreamBooth's autogenous prior, arXiv 2208.12242, section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from sdxl_ray.config.schema import Data
@@ -16,12 +15,11 @@ from sdxl_ray.data.dataset import ImageSet, class_folder
 from sdxl_ray.data.tensor_cache import namespace
 from sdxl_ray.io.collectives import Collectives, share
 from sdxl_ray.io.file_exchange import exchange
+from sdxl_ray.io.rows import OnProgress
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.metrics.counted_random import counted
 from sdxl_ray.models.base_model import Components
 from sdxl_ray.models.pipeline import generate
-
-OnProgress = Callable[[int, int], None]
 
 
 def class_images(

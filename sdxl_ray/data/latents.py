@@ -26,7 +26,7 @@ from sdxl_ray.models.text_encoders import encode_captions
 #: Raised by hand when the numbers written into a cache change their meaning; old entries are then not found.
 CODE_VERSION = 2
 
-Row = dict[str, Tensor]
+TensorRow = dict[str, Tensor]
 ReadImage = Callable[[View], Image.Image]
 
 
@@ -37,7 +37,7 @@ def pixels(image: Image.Image) -> Tensor:
 
 
 @torch.no_grad()
-def encode_images(vae: Any, images: Iterable[Image.Image], names: Sequence[str]) -> list[Row]:
+def encode_images(vae: Any, images: Iterable[Image.Image], names: Sequence[str]) -> list[TensorRow]:
     """The VAE posterior of each image: fp32 `{"mean": [C, h, w], "std": [C, h, w]}` on the CPU.
 
     Raises RunError, naming the image, when the VAE overflows: SDXL's own does in fp16.
@@ -80,7 +80,7 @@ class LatentSource:
         """Where its cache is, if it has one."""
         return self._cache.folder if self._cache else None
 
-    def get(self, views: Sequence[View]) -> list[Row]:
+    def get(self, views: Sequence[View]) -> list[TensorRow]:
         """One row per view, in order."""
         return self._cache.read([view.key for view in views]) if self._cache else self._encode(views)
 
@@ -101,7 +101,7 @@ class LatentSource:
         if self._cache is not None:
             self._cache.refresh()
 
-    def _encode(self, views: Sequence[View]) -> list[Row]:
+    def _encode(self, views: Sequence[View]) -> list[TensorRow]:
         images = (render(self._read(view), view) for view in views)
         return encode_images(self._vae, images, [view.image.source for view in views])
 
@@ -125,7 +125,7 @@ class TextSource:
         """Where its cache is, if it has one."""
         return self._cache.folder if self._cache else None
 
-    def get(self, captions: Sequence[str]) -> list[Row]:
+    def get(self, captions: Sequence[str]) -> list[TensorRow]:
         """`{"hidden": [L, C], "pooled": [P]}` per caption (pooled for encoder 2 only)."""
         return self._cache.read([caption_key(c) for c in captions]) if self._cache else self._encode(captions)
 
@@ -146,7 +146,7 @@ class TextSource:
         if self._cache is not None:
             self._cache.refresh()
 
-    def _encode(self, captions: Sequence[str]) -> list[Row]:
+    def _encode(self, captions: Sequence[str]) -> list[TensorRow]:
         different = list(dict.fromkeys(captions))  # a subject's images mostly share one prompt
         rows = encode_captions(self._tokenizer, self._encoder, different, self._pooled, self._max_token_length)
         of = dict(zip(different, rows, strict=True))

@@ -20,7 +20,7 @@ import yaml
 
 from sdxl_ray.distributed.nodes import alive
 
-Resources = Mapping[str, float]
+NodeResources = Mapping[str, float]
 
 #: Where `ray up` leaves its file on the head.
 LAUNCHER_FILE = "~/ray_bootstrap_config.yaml"
@@ -34,10 +34,10 @@ _TYPE_LABEL = "ray.io/node-group"
 class NodeKind:
     """Nodes that are alike: what each offers, and how many there are at most. None: nobody knows."""
 
-    offers: Resources
+    offers: NodeResources
     count: int | None
 
-    def workers(self, need: Resources) -> int | None:
+    def workers(self, need: NodeResources) -> int | None:
         """How many workers that need this fit on all of them. A worker is on one node."""
         each = min(int(self.offers.get(name, 0) // amount) for name, amount in need.items() if amount)
         return 0 if not each else None if self.count is None else each * self.count
@@ -78,7 +78,7 @@ class ClusterCapacity:
         """Whether any node has some of a resource, or may have."""
         return any(kind.offers.get(name, 0) for kind in (*self.live, *(self.declared or ())))
 
-    def workers(self, need: Resources) -> int | None:
+    def workers(self, need: NodeResources) -> int | None:
         """How many workers fit, once the autoscaler has added what it may. None: it may add, nobody knows how much."""
         if self.grows and self.declared is None:
             return None

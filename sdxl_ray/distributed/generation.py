@@ -10,7 +10,7 @@ drawing with one line; repeat the call to resume with what is missing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,12 +30,12 @@ from sdxl_ray.evaluation.runner import EvaluationPlan, EvaluationSettings, check
 from sdxl_ray.evaluation.subject import Subject
 from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.io.collectives import leads_machine
+from sdxl_ray.io.rows import OnRow
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.io.storage.deadline import waits_reported
 from sdxl_ray.paths import working_directory
 from sdxl_ray.training.local import default_device
 
-OnRow = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
 

@@ -16,8 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sdxl_ray.errors import RunError
-
-Row = dict[str, Any]
+from sdxl_ray.io.rows import Row
 
 
 @ray.remote(num_cpus=0, max_concurrency=2)

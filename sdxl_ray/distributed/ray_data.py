@@ -6,7 +6,7 @@ loop then reads the cached latents by key, a row group at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ from sdxl_ray.data.image_io import BadImage
 from sdxl_ray.data.image_sources import ImageEntry, Reader
 from sdxl_ray.distributed.worker_paths import image_here, path_here, recipe_here
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.io.rows import OnRow
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.paths import working_directory
 from sdxl_ray.training.run_directory import RunFolder, divided
 from sdxl_ray.training.trainer import Splits
-
-OnRow = Callable[[dict[str, Any]], None]
 
 #: Above this many images `data.stream=auto` goes through Ray Data.
 MANY = 2_000

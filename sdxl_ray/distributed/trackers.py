@@ -8,8 +8,8 @@ from typing import Any
 
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.errors import UserError
+from sdxl_ray.io.rows import OnRow
 
-OnRow = Callable[[dict[str, Any]], None]
 _NUMBERS = {"step": ("loss", "lr", "grad_norm", "samples_per_s", "peak_bytes"), "validation": ("loss",)}
 
 

@@ -8,7 +8,6 @@ The same call goes on with a run that was killed: its folder is found by name an
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from sdxl_ray.distributed.trackers import require_trackers
 from sdxl_ray.distributed.worker import train_worker
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.interrupts import keeping
+from sdxl_ray.io.rows import OnRow
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.paths import required_name, working_directory
 from sdxl_ray.training.extension import extend as extend_run
@@ -31,8 +31,6 @@ from sdxl_ray.training.preflight import preflight
 from sdxl_ray.training.run_directory import APART, RunFolder, default_name, open_run, scan_images
 from sdxl_ray.training.run_lock import locked
 from sdxl_ray.training.trainer import Splits
-
-OnRow = Callable[[dict[str, Any]], None]
 
 #: Ray Train's defaults that are wrong here, unless the user has set them. Seconds between its health checks (2):
 #: `train.report` waits for one while the report before is not fetched yet, and an evaluation with a checkpoint makes

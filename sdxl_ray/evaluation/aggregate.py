@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -20,9 +19,8 @@ from sdxl_ray.evaluation.evaluated_models import BASE, OTHER, REAL
 from sdxl_ray.evaluation.runner import EvaluationResult
 from sdxl_ray.evaluation.scores import METRICS
 from sdxl_ray.io.records import ALL_SUBJECTS
+from sdxl_ray.io.rows import Row
 from sdxl_ray.metrics.bootstrap import RESAMPLES, Interval, Terms, counts, ends, interval, resampled
-
-Row = dict[str, Any]
 
 #: Units that every subject has its own of.
 _OWN = ("photo", "other")

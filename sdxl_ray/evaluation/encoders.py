@@ -31,7 +31,7 @@ from sdxl_ray.models.truncation import Truncation, truncations
 from sdxl_ray.models.weight_loading import loading, require_finite
 from sdxl_ray.tiny import shipped
 
-Array = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.float32]
 
 _SHIPPED = {"tiny-identity": shipped.IDENTITY, "tiny-clip": shipped.CLIP}
 #: Short name -> hub id and commit. A commit is pinned so that a score means the same next year.
@@ -66,16 +66,16 @@ class Encoder:
     _tokenizer: Any | None
     _extras: int
 
-    def images(self, images: Sequence[Image.Image]) -> Array:
+    def images(self, images: Sequence[Image.Image]) -> Vectors:
         """fp32 [N, D], unit rows."""
         return self.encode(images)[0]
 
-    def patches(self, images: Sequence[Image.Image]) -> Array:
+    def patches(self, images: Sequence[Image.Image]) -> Vectors:
         """fp32 [N, P, D]: the last layer at every patch, as it is."""
         return self.encode(images)[1]
 
     @torch.inference_mode()
-    def encode(self, images: Sequence[Image.Image]) -> tuple[Array, Array]:
+    def encode(self, images: Sequence[Image.Image]) -> tuple[Vectors, Vectors]:
         """`images` and `patches` at the price of one. Raises ValueError for no images."""
         if not images:
             raise ValueError("no images to encode")
@@ -84,12 +84,14 @@ class Encoder:
         return rows_ND, patches_NPD
 
     @torch.inference_mode()
-    def texts(self, texts: Sequence[str]) -> Array:
+    def texts(self, texts: Sequence[str]) -> Vectors:
         """fp32 [N, D], unit rows. Raises UserError for an encoder that reads no text."""
         if self._tokenizer is None:
             raise UserError(f"encoder {self.name!r} reads no text: prompt fidelity needs a CLIP, as tiny-clip")
         ids_BL = tokenize(self._tokenizer, texts).ids_NL.to(self._model.device)
-        rows_ND: Array = _unit(self._model.text_projection(self._model.text_model(ids_BL).pooler_output)).cpu().numpy()
+        rows_ND: Vectors = (
+            _unit(self._model.text_projection(self._model.text_model(ids_BL).pooler_output)).cpu().numpy()
+        )
         return rows_ND
 
     def truncations(self, texts: Sequence[str]) -> list[Truncation]:

@@ -24,12 +24,11 @@ from sdxl_ray.config.schema import MaxTokenLength
 from sdxl_ray.errors import RunError
 from sdxl_ray.evaluation.evaluated_models import EvaluatedModel
 from sdxl_ray.io.collectives import Collectives, share
+from sdxl_ray.io.rows import OnProgress
 from sdxl_ray.models.pipeline import generate
 
 #: Raised by hand when the code that draws gives other images; old files are then not found.
 CODE_VERSION = 1
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from sdxl_ray.evaluation.evaluated_models import BASE, REAL
 from sdxl_ray.evaluation.runner import EvaluationResult
-from sdxl_ray.metrics.bootstrap import RESAMPLES, Array, Interval, Terms, ends, resampled
+from sdxl_ray.metrics.bootstrap import RESAMPLES, FloatArray, Interval, Terms, ends, resampled
 from sdxl_ray.metrics.quality import NEEDED, References, composite
 
 Key = tuple[str, str, str]
@@ -42,8 +42,8 @@ def _of(terms: Mapping[Key, Terms], split: str, model: str) -> dict[str, Terms]:
     return {metric: value for (where, name, metric), value in terms.items() if (where, name) == (split, model)}
 
 
-def _composites(terms: Mapping[str, Terms], references: References, resamples: int) -> Array:
-    drawn: dict[str, Array] = {}
+def _composites(terms: Mapping[str, Terms], references: References, resamples: int) -> FloatArray:
+    drawn: dict[str, FloatArray] = {}
     for name, of in terms.items():
         means = resampled(of, resamples=resamples)
         drawn[name] = np.full(resamples, of.mean) if means is None else means

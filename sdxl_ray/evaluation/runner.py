@@ -28,12 +28,11 @@ from sdxl_ray.evaluation.score_table import ScoreTable, SubjectEncoder, split_at
 from sdxl_ray.evaluation.subject import Subject, require_unseen
 from sdxl_ray.io.collectives import Collectives, SingleProcess
 from sdxl_ray.io.records import Recorder
-from sdxl_ray.metrics.bootstrap import RESAMPLES, Array, Terms
+from sdxl_ray.io.rows import OnRow
+from sdxl_ray.metrics.bootstrap import RESAMPLES, FloatArray, Terms
 from sdxl_ray.models.pipeline import load_pipeline
 from sdxl_ray.models.truncation import prompt_notes
 from sdxl_ray.report.document import joined
-
-OnRow = Callable[[dict[str, Any]], None]
 
 #: First seed of each split: what chose a checkpoint or won a search is judged by other noise.
 FIRST_SEED: dict[Split, int] = {"validation": 1_000_000, "tune": 2_000_000, "final": 3_000_000}
@@ -239,7 +238,7 @@ def render(
     home: Path,
     group: Collectives,
     on_row: OnRow,
-) -> dict[str, Array]:
+) -> dict[str, FloatArray]:
     """Collective. Draw what `home/images` lacks, each rank its share; the prior losses by model, on every rank.
 
     There are no losses without the base, whose class images they are of. Raises RunError as `generate` does.
@@ -303,7 +302,7 @@ def known_losses(
     of: Sequence[ImageJob],
     store: ImageStore,
     settings: EvaluationSettings,
-) -> Array:
+) -> FloatArray:
     """The model's prior losses on the class images `of`: kept beside the images, computed when they are not there.
 
     `pipe` is only called when they have to be.

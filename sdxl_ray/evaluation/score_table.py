@@ -16,7 +16,7 @@ from sdxl_ray.evaluation.encoders import Encoder
 from sdxl_ray.evaluation.evaluated_models import OTHER, REAL, EvaluatedModel
 from sdxl_ray.evaluation.scores import METRICS
 from sdxl_ray.evaluation.subject import Photo, Subject
-from sdxl_ray.metrics.bootstrap import Array, Terms, interval
+from sdxl_ray.metrics.bootstrap import FloatArray, Terms, interval
 
 Images = Sequence[Image.Image]
 
@@ -61,7 +61,7 @@ class ScoreTable:
         images: Sequence[Images],
         classes: Images,
         base_classes: Images,
-        losses: Array | None,
+        losses: FloatArray | None,
         seconds: float = 0.0,
     ) -> None:
         """Score one model. images: of the subject, by [prompt][seed]; base_classes: none without the base.

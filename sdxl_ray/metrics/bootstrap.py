@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sdxl_ray.metrics.counted_random import counted
 
-Array = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.float64]
 
 RESAMPLES = 1000
 _SHARE = 0.95
@@ -30,7 +30,7 @@ class Terms:
     A unit named twice stands for pairs of its members; a member with itself is NaN. n: images behind the score.
     """
 
-    values: Array
+    values: FloatArray
     units: tuple[str, ...]
     n: int
 
@@ -63,7 +63,7 @@ def interval(terms: Terms, seed: int = 0, resamples: int = RESAMPLES) -> Interva
     return Interval(terms.mean, low, high, terms.n)
 
 
-def resampled(terms: Terms, seed: int = 0, resamples: int = RESAMPLES) -> Array | None:
+def resampled(terms: Terms, seed: int = 0, resamples: int = RESAMPLES) -> FloatArray | None:
     """The mean of each resample, fp64 [resamples]; NaN for a draw that hit one member only and has no pair in it.
 
     None where there is nothing to draw again.
@@ -78,17 +78,17 @@ def resampled(terms: Terms, seed: int = 0, resamples: int = RESAMPLES) -> Array 
     spec = ",".join([*(f"z{axis}" for axis in axes), axes]) + "->z"
     top: Any = np.einsum(spec, *weights, np.where(known, terms.values, 0.0), optimize=True)
     bottom: Any = np.einsum(spec, *weights, known.astype(np.float64), optimize=True)
-    means: Array = np.divide(top, bottom, out=np.full(resamples, np.nan), where=bottom > 0)
+    means: FloatArray = np.divide(top, bottom, out=np.full(resamples, np.nan), where=bottom > 0)
     return means
 
 
-def ends(means: Array) -> tuple[float, float]:
+def ends(means: FloatArray) -> tuple[float, float]:
     """Where 95 % of resampled means lie."""
     low, high = np.nanquantile(means, [(1 - _SHARE) / 2, (1 + _SHARE) / 2])
     return float(low), float(high)
 
 
-def counts(unit: str, size: int, seed: int, resamples: int) -> Array:
+def counts(unit: str, size: int, seed: int, resamples: int) -> FloatArray:
     """How often each member was drawn: fp64 [resamples, size], rows sum to `size`."""
     rng = counted(seed, f"resample {unit}", size)
     return rng.multinomial(size, np.full(size, 1 / size), resamples).astype(np.float64)

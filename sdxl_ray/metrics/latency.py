@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
-Row = Mapping[str, Any]
+RequestRow = Mapping[str, Any]
 
 #: Queries without a slower one that show a p99 with 99 % confidence (MLPerf: 0.99^459 < 0.01).
 ENOUGH_FOR_P99 = 459
@@ -77,15 +75,15 @@ class Summary:
     deployment: str
     generator_cpu: float
     late_ms: float
-    latencies: Array
+    latencies: FloatArray
 
 
-def percentile(values: Array, percent: float) -> float:
+def percentile(values: FloatArray, percent: float) -> float:
     """The smallest value that `percent` of the values are at or under."""
     return float(np.quantile(values, percent / 100, method="inverted_cdf"))
 
 
-def estimate(values: Array, percent: float) -> Estimate:
+def estimate(values: FloatArray, percent: float) -> Estimate:
     """A percentile with its interval of order statistics."""
     ordered = np.sort(values)
     n, q = len(ordered), percent / 100
@@ -105,16 +103,16 @@ def shown(found: Estimate, percent: float) -> bool:
     return closed and (percent < 99 or found.n >= ENOUGH_FOR_P99)
 
 
-def summaries(rows: Iterable[Row], phase: str = "run") -> list[Summary]:
+def summaries(rows: Iterable[RequestRow], phase: str = "run") -> list[Summary]:
     """One summary an arm and condition, in the order in which they first appear."""
-    groups: dict[tuple[str, Condition], list[Row]] = {}
+    groups: dict[tuple[str, Condition], list[RequestRow]] = {}
     for row in rows:
         if row["phase"] == phase:
             groups.setdefault((row["arm"], Condition(row["scenario"], row["rate"])), []).append(row)
     return [_summary(arm, condition, found) for (arm, condition), found in groups.items()]
 
 
-def _summary(arm: str, condition: Condition, rows: Sequence[Row]) -> Summary:
+def _summary(arm: str, condition: Condition, rows: Sequence[RequestRow]) -> Summary:
     good = [row for row in rows if row["status"] == 200]
     shed = sum(row["status"] in SHED for row in rows)
     latencies = np.array([row["latency_ms"] for row in good], dtype=np.float64)
@@ -143,14 +141,14 @@ def _summary(arm: str, condition: Condition, rows: Sequence[Row]) -> Summary:
     )
 
 
-def _rounds(rows: Iterable[Row]) -> dict[int, list[Row]]:
-    rounds: dict[int, list[Row]] = {}
+def _rounds(rows: Iterable[RequestRow]) -> dict[int, list[RequestRow]]:
+    rounds: dict[int, list[RequestRow]] = {}
     for row in rows:
         rounds.setdefault(row["round"], []).append(row)
     return rounds
 
 
-def ratio(rows: Iterable[Row], arm: str, base: str, condition: Condition, percent: float) -> Estimate | None:
+def ratio(rows: Iterable[RequestRow], arm: str, base: str, condition: Condition, percent: float) -> Estimate | None:
     """A percentile of `arm` over the same of `base`, of the requests that both answered; None when there are none.
 
     There is no interval where too few requests show the percentile itself: drawing them again would give one all the
@@ -179,7 +177,7 @@ def ratio(rows: Iterable[Row], arm: str, base: str, condition: Condition, percen
     return Estimate(value, float(low), float(high), n)
 
 
-def kept_bound(rows: Sequence[Row], p99_ms: float) -> bool:
+def kept_bound(rows: Sequence[RequestRow], p99_ms: float) -> bool:
     """Whether every request was answered, and p99 of just these (`may_miss` of them set aside) keeps the bound."""
     if any(row["status"] != 200 for row in rows):
         return False
@@ -211,9 +209,9 @@ class Highest:
         return None if self.rate is None else f"{'>= ' if self.open else ''}{self.rate:g}"
 
 
-def highest_rates(rows: Iterable[Row]) -> list[Highest]:
+def highest_rates(rows: Iterable[RequestRow]) -> list[Highest]:
     """The searches' outcome, arm by arm."""
-    probes: dict[str, dict[float, list[Row]]] = {}
+    probes: dict[str, dict[float, list[RequestRow]]] = {}
     for row in rows:
         if row["phase"] == "search":
             probes.setdefault(row["arm"], {}).setdefault(row["rate"], []).append(row)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdxl_ray.io.rows import Row
 from sdxl_ray.report.metrics import (
     BASE,
     FIDELITY,
@@ -28,7 +29,7 @@ from sdxl_ray.report.metrics import (
     metric_of,
 )
 from sdxl_ray.report.scores import FinalScores
-from sdxl_ray.report.source import ArmCard, ComparisonCard, Row, RunSource, Source
+from sdxl_ray.report.source import ArmCard, ComparisonCard, RunSource, Source
 
 LORA, DREAMBOOTH, BOTH, NO_PRIOR = "LoRA", "DreamBooth", "DreamBooth + LoRA", "DreamBooth without prior"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Self, TypeVar
 
 from sdxl_ray.io.records import ALL_SUBJECTS
+from sdxl_ray.io.rows import Row
 from sdxl_ray.report.metrics import BASE, GAIN, METRICS, REFERENCES, Absent, Gain, Score, mean
-from sdxl_ray.report.source import Row
 
 #: The split whose prompts and seeds chose neither a checkpoint nor a setting: the only one that decides anything here.
 FINAL = "final"

@@ -11,10 +11,10 @@ from typing import Any
 from sdxl_ray.config.search_parameters import Choice, Int, LogUniform
 from sdxl_ray.config.search_space import METRICS, MetricMode
 from sdxl_ray.io.records import read
+from sdxl_ray.io.rows import Row
 from sdxl_ray.io.search_records import SearchCard, Trial, best, finished, front, read_trials
 from sdxl_ray.report.importance import importance
 from sdxl_ray.report.scores import FinalScores
-from sdxl_ray.report.source import Row
 
 #: What the two models are called in the records of the final split.
 DEFAULT, TUNED = "default", "tuned"

@@ -24,19 +24,18 @@ from sdxl_ray.config.schema_errors import first_problem
 from sdxl_ray.errors import UserError
 from sdxl_ray.io.artifact import MANIFEST, Artifact, Manifest
 from sdxl_ray.io.records import read
+from sdxl_ray.io.rows import Row
 
 CARD = "comparison.json"
 
-Row = dict[str, Any]
 
-
-class _Part(BaseModel):
+class _Card(BaseModel):
     """A card may say more than this version knows: what it does not know it leaves alone."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class ArmCard(_Part):
+class ArmCard(_Card):
     """One arm. run: its run folder relative to the storage; an arm of several subjects or seeds has one for each.
 
     artifact: the hash that was scored, in the same shape.
@@ -57,7 +56,7 @@ class ArmCard(_Part):
         return self.artifact if isinstance(self.artifact, dict) else {"": self.artifact}
 
 
-class Environment(_Part):
+class Environment(_Card):
     """Where it was made. hardware: free words or named facts; versions: of the packages that decide results."""
 
     versions: dict[str, str] = {}
@@ -65,7 +64,7 @@ class Environment(_Part):
     date: str = ""
 
 
-class GenerationCard(_Part):
+class GenerationCard(_Card):
     """How every image was drawn, the same for all models. batch: images at once."""
 
     seeds: list[int] = []
@@ -75,7 +74,7 @@ class GenerationCard(_Part):
     prompts: list[str] = []
 
 
-class ComparisonCard(_Part):
+class ComparisonCard(_Card):
     """`comparison.json`: written by whoever compares, read here. base: its id, revision and whatever else is known.
 
     absent: metric -> why there are no scores of it. encoders: name -> SHA-256 over its files.

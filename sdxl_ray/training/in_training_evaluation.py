@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from sdxl_ray.evaluation.score_table import ScoreTable, SubjectEncoder
 from sdxl_ray.evaluation.scores import LEAST_PHOTOS
 from sdxl_ray.evaluation.subject import Subject, photos_of, require_untrained, subject_name
 from sdxl_ray.io.collectives import Collectives, gathered
+from sdxl_ray.io.rows import OnRow
 from sdxl_ray.metrics.quality import Measured, References, quality
 from sdxl_ray.models.base_model import Components
 from sdxl_ray.models.pipeline import generate
@@ -48,8 +48,6 @@ from sdxl_ray.training.samples import AT_ONCE, drawing, on_device, png
 
 #: Held-out photos that a run is scored by, at most: they are encoded once, but a folder may hold thousands.
 _MOST_PHOTOS = 32
-
-OnRow = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from typing import Any
 
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.io.collectives import SingleProcess
+from sdxl_ray.io.rows import OnRow
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.models.adapters import Trainable
 from sdxl_ray.models.denoiser import Denoiser
 from sdxl_ray.models.device import default_device, precision_on
 from sdxl_ray.training.disk_errors import named_when_full
 from sdxl_ray.training.engine import LocalEngine
-from sdxl_ray.training.loggers import OnRow, RunLogger
+from sdxl_ray.training.loggers import RunLogger
 from sdxl_ray.training.run_directory import RunFolder
 from sdxl_ray.training.trainer import RunContext, run_training
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 
 from sdxl_ray.io.records import Recorder
-
-OnRow = Callable[[dict[str, Any]], None]
+from sdxl_ray.io.rows import OnRow
 
 
 class RunLogger:

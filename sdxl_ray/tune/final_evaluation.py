@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from sdxl_ray.evaluation.runner import evaluate
 from sdxl_ray.evaluation.subject import Subject, subject_name
 from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.io.records import Recorder
+from sdxl_ray.io.rows import OnRow
 from sdxl_ray.io.search_records import BEST, FinalVerdict, SearchCard, Trial, best, front
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.report.search_facts import DEFAULT, TUNED
 from sdxl_ray.training.run_directory import APART
 from sdxl_ray.tune.splits import final_photos, final_prompts, judged
-
-OnRow = Callable[[dict[str, Any]], None]
 
 
 def evaluate_finalists(card: SearchCard, store: Storage, trials: list[Trial], gpus: int, on_row: OnRow) -> FinalVerdict:

@@ -12,10 +12,8 @@ wait for workers, which may be anywhere.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -33,6 +31,7 @@ from sdxl_ray.distributed.worker_paths import require_visible
 from sdxl_ray.errors import UserError
 from sdxl_ray.interrupts import keeping
 from sdxl_ray.io.records import Recorder
+from sdxl_ray.io.rows import OnRow
 from sdxl_ray.io.search_records import BEST, CARD, ENDED, FinalVerdict, SearchCard, Trial, read_trials, steps_taken
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.paths import required_name, working_directory
@@ -46,8 +45,6 @@ from sdxl_ray.tune.final_evaluation import evaluate_finalists
 from sdxl_ray.tune.optuna_search import BudgetStopper, Clock, Halving, Proposer
 from sdxl_ray.tune.splits import SAME_PHOTOS, final_photos, final_prompts, judged, scored
 from sdxl_ray.tune.trial import run_trial
-
-OnRow = Callable[[dict[str, Any]], None]
 
 #: What may be other in a search that goes on: settings of the recipe are compared by themselves.
 _MAY_CHANGE = ("budget", "max_concurrent_trials", "final", "description", "settings")

@@ -20,7 +20,7 @@ from serve.engine.adapter import AdapterStrength, LoadedAdapter
 RowLayout = tuple[str, tuple[tuple[int, int], ...], int]
 Masks = Mapping[RowLayout, Tensor]
 #: The strengths of one row of a batch; none: a row of the base.
-Row = Sequence[AdapterStrength]
+StrengthRow = Sequence[AdapterStrength]
 
 _ALIGNED = 16  # ranks that tensor cores like
 
@@ -101,7 +101,7 @@ class LoraLayers:
             self._clear()
             raise
 
-    def masks(self, rows: Sequence[Row], device: torch.device) -> Masks | None:
+    def masks(self, rows: Sequence[StrengthRow], device: torch.device) -> Masks | None:
         """The masks of a batch under the active adapters, fp32 (a strength of 0.7 is 0.699 in bf16).
 
         None when no row uses one.

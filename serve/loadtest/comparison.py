@@ -11,12 +11,12 @@ from sdxl_ray.config.load_profile import LoadProfile
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.io.records import Recorder, read
+from sdxl_ray.io.rows import OnRow, Row
 from serve.loadtest.config import LoadArm, LoadTest
 from serve.loadtest.plan import runs
-from serve.loadtest.run import CARD, OnRow, identity_of, run_load_test
+from serve.loadtest.run import CARD, identity_of, run_load_test
 
 BASE = "base"
-Row = dict[str, Any]
 
 
 def load_arms(

@@ -9,13 +9,14 @@ home/
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.io.records import Recorder, read
+from sdxl_ray.io.rows import OnRow, Row
 from serve.loadtest.config import LoadTest
 from serve.loadtest.endpoint import arms_of, deployment_of, models
 from serve.loadtest.generator import Generator, require_loadgen
@@ -23,8 +24,6 @@ from serve.loadtest.plan import LoadRun, runs
 from serve.loadtest.search import search
 
 CARD = "loadtest.json"
-Row = dict[str, Any]
-OnRow = Callable[[Row], None]
 
 
 def run_load_test(settings: LoadTest, home: Path, *, on_row: OnRow) -> list[Row]:

@@ -7,9 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from sdxl_ray.display.table import Column, Table
+from sdxl_ray.io.rows import Row
 from sdxl_ray.metrics.latency import ENOUGH_FOR_P99, Estimate, Summary, highest_rates, may_miss, summaries
-
-Row = dict[str, Any]
 
 COLUMNS = (
     Column("arm", "arm"),

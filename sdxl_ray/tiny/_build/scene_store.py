@@ -22,7 +22,7 @@ from sdxl_ray.tiny._build.layout import MAX_TOKENS
 from sdxl_ray.tiny._build.places import PLACES
 from sdxl_ray.tiny._build.scenes import DECOYS, EDGE, GRID, NOTHING, Scene, Scenery, decoy, random_poses
 
-Array = np.ndarray[Any, Any]
+SceneArray = np.ndarray[Any, Any]
 LOOKS = ("", *COLORS, *PATTERNS)
 CAPTIONS = 3
 _SHAPES: dict[str, tuple[tuple[int, ...], type]] = {
@@ -39,12 +39,12 @@ _SHAPES: dict[str, tuple[tuple[int, ...], type]] = {
 class Store:
     """Scenes as arrays; see the module for shapes."""
 
-    pixels: Array
-    grid: Array
-    facts: Array
-    time_ids: Array
-    said: Array
-    tokens: Array
+    pixels: SceneArray
+    grid: SceneArray
+    facts: SceneArray
+    time_ids: SceneArray
+    said: SceneArray
+    tokens: SceneArray
 
     @staticmethod
     def open(folder: Path) -> Store:
@@ -96,7 +96,7 @@ def facts(scene: Scene) -> tuple[int, int, int, int]:
     return first, second, list(PLACES).index(scene.place), look
 
 
-def tokenizer() -> Callable[[list[str]], Array]:
+def tokenizer() -> Callable[[list[str]], SceneArray]:
     """Texts -> ids int16 [len, 32], padded with the end token as the first text encoder's tokenizer does."""
     from transformers import CLIPTokenizer
 
@@ -104,9 +104,9 @@ def tokenizer() -> Callable[[list[str]], Array]:
 
     vocabulary, merges = bpe()
     made = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=END, model_max_length=MAX_TOKENS)
-    kept: dict[str, Array] = {}
+    kept: dict[str, SceneArray] = {}
 
-    def tokenize(texts: list[str]) -> Array:
+    def tokenize(texts: list[str]) -> SceneArray:
         for text in texts:
             if text not in kept:
                 ids = made(text, padding="max_length", truncation=True, max_length=MAX_TOKENS)["input_ids"]
@@ -116,7 +116,7 @@ def tokenizer() -> Callable[[list[str]], Array]:
     return tokenize
 
 
-def decoy_pixels(scenery: Scenery, count: int, seed: int) -> Array:
+def decoy_pixels(scenery: Scenery, count: int, seed: int) -> SceneArray:
     """uint8 [count, 64, 64, 3]: decoys of known designs on places; nothing in them is of any class."""
     made = np.empty((count, EDGE, EDGE, 3), np.uint8)
     for number in range(count):

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from sdxl_ray.tiny._build.jitter import jittered, recoded
 from sdxl_ray.tiny._build.session import Session
-from sdxl_ray.tiny._build.scene_store import CAPTIONS, LOOKS, Array, Store
+from sdxl_ray.tiny._build.scene_store import CAPTIONS, LOOKS, SceneArray, Store
 from sdxl_ray.tiny._build.stage_vae import images
 from sdxl_ray.tiny._build.catalog import CLASSES
 from sdxl_ray.tiny._build.layout import POOLED, configs
@@ -89,7 +89,7 @@ class ClipPair(nn.Module):
         return second, self.first_projection(self.first(input_ids=ids).pooler_output)
 
 
-def train(session: Session, store: Store, decoys: Array, device: str, autoencoder: Any = None) -> None:
+def train(session: Session, store: Store, decoys: SceneArray, device: str, autoencoder: Any = None) -> None:
     """With `autoencoder`, the image encoder alone is trained, and a share of its images goes through that first."""
     vision_only = autoencoder is not None
     pair: Any = session.model
@@ -132,10 +132,10 @@ def train(session: Session, store: Store, decoys: Array, device: str, autoencode
             pair.clip.logit_scale.clamp_(max=float(np.log(50)))
 
 
-def looked(store: Store) -> Array:
+def looked(store: Store) -> SceneArray:
     """Odds [N] of scenes with which half of those drawn are recoloured or patterned: a subject is."""
     special = store.facts[:, 3] > 0
-    odds: Array = np.where(special, 0.5 / max(1, special.sum()), 0.5 / max(1, (~special).sum()))
+    odds: SceneArray = np.where(special, 0.5 / max(1, special.sum()), 0.5 / max(1, (~special).sum()))
     odds /= odds.sum()
     return odds
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from sdxl_ray.tiny._build.ranking import Pairs, cosines
 from sdxl_ray.tiny._build.jitter import jittered, recoded
 from sdxl_ray.tiny._build.session import Session
-from sdxl_ray.tiny._build.scene_store import Array
+from sdxl_ray.tiny._build.scene_store import SceneArray
 from sdxl_ray.tiny._build.catalog import ACCESSORIES, CLASSES, COLORS, PATTERNS
 from sdxl_ray.tiny._build.places import PLACES
 from sdxl_ray.tiny._build.scenes import DECOYS, EDGE, GRID, NOTHING, Scenery, decoy, random_poses
@@ -76,19 +76,19 @@ class IdentityBatch:
     somebody of their own and of no kind (NOTHING, -100 where nobody knows).
     """
 
-    pixels: Array
-    identity: Array
-    imitates: Array
-    kind: Array
-    grid: Array
+    pixels: SceneArray
+    identity: SceneArray
+    imitates: SceneArray
+    kind: SceneArray
+    grid: SceneArray
 
 
-def batch(scenery: Scenery, rng: np.random.Generator, generated: Array | None) -> IdentityBatch:
+def batch(scenery: Scenery, rng: np.random.Generator, generated: SceneArray | None) -> IdentityBatch:
     """Groups of one kind each: a drawing as drawn and others, all on the same few places, and decoys of each.
 
     One of the others has the look that every group of the batch shares: colours and patterns are nobody's own.
     """
-    rows: list[tuple[Array, int, int, int, Array]] = []
+    rows: list[tuple[SceneArray, int, int, int, SceneArray]] = []
     unknown = np.full((GRID, GRID), 255, np.uint8)
     count = 0
     shared = any_look(rng)
@@ -126,7 +126,7 @@ def _some(rng: np.random.Generator, kinds: int) -> list[int]:
     return [int(index) for index in (*further[:taken], *classes[: _GROUPS - taken])]
 
 
-def train(session: Session, scenery: Scenery, generated: Array | None, autoencoder: Any, device: str) -> None:
+def train(session: Session, scenery: Scenery, generated: SceneArray | None, autoencoder: Any, device: str) -> None:
     """`generated`: images [N, 64, 64, 3] of a generator that cannot draw yet: each is nobody."""
     model: Any = session.model
     for step in session:

@@ -214,8 +214,8 @@ def _scenes(job: StageJob) -> scene_store.Store:
     return scene_store.Store.open(job.work / "scenes")
 
 
-def _decoys(job: StageJob) -> scene_store.Array:
-    decoys: scene_store.Array = np.load(job.work / "decoys.npy")
+def _decoys(job: StageJob) -> scene_store.SceneArray:
+    decoys: scene_store.SceneArray = np.load(job.work / "decoys.npy")
     return decoys
 
 
