@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from sdxl_ray.metrics.bootstrap import FloatArray
+
 RequestRow = Mapping[str, Any]
 
 #: Queries without a slower one that show a p99 with 99 % confidence (MLPerf: 0.99^459 < 0.01).
