@@ -53,7 +53,7 @@ def run(
         store = Storage.usable(storage)  # before a minute of imports
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
-        from sdxl_ray.compare.compare import compare
+        from sdxl_ray.comparison.compare import compare
 
         requests: list[dict[str, Any]] = []
 

@@ -78,7 +78,7 @@ def run(
         store = Storage.usable(storage)  # before a minute of imports
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
-        from sdxl_ray.tune.search import search
+        from sdxl_ray.search.search import search
 
         result = search(wanted, recipe, storage=store, name=called, address=address, resume=resume, on_row=progress.row)
     rows = [{**trial.row(), "metrics": trial.metrics, "parameters": trial.parameters} for trial in result.trials]

@@ -49,7 +49,7 @@ def test_every_yaml_in_the_tree_loads_and_none_is_forgotten() -> None:
     for path in spaces:
         assert load_space(path.stem) == load_space(str(ROOT / path)), path
     assert len(spaces) == 6
-    planted = {Path("tests/tune/planted.yaml")}  # a space whose rates diverge
+    planted = {Path("tests/search/planted.yaml")}  # a space whose rates diverge
     assert all(load_space(str(ROOT / path)) for path in planted)
     load_tests = {path for path in found if path.parent == Path("serve/loadtest")}
     assert {path.stem for path in load_tests} == set(load_test_names())

@@ -10,7 +10,7 @@ import pytest
 
 from sdxl_ray.distributed.capacity import ClusterCapacity, NodeKind, launched, named_types
 from sdxl_ray.errors import UserError
-from sdxl_ray.tune.search import require_capacity
+from sdxl_ray.search.search import require_capacity
 from tests.cluster.files import CLOUDS, FOLDER, plain
 
 HEAD = NodeKind({"CPU": 8.0}, 1)

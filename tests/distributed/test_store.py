@@ -24,7 +24,7 @@ from tests.nodes import stop, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
-PLANTED = Path(__file__).parents[1] / "tune" / "planted.yaml"
+PLANTED = Path(__file__).parents[1] / "search" / "planted.yaml"
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.search_space import load_space
 from sdxl_ray.distributed.train import launch
 from sdxl_ray.errors import UserError
+from sdxl_ray.search.search import search
 from sdxl_ray.training.run_lock import locked
-from sdxl_ray.tune.search import search
 
 HOLD = "import pathlib, sys, time\nfrom sdxl_ray.training.run_lock import locked\n"
 HOLD += "with locked(pathlib.Path(sys.argv[1])):\n"

@@ -12,7 +12,7 @@ from sdxl_ray.config.recipe import override
 from sdxl_ray.config.search_space import Space
 from sdxl_ray.io.search_records import Trial, TrialScores
 from sdxl_ray.report import importance
-from sdxl_ray.tune import proposals
+from sdxl_ray.search import proposals
 
 PARAMETERS: dict[str, Any] = {
     "optim.lr": {"kind": "loguniform", "low": 1e-5, "high": 1e-1},

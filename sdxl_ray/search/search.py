@@ -36,15 +36,15 @@ from sdxl_ray.io.search_records import BEST, CARD, ENDED, FinalVerdict, SearchCa
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.paths import required_name, working_directory
 from sdxl_ray.report.build import Written, write_report
+from sdxl_ray.search.callback import TrialRecorder
+from sdxl_ray.search.final_evaluation import evaluate_finalists
+from sdxl_ray.search.optuna_search import BudgetStopper, Clock, Halving, Proposer
+from sdxl_ray.search.splits import SAME_PHOTOS, final_photos, final_prompts, judged, scored
+from sdxl_ray.search.trial import run_trial
 from sdxl_ray.training.input_notes import scanned_notes, unread_notes
 from sdxl_ray.training.preflight import preflight
 from sdxl_ray.training.run_directory import scan_images
 from sdxl_ray.training.run_lock import locked
-from sdxl_ray.tune.callback import TrialRecorder
-from sdxl_ray.tune.final_evaluation import evaluate_finalists
-from sdxl_ray.tune.optuna_search import BudgetStopper, Clock, Halving, Proposer
-from sdxl_ray.tune.splits import SAME_PHOTOS, final_photos, final_prompts, judged, scored
-from sdxl_ray.tune.trial import run_trial
 
 #: What may be other in a search that goes on: settings of the recipe are compared by themselves.
 _MAY_CHANGE = ("budget", "max_concurrent_trials", "final", "description", "settings")

@@ -14,8 +14,8 @@ from sdxl_ray.io.records import Recorder
 from sdxl_ray.io.rows import OnRow
 from sdxl_ray.io.search_records import ENDED, Trial, TrialScores, TrialState, write_trial
 from sdxl_ray.io.storage import Storage
-from sdxl_ray.tune.optuna_search import Proposer
-from sdxl_ray.tune.trial import EVALUATIONS, FAILED, FINISHED, KEPT, STEP
+from sdxl_ray.search.optuna_search import Proposer
+from sdxl_ray.search.trial import EVALUATIONS, FAILED, FINISHED, KEPT, STEP
 
 
 class TrialRecorder(Callback):  # type: ignore[misc]  # Ray is untyped

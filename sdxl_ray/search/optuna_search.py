@@ -20,8 +20,8 @@ from ray.tune.search import Searcher
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.search_space import Space
 from sdxl_ray.io.search_records import ENDED, Trial, steps_committed
-from sdxl_ray.tune import proposals
-from sdxl_ray.tune.trial import STEP
+from sdxl_ray.search import proposals
+from sdxl_ray.search.trial import STEP
 
 
 class Proposer(Searcher):  # type: ignore[misc]  # Ray is untyped

@@ -15,12 +15,12 @@ from sdxl_ray.config.search_space import Space, divide, load_space, names
 from sdxl_ray.data.image_sources import HELD_OUT
 from sdxl_ray.errors import UserError
 from sdxl_ray.evaluation.subject import photos_of
+from sdxl_ray.search.final_evaluation import verdict
+from sdxl_ray.search.search import search
+from sdxl_ray.search.splits import final_photos, final_prompts, scored
 from sdxl_ray.tiny._build import subjects
 from sdxl_ray.training.in_training_evaluation import scoring_prompts
 from sdxl_ray.training.run_directory import scan_images
-from sdxl_ray.tune.final_evaluation import verdict
-from sdxl_ray.tune.search import search
-from sdxl_ray.tune.splits import final_photos, final_prompts, scored
 from tests.cluster.files import FOLDER, objects
 
 SUBJECT = 'data.images={} data.subject="sks dog" data.class_name=dog'

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from sdxl_ray.compare.evaluate import judge, require_evaluable
+from sdxl_ray.comparison.evaluate import judge, require_evaluable
 from sdxl_ray.config.experiment import ArmRun, Experiment
 from sdxl_ray.config.notes import NOTE
 from sdxl_ray.data.image_grid import grid

@@ -22,8 +22,8 @@ from sdxl_ray.io.rows import OnRow
 from sdxl_ray.io.search_records import BEST, FinalVerdict, SearchCard, Trial, best, front
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.report.search_facts import DEFAULT, TUNED
+from sdxl_ray.search.splits import final_photos, final_prompts, judged
 from sdxl_ray.training.run_directory import APART
-from sdxl_ray.tune.splits import final_photos, final_prompts, judged
 
 
 def evaluate_finalists(card: SearchCard, store: Storage, trials: list[Trial], gpus: int, on_row: OnRow) -> FinalVerdict:

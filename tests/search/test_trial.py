@@ -13,8 +13,8 @@ from sdxl_ray.config.search_space import Space
 from sdxl_ray.errors import RunError
 from sdxl_ray.io.records import Recorder
 from sdxl_ray.io.search_records import Trial, TrialScores, TrialState
-from sdxl_ray.tune.optuna_search import BudgetStopper, Clock, Halving, Proposer
-from sdxl_ray.tune.trial import TrialReporter, recorded
+from sdxl_ray.search.optuna_search import BudgetStopper, Clock, Halving, Proposer
+from sdxl_ray.search.trial import TrialReporter, recorded
 
 SCORES = {"quality": 0.5, "dino_i": 0.7, "clip_t": 0.3, "pres": 0.4, "class_kid": None}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sdxl_ray.compare.evaluate import ArmEvaluation, judge
+from sdxl_ray.comparison.evaluate import ArmEvaluation, judge
 from sdxl_ray.config.experiment import Experiment
 from sdxl_ray.io.records import ALL_SUBJECTS, read
 from sdxl_ray.io.storage import Storage

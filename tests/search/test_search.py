@@ -21,9 +21,9 @@ from sdxl_ray.evaluation.subject import photos_of
 from sdxl_ray.io.records import read
 from sdxl_ray.io.search_records import SearchCard, Trial, front, read_trials
 from sdxl_ray.io.storage import Storage
+from sdxl_ray.search.final_evaluation import evaluate_finalists
+from sdxl_ray.search.search import SearchResult, search
 from sdxl_ray.training.run_directory import RunFolder
-from sdxl_ray.tune.final_evaluation import evaluate_finalists
-from sdxl_ray.tune.search import SearchResult, search
 from tests.distributed.conftest import processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
