@@ -16,7 +16,7 @@ from sdxl_ray.errors import UserError
 
 if TYPE_CHECKING:
     from sdxl_ray.config.recipe import Recipe
-    from sdxl_ray.config.schema import Base, MaxTokenLength
+    from sdxl_ray.config.schema import MaxTokenLength
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or a .yaml file")]
 Settings = Annotated[
@@ -70,17 +70,8 @@ def read_recipe(name: str, settings: list[str] | None, base: str | None = None) 
 
     recipe = recipe_files.load(name)
     if base is not None:
-        recipe = recipe.model_copy(update={"base": read_base(base)})
+        recipe = recipe.model_copy(update={"base": recipe_files.read_base(base)})
     return recipe_files.override(recipe, recipe_files.parse_assignments(settings or []))
-
-
-def read_base(text: str) -> Base:
-    """`"tiny"`, `"folder"`, `"model.safetensors"` or `"org/name@<40-hex commit>"` as a Base."""
-    from sdxl_ray.config import recipe as recipe_files
-
-    name, at, revision = text.rpartition("@")
-    plain: dict[str, Any] = {"id": name, "revision": revision} if at and name.count("/") == 1 else {"id": text}
-    return recipe_files.parse({"base": plain}, "--base").base
 
 
 def read_token_length(number: int | None) -> MaxTokenLength | None:

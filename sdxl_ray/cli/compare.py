@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, Settings, StorageAt, libraries_on_stderr, print_json
-from sdxl_ray.paths import required_name
 
 if TYPE_CHECKING:
-    from sdxl_ray.io.artifact import Artifact
+    pass
 
 EXAMPLES = (
     "sdxl-ray compare demo",
@@ -33,18 +31,10 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Train an experiment's arms, judge, load-test and report them."""
-    from sdxl_ray.config.experiment import load_experiment
+    from sdxl_ray.comparison.experiment import open_experiment, run_experiment
     from sdxl_ray.config.recipe import parse_assignments
 
-    name = required_name(Path(experiment).stem, "the experiment's file name")
-    plan = load_experiment(experiment)
-    runs = plan.runs(parse_assignments(settings or []))
-    for run_ in runs:
-        required_name(run_.named(name), "the name of a run,")
-    if plan.load is not None and load:
-        from serve.loadtest.generator import require_loadgen
-
-        require_loadgen()  # before an hour of training, not after it
+    opened = open_experiment(experiment, parse_assignments(settings or []), load=load)
 
     from sdxl_ray.display.progress import Progress
     from sdxl_ray.io.storage import Storage
@@ -52,19 +42,7 @@ def run(
     with libraries_on_stderr(), Progress(sys.stderr) as progress:
         store = Storage.usable(storage)  # before a minute of imports
         progress.row({"kind": "phase", "name": "loading the libraries"})
-
-        from sdxl_ray.comparison.compare import compare
-
-        requests: list[dict[str, Any]] = []
-
-        def put_load(home: Path, artifacts: dict[str, Artifact]) -> None:
-            if plan.load is not None and load:
-                from serve.loadtest.comparison import load_arms
-
-                recipe = runs[0].recipe
-                requests.extend(load_arms(plan.load, recipe, artifacts, home, address=address, on_row=progress.row))
-
-        result = compare(name, plan, runs, storage=store, address=address, on_row=progress.row, then=put_load)
+        result, requests = run_experiment(opened, storage=store, address=address, on_row=progress.row)
     if json:
         scores = result.evaluation.scores if result.evaluation is not None else []
         report = str(result.report.html)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +16,6 @@ from sdxl_ray.cli.arguments import (
     libraries_on_stderr,
     make_folder,
     print_json,
-    read_base,
     read_token_length,
 )
 from sdxl_ray.errors import UserError
@@ -26,12 +23,7 @@ from sdxl_ray.interrupts import keeping
 from sdxl_ray.paths import local_folder
 
 if TYPE_CHECKING:
-    from sdxl_ray.config.recipe import Recipe
-    from sdxl_ray.evaluation.evaluated_models import EvaluatedModel
-    from sdxl_ray.evaluation.prompts import Prompts, Split
-    from sdxl_ray.evaluation.runner import EvaluationResult, EvaluationSettings
-    from sdxl_ray.evaluation.subject import Subject
-    from sdxl_ray.io.artifact import Artifact
+    from sdxl_ray.evaluation.runner import EvaluationResult
 
 EXAMPLES = (
     "sdxl-ray evaluate base runs/dog/artifact --subject photos/dog/held_out --class-name dog",
@@ -39,7 +31,6 @@ EXAMPLES = (
     "sdxl-ray evaluate base --subject subject:robot/held_out --class-name robot",
     "sdxl-ray evaluate base runs/dog/artifact --workers 2",
 )
-_SPLITS: tuple[Split, ...] = ("final", "tune", "validation")
 
 
 def run(
@@ -92,24 +83,33 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Score what models learnt and forgot, by held-out photos."""
-    if precision not in ("auto", "fp32", "bf16", "fp16"):
-        raise UserError(f"--precision {precision!r}: choose from auto, fp32, bf16, fp16")
-    use = next((use for use in _SPLITS if use == split), None)
-    if use is None:
-        raise UserError(f"--split {split!r}: choose from {', '.join(_SPLITS)}")
-    if size is not None and size % 8:
-        raise UserError(f"--size {size}: images have multiples of 8 pixels, try {round(size / 8) * 8}")
-    length = read_token_length(max_token_length)
-    named = _named(sources)  # what is quickly found wrong comes before the libraries are loaded
-    artifacts = _open(named)
-    recipe = _recipe(artifacts, base)
-    if class_name is None:
-        _require_same_class(artifacts)
-    what = class_name or recipe.data.known_class
-    if what is None:
-        raise UserError("what the subject is cannot be told: give --class-name, for example --class-name dog")
-    if prompts is not None and prompts.endswith((".txt", ".yaml", ".yml")) and not local_folder(prompts).is_file():
-        raise UserError(f"--prompts {prompts!r}: no such file")
+    from sdxl_ray.config.recipe import read_base
+    from sdxl_ray.evaluation.request import EvaluationRequest, open_request
+    from sdxl_ray.models.generation import PRECISIONS
+
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision!r}: choose from {', '.join(PRECISIONS)}")
+    request = EvaluationRequest(
+        sources=sources,
+        subject=subject,
+        other=other,
+        class_name=class_name,
+        called=called,
+        prompts=prompts,
+        split=split,
+        seeds=seeds,
+        class_images=class_images,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        identity=identity,
+        clip=clip,
+        max_token_length=read_token_length(max_token_length),
+        base=read_base(base) if base is not None else None,
+        batch=batch,
+        precision=precision,
+    )
+    opened = open_request(request)  # what is quickly found wrong comes before the libraries are loaded
     make_folder(out, "--out")
 
     from sdxl_ray.display.progress import Progress
@@ -117,42 +117,14 @@ def run(
     with libraries_on_stderr(), Progress(sys.stderr) as progress, _keeping(out):
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
-        from sdxl_ray.config.notes import report_notes
-        from sdxl_ray.data.unused_files import unused
-        from sdxl_ray.evaluation.defaults import settings_of
-        from sdxl_ray.evaluation.prompts import default_prompts, load_prompts
-        from sdxl_ray.evaluation.runner import evaluate
-        from sdxl_ray.io.records import Recorder
+        from sdxl_ray.distributed.evaluate import evaluate_request
 
-        lists = load_prompts(prompts or default_prompts(recipe.base.id, what))
-        models = _models(named, artifacts, recipe, base, called)
-        settings = settings_of(
-            recipe,
-            precision=precision,
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            batch=batch,
-            identity=identity,
-            clip=clip,
-            max_token_length=length,
-        )
-        settings = replace(settings, split=use, seeds=seeds, class_images=class_images)
-        for setting, where in (("--subject", subject), ("--other", other)):
-            report_notes(unused(where, setting, "photos") if where is not None else [], progress.row)
-        judged = _subject(subject, other, what, artifacts)
-        _advise(recipe, lists, use, what, progress.row)
-        if workers is not None or address is not None:
-            _draw(models, judged, lists, settings, out, workers, address, progress.row)
-        found = evaluate(models, judged, lists, settings, home=out, on_row=progress.row)
-        assert found is not None  # one process is rank 0
-        with Recorder(out / "records") as recorder:
-            found.record(recorder)
+        resolved, found = evaluate_request(opened, out, workers=workers, address=address, on_row=progress.row)
         sheet = _grid(found, out)
     if json:
-        print_json({"subject": judged.name, "class": what, "split": split, "scores": found.scores,
-                    "differences": found.differences, "absent": found.absent, "images": len(found.images),
-                    "records": str(out / "records"), "grid": str(sheet)})  # fmt: skip
+        print_json({"subject": resolved.subject.name, "class": opened.class_name, "split": split,
+                    "scores": found.scores, "differences": found.differences, "absent": found.absent,
+                    "images": len(found.images), "records": str(out / "records"), "grid": str(sheet)})  # fmt: skip
         return
     from sdxl_ray.cli.evaluation_text import describe
 
@@ -162,135 +134,6 @@ def run(
 
 def _keeping(out: Path) -> AbstractContextManager[None]:
     return keeping(lambda: f"{out} keeps the images that are finished; the same command makes the others")
-
-
-def _draw(
-    models: list[EvaluatedModel],
-    judged: Subject,
-    lists: Prompts,
-    settings: EvaluationSettings,
-    out: Path,
-    workers: int | None,
-    address: str | None,
-    on_row: Any,
-) -> None:
-    """Draw on a cluster what `out` lacks."""
-    from sdxl_ray.distributed.cluster import connected
-    from sdxl_ray.distributed.generation import capacity, draw_on_workers
-
-    with connected(address, workers or 1):
-        draw_on_workers(models, judged, lists, settings, home=out, workers=workers or capacity(), on_row=on_row)
-
-
-def _named(sources: Sequence[str]) -> dict[str, str]:
-    """Name -> source; an artifact without one is called after its run folder. Raises UserError for a name twice."""
-    named: dict[str, str] = {}
-    for source in sources:
-        name, equals, path = source.partition("=")
-        if not equals or Path(source).exists():
-            path = source
-            store = Path(source).absolute()
-            name = source if source == "base" else store.parent.name if store.name == "artifact" else store.name
-        if name in named:
-            raise UserError(f"two models are called {name!r}: write NAME=ARTIFACT for one of them")
-        named[name] = path
-    return named
-
-
-def _open(named: dict[str, str]) -> dict[str, Artifact]:
-    """Every artifact, verified. Raises UserError for one that was changed since it was written."""
-    from sdxl_ray.io.artifact import Artifact
-
-    return {name: Artifact.open(path) for name, path in named.items() if path != "base"}
-
-
-def _recipe(artifacts: dict[str, Artifact], base: str | None) -> Recipe:
-    """The first artifact's recipe, whose settings hold for all; else the shipped LoRA recipe of the base."""
-    from sdxl_ray.config import recipe as recipe_files
-    from sdxl_ray.config.schema import Base
-
-    of = read_base(base) if base is not None else None
-    for artifact in artifacts.values():
-        recipe = recipe_files.parse_recorded(artifact.manifest.recipe, f"{artifact.folder}: recipe")
-        return recipe if of is None else recipe.model_copy(update={"base": of})
-    of = of or Base()
-    return recipe_files.load("tiny_lora" if of.id == "tiny" else "lora").model_copy(update={"base": of})
-
-
-def _models(
-    named: dict[str, str], artifacts: dict[str, Artifact], recipe: Recipe, base: str | None, called: str | None
-) -> list[EvaluatedModel]:
-    from sdxl_ray.config import recipe as recipe_files
-    from sdxl_ray.evaluation.evaluated_models import EvaluatedModel
-
-    models = []
-    for name, path in named.items():
-        if name not in artifacts:
-            models.append(EvaluatedModel(name, recipe.base))
-            continue
-        own = recipe_files.parse_recorded(artifacts[name].manifest.recipe, f"{path}: recipe")
-        words = called or own.data.subject
-        if not words:
-            raise UserError(f"artifact {path!r} names no subject: say what prompts call it, --called 'sks dog'")
-        models.append(EvaluatedModel(name, recipe.base if base is not None else own.base, artifacts[name], words))
-    return models
-
-
-def _subject(where: str | None, other: str | None, class_name: str, artifacts: dict[str, Artifact]) -> Subject:
-    from sdxl_ray.evaluation.subject import Subject, held_out_photos, load_photos, require_another, subject_name
-
-    if where is not None:
-        photos, name = load_photos(where), subject_name(where)
-    elif artifacts:
-        first = next(iter(artifacts.values()))
-        photos, name = held_out_photos(first), subject_name(str(first.manifest.recipe["data"]["images"]))
-        _require_same_photos(artifacts, {photo.pixels for photo in photos})
-    else:
-        raise UserError("nothing tells the subject: give a folder of photos, --subject DIR")
-    others = load_photos(other, "--other") if other is not None else ()
-    require_another(others, photos, "--other")
-    return Subject(name, class_name, photos, others)
-
-
-def _require_same_photos(artifacts: dict[str, Artifact], pixels: set[str]) -> None:
-    """Raise UserError when an artifact of another folder of photos held out others than the first did."""
-    from sdxl_ray.evaluation.subject import held_out_photos
-
-    (first, judge), *others = artifacts.items()
-    images = judge.manifest.recipe["data"]["images"]
-    for name, artifact in others:
-        own = artifact.manifest.recipe["data"]["images"]
-        if own != images and {photo.pixels for photo in held_out_photos(artifact)} != pixels:
-            raise UserError(
-                f"{name!r} is of {own!r}, {first!r} of {images!r}, and they held out different photos: evaluate them "
-                "apart, or give the photos of all with --subject DIR"
-            )
-
-
-def _require_same_class(artifacts: dict[str, Artifact]) -> None:
-    """Raise UserError when artifacts are of different classes, whose images no one prompt asks for."""
-    from sdxl_ray.config import recipe as recipe_files
-
-    classes = {
-        recipe_files.parse_recorded(artifact.manifest.recipe, f"{artifact.folder}: recipe").data.known_class: name
-        for name, artifact in artifacts.items()
-    }
-    if len(classes) > 1:
-        reported = ", ".join(f"{name!r} of class {what!r}" for what, name in classes.items())
-        raise UserError(
-            f"the artifacts are of different classes ({reported}): evaluate them apart, or give --class-name"
-        )
-
-
-def _advise(recipe: Recipe, lists: Prompts, split: Split, class_name: str, on_row: Any) -> None:
-    """On the embedded base, name the words of the prompts that it was never taught."""
-    from sdxl_ray.evaluation.prompts import fill
-    from sdxl_ray.tiny.unknown_words import unknown_words
-
-    texts = [fill(prompt, class_name, article=True) for prompt in lists.of(split)]
-    unknown = unknown_words(texts) if recipe.base.id == "tiny" else []
-    if unknown:
-        on_row({"kind": "note", "text": f"note: the embedded base does not know {', '.join(map(repr, unknown))}"})
 
 
 def _grid(found: EvaluationResult, out: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,6 @@ from sdxl_ray.cli.arguments import (
     libraries_on_stderr,
     make_folder,
     print_json,
-    read_base,
     read_token_length,
 )
 from sdxl_ray.errors import UserError
@@ -25,11 +24,8 @@ from sdxl_ray.interrupts import keeping
 from sdxl_ray.paths import local_folder
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
-    from sdxl_ray.config.schema import Base
-    from sdxl_ray.io.artifact import Artifact
 
 EXAMPLES = (
     'sdxl-ray generate runs/dog/artifact "a photo of sks dog on the beach" --seed 1 --n 4 --out images',
@@ -61,109 +57,61 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Draw images with an artifact or the base, and a grid of them."""
-    if precision not in ("auto", "fp32", "bf16", "fp16"):
-        raise UserError(f"--precision {precision!r}: choose from auto, fp32, bf16, fp16")
-    if any(not prompt.strip() for prompt in prompts):
-        raise UserError("a prompt is empty: say what to draw, in quotes")
-    width_height = _read_size(size)
-    length = read_token_length(max_token_length)
-    artifact, of = _source(source, base)
-    _advise(of, [*prompts, negative or ""])
+    from sdxl_ray.config.recipe import read_base
+    from sdxl_ray.models.generation import GenerationRequest, GenerationSource, generate_images
+
+    width, height = _read_size(size)
+    request = GenerationRequest(
+        prompts,
+        seed,
+        n,
+        steps,
+        guidance,
+        negative,
+        width,
+        height,
+        read_token_length(max_token_length),
+        batch,
+        precision,
+    )
+    request.check()
+    model = GenerationSource.of(source, read_base(base) if base else None)
+    for note in model.notes(request):
+        typer.echo(note, err=True)
     make_folder(out, "--out")
 
     from sdxl_ray.display.progress import Progress
 
-    asked = [(prompt, seed + count) for prompt in prompts for count in range(n)]
-    paths = [out / f"{_file_name(prompts.index(prompt), prompt)}-{number}.png" for prompt, number in asked]
-    settings: dict[str, Any] = {
-        "artifact": artifact.hash if artifact else "",
-        "base": f"{of.id}@{of.revision}" if of.revision else of.id,
+    paths = [out / f"{_file_name(prompts.index(prompt), prompt)}-{number}.png" for prompt, number in request.jobs]
+    facts: dict[str, Any] = {
+        "artifact": model.artifact.hash if model.artifact else "",
+        "base": f"{model.base.id}@{model.base.revision}" if model.base.revision else model.base.id,
         "steps": steps,
         "guidance": guidance,
         "negative": negative or "",
         "software": f"sdxl-ray {__version__}",
     }
     sheet = out / "grid.png"
-    kept = f"{out} keeps the images that are finished; the same command makes them all again, equal to the last bit"
+    kept = f"{out} keeps the images that are finished; the same command draws them all again, equal to the last bit"
     with libraries_on_stderr(), Progress(sys.stderr) as progress, keeping(lambda: kept):
         progress.row({"kind": "phase", "name": "loading the model"})
 
         from sdxl_ray.data.image_grid import grid
-        from sdxl_ray.models.pipeline import generate, load_pipeline
-        from sdxl_ray.models.truncation import prompt_notes
 
-        device, dtype = _device(precision)
-        settings["precision"] = str(dtype).removeprefix("torch.")
-        pipe = load_pipeline(of, artifact, dtype=dtype, device=device)
-        length = length or (artifact.manifest.max_token_length if artifact else 75)
-        settings["max_token_length"] = length
-        texts = [("the prompt", prompt) for prompt in prompts] + [("the negative prompt", negative or "")]
-        for note in prompt_notes((pipe.tokenizer, pipe.tokenizer_2), texts, length, "--max-token-length "):
-            progress.row({"kind": "note", "text": f"note: {note}"})
-        progress.row({"kind": "phase", "name": "drawing", "done": 0, "total": len(asked)})
+        def save(index: int, image: Image.Image, drawn_with: dict[str, Any]) -> None:
+            prompt, number = request.jobs[index]
+            _save(image, paths[index], {"prompt": prompt, "seed": number, **facts, **drawn_with})
 
-        def keep(index: int, image: Image.Image) -> None:
-            prompt, number = asked[index]
-            _save(image, paths[index], {"prompt": prompt, "seed": number, **settings})
-            progress.row({"kind": "phase", "name": "drawing", "done": index + 1, "total": len(asked)})
-
-        images = generate(
-            pipe,
-            [prompt for prompt, _ in asked],
-            seeds=[number for _, number in asked],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            negative_prompt=negative,
-            width=width_height[0],
-            height=width_height[1],
-            batch_size=batch,
-            max_token_length=length,
-            on_image=keep,
-        )
+        images, drawn_with = generate_images(model, request, progress.row, save)
         rows = [images[start : start + n] for start in range(0, len(images), n)]
-        _save(grid(rows, prompts, [f"seed {seed + count}" for count in range(n)]), sheet, settings)
+        facts |= drawn_with
+        _save(grid(rows, prompts, [f"seed {seed + count}" for count in range(n)]), sheet, facts)
     if json:
-        made = [{"path": str(path), "prompt": p, "seed": s} for path, (p, s) in zip(paths, asked, strict=True)]
-        print_json({"images": made, "grid": str(sheet), **settings})
+        made = [{"path": str(path), "prompt": p, "seed": s} for path, (p, s) in zip(paths, request.jobs, strict=True)]
+        print_json({"images": made, "grid": str(sheet), **facts})
     else:
         for path in [*paths, sheet]:
             typer.echo(path)
-
-
-def _source(source: str, base: str | None) -> tuple[Artifact | None, Base]:
-    """The verified artifact, or None for the base; and the base, as the artifact's recipe or `--base` names it."""
-    from sdxl_ray.config import recipe as recipe_files
-    from sdxl_ray.io.artifact import Artifact
-
-    if source == "base":
-        return None, read_base(base or "tiny")
-    artifact = Artifact.open(source)
-    recipe = recipe_files.parse_recorded(artifact.manifest.recipe, f"{source}: recipe")
-    return artifact, read_base(base) if base else recipe.base
-
-
-def _advise(base: Base, texts: list[str]) -> None:
-    """On the embedded base, name the words it was never taught: they are spelled in pieces and hardly steer it."""
-    from sdxl_ray.tiny.unknown_words import unknown_words
-
-    unknown = unknown_words(texts) if base.id == "tiny" else []
-    if unknown:
-        typer.echo(
-            f"note: the embedded base does not know {', '.join(map(repr, unknown))}; `sdxl-ray doctor` lists what it "
-            "draws and where",
-            err=True,
-        )
-
-
-def _device(precision: str) -> tuple[Literal["cuda", "cpu"], torch.dtype]:
-    import torch
-
-    from sdxl_ray.models.device import has_bf16
-
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if not torch.cuda.is_available():
-        return "cpu", dtypes.get(precision, torch.float32)
-    return "cuda", dtypes.get(precision, torch.bfloat16 if has_bf16() else torch.float16)
 
 
 def _read_size(text: str | None) -> tuple[int | None, int | None]:

@@ -49,7 +49,7 @@ def run(
 ) -> None:
     """Search a recipe's settings by held-out quality."""
     from sdxl_ray.config.recipe import parse_assignments
-    from sdxl_ray.config.search_space import Space, divide, load_space, names
+    from sdxl_ray.config.search_space import Space, names, open_space
     from sdxl_ray.errors import UserError
     from sdxl_ray.plan import Plan
 
@@ -59,11 +59,7 @@ def run(
     if space is None:
         raise UserError(f"which space? Give a .yaml file or one of {', '.join(names())}")
     called = required_name(name or Path(space).stem)
-    mine, changes = divide(parse_assignments(settings or []))
-    wanted = load_space(space, mine)
-    recipe = wanted.start(changes)
-    recipe.require_complete()
-    wanted.check(recipe)
+    wanted, recipe = open_space(space, parse_assignments(settings or []))
     require_local_base(recipe.base)
     if plan_check:
         device = planned_for(recipe, gpu, gpu_memory, remote=elsewhere(address))

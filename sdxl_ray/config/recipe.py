@@ -181,3 +181,10 @@ def parse_assignments(words: list[str]) -> dict[str, Any]:
 
 def _folder() -> Traversable:
     return resources.files("sdxl_ray") / "recipes"
+
+
+def read_base(text: str) -> Base:
+    """`"tiny"`, `"folder"`, `"model.safetensors"` or `"org/name@<40-hex commit>"` as a Base."""
+    name, at, revision = text.rpartition("@")
+    plain: dict[str, Any] = {"id": name, "revision": revision} if at and name.count("/") == 1 else {"id": text}
+    return parse({"base": plain}, "--base").base

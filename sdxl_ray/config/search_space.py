@@ -267,6 +267,19 @@ def load_space(name_or_path: str, changes: Mapping[str, Any] | None = None) -> S
     return validated(Space, plain, name_or_path)
 
 
+def open_space(name: str, changes: Mapping[str, Any]) -> tuple[Space, Recipe]:
+    """A space and the recipe of its first trial. changes: settings of the space and of the recipe, dotted.
+
+    Raises UserError for what cannot be searched.
+    """
+    own, others = divide(changes)
+    space = load_space(name, own)
+    recipe = space.start(others)
+    recipe.require_complete()
+    space.check(recipe)
+    return space, recipe
+
+
 def divide(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The command line's settings as those of the space (`budget.trials=8`) and those of the recipe (`optim.lr=1`)."""
     mine = {path: value for path, value in changes.items() if path.partition(".")[0] in Space.model_fields}

@@ -33,6 +33,14 @@ _PACKAGES = ("sdxl-ray", "torch", "diffusers", "transformers", "peft", "accelera
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+#: The model card, and the image that it shows.
+CARD, CARD_IMAGE = "README.md", "samples.png"
+#: Files at the top of an artifact that are no part of it: they may be added, edited and removed.
+BESIDE = frozenset({CARD, CARD_IMAGE, "LICENSE", "LICENSE.md", "LICENSE.txt", ".gitattributes", ".gitignore"})
+_LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+_FOLDERS = frozenset({".git", ".cache", ".huggingface"})
+
+
 class BaseReference(BaseModel):
     """The base that an artifact was made on."""
 
@@ -202,15 +210,23 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _names(folder: Path) -> set[str]:
-    """Relative names of every file in the folder but the manifest."""
+    """Relative names of the files that make the artifact: neither the manifest nor what stands beside it."""
     names = set()
     for file in folder.rglob("*"):
         if file.is_dir() and not file.is_symlink():
             continue
         name = file.relative_to(folder).as_posix()
+        if name == MANIFEST or _stands_beside(name):
+            continue
         _require_inside(folder, name)
         names.add(name)
-    return names - {MANIFEST}
+    return names
+
+
+def _stands_beside(name: str) -> bool:
+    """Whether a file belongs to a file manager, git, the hub or a reader: none of them changes what the model is."""
+    parts = name.split("/")
+    return name in BESIDE or parts[-1] in _LITTER or parts[-1].startswith("._") or parts[0] in _FOLDERS
 
 
 def _require_inside(folder: Path, name: str) -> None:

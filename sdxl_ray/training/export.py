@@ -10,7 +10,8 @@ import torch
 
 from sdxl_ray.config.schema import LoraTuning
 from sdxl_ray.errors import RunError
-from sdxl_ray.io.artifact import publish, write_manifest
+from sdxl_ray.io.artifact import CARD_IMAGE, publish, write_manifest
+from sdxl_ray.io.model_card import write_card
 from sdxl_ray.models.adapters import TUNINGS
 from sdxl_ray.models.base_model import Components
 from sdxl_ray.training.disk_errors import disk_problem
@@ -46,7 +47,7 @@ def export(run: TrainingLoop, step: int, components: Components, final: Path, pr
     with averaged, run.engine.whole():
         if group.rank == 0:
             try:
-                _write_artifact(run, step, components, precision, beside)
+                _write_artifact(run, step, components, precision, beside, final.parent / "samples" / "grid.png")
                 publish(beside, final)
             except Exception as error:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -59,12 +60,15 @@ def export(run: TrainingLoop, step: int, components: Components, final: Path, pr
     run.report({"kind": "artifact", "step": step, "path": str(final)})
 
 
-def _write_artifact(run: TrainingLoop, step: int, components: Components, precision: torch.dtype, beside: Path) -> None:
+def _write_artifact(
+    run: TrainingLoop, step: int, components: Components, precision: torch.dtype, beside: Path, samples: Path
+) -> None:
+    """samples: the run's grid of sample images, shown by the model card where there is one."""
     recipe = run.recipe
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     TUNINGS[type(recipe.tuning)].export(run.engine.denoiser, components, beside, precision)
-    write_manifest(
+    artifact = write_manifest(
         beside,
         kind="lora" if isinstance(recipe.tuning, LoraTuning) else "full",
         recipe=recipe.model_dump(mode="json"),
@@ -73,3 +77,7 @@ def _write_artifact(run: TrainingLoop, step: int, components: Components, precis
         base_revision=components.files.revision,
         step=step,
     )
+    if samples.is_file():
+        shutil.copyfile(samples, beside / CARD_IMAGE)
+    scores = dict(run.best.evaluations).get(step, {})
+    write_card(beside, artifact.manifest, recipe, scores, image=samples.is_file())

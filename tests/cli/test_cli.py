@@ -16,11 +16,11 @@ from PIL import Image
 
 from sdxl_ray import __version__
 from sdxl_ray.__main__ import COMMANDS
-from sdxl_ray.cli.arguments import read_base, read_recipe
+from sdxl_ray.cli.arguments import read_recipe
 from sdxl_ray.cli.config import reference
 from sdxl_ray.cli.devices import count_images, cpu_here, elsewhere
 from sdxl_ray.cli.serve import _configuration
-from sdxl_ray.config.recipe import Recipe, load, names, override
+from sdxl_ray.config.recipe import Recipe, load, names, override, read_base
 from sdxl_ray.doctor.machine import FLOORS, container_memory_bytes, embedded_base, examine, packages, ray_authentication
 from sdxl_ray.errors import RunError
 from sdxl_ray.io.artifact import Artifact

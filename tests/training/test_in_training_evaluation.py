@@ -58,9 +58,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     script: dict[int, float] = {}
     real = InTrainingEvaluation._with_quality
 
-    def said(self: InTrainingEvaluation, draw_samples: StepScores) -> StepScores:
-        made = real(self, draw_samples)
-        value = script.get(draw_samples.step, 0.0)
+    def said(self: InTrainingEvaluation, scores: StepScores) -> StepScores:
+        made = real(self, scores)
+        value = script.get(scores.step, 0.0)
         row = {**made.rows[-1], "value": value, "low": value, "high": value}
         return replace(made, rows=[*made.rows[:-1], row])
 
@@ -134,16 +134,16 @@ def test_two_workers_score_the_same(
             denoiser, trainable, scored.optim, accumulation=1, device=torch.device("cpu"), precision=torch.float32
         )
         engine.group = group
-        return [examiner.base, examiner.draw_samples(engine, 3)]
+        return [examiner.base, examiner.evaluate(engine, 3)]
 
     copies = [copy.deepcopy(components) for _ in range(2)]
     alone = looks(SingleProcess(), components, tmp_path / "one")
     both = on_ranks(2, lambda group: looks(group, copies[group.rank], tmp_path / "two"))
-    for base, draw_samples in both:
+    for base, scores in both:
         assert plain(base.rows) == plain(alone[0].rows)
-        assert draw_samples.measured.keys() == alone[1].measured.keys()
+        assert scores.measured.keys() == alone[1].measured.keys()
         for name, score in alone[1].measured.items():
-            assert draw_samples.measured[name] == pytest.approx(score, abs=1e-6), name
+            assert scores.measured[name] == pytest.approx(score, abs=1e-6), name
     assert both[0] == both[1]
 
 
@@ -217,19 +217,19 @@ def test_a_damaged_best_checkpoint_is_named_and_the_last_exported(
 
 
 def test_overfitting_is_named_once_and_kept(train: Train, scored: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = InTrainingEvaluation.draw_samples
+    real = InTrainingEvaluation.evaluate
 
     def spoilt(self: InTrainingEvaluation, engine: LocalEngine, step: int) -> StepScores:
         """The subject ever more alike, and from step 4 on no prompt obeyed."""
-        draw_samples = real(self, engine, step)
+        scores = real(self, engine, step)
         said = {"dino_i": 0.1 * step, "clip_t": 0.5 if step < 4 else 0.1}
         rows = [
             {**row, "value": v, "low": v - 0.01, "high": v + 0.01} if (v := said.get(row["metric"])) else row
-            for row in draw_samples.rows
+            for row in scores.rows
         ]
-        return replace(draw_samples, rows=rows)
+        return replace(scores, rows=rows)
 
-    monkeypatch.setattr(InTrainingEvaluation, "look", spoilt)
+    monkeypatch.setattr(InTrainingEvaluation, "evaluate", spoilt)
     run = train(override(scored, {"optim.steps": 6}))
     (named,) = run.of("overfitting")
     assert named["step"] == 4 and "prompt fidelity fell (0.500 to 0.100)" in named["text"]

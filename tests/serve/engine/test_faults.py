@@ -73,7 +73,7 @@ def test_a_failed_activation_changes_no_other_image(plain: Plain, loras: dict[st
             progress = Progress()
             first = asyncio.create_task(engine.draw(long, on_step=progress))
             await progress.reach(2)
-            lora = engine._line.denoiser._lora
+            lora = engine._stages.denoiser._lora
             lay, left = lora._lay, [5]
 
             def full(*given: Any) -> None:
@@ -96,7 +96,7 @@ def test_a_failed_activation_changes_no_other_image(plain: Plain, loras: dict[st
 def test_an_evicted_adapter_leaves_the_layers_too(loras: dict[str, Artifact]) -> None:
     async def main() -> None:
         async with running(ServingEngine(Base(), adapters=loras, settings=small(max_cached_adapters=1))) as engine:
-            lora = engine._line.denoiser._lora
+            lora = engine._stages.denoiser._lora
 
             def laid_out() -> set[str]:
                 return {one.name for one in lora.active}
@@ -120,7 +120,7 @@ def test_what_fails_in_the_engine_is_no_fault_of_the_request(loras: dict[str, Ar
     async def main() -> None:
         async with running(ServingEngine(Base(), adapters=loras, settings=small())) as engine:
             await engine.check()
-            denoiser = engine._line.denoiser
+            denoiser = engine._stages.denoiser
             unet, denoiser._unet = denoiser._unet, None
             with pytest.raises(EngineFault, match="a denoising step failed: TypeError: 'NoneType'"):
                 await engine.draw(_with())

@@ -48,7 +48,7 @@ async def _endpoint(*said: dict[str, Any] | Exception) -> Endpoint:
     handles = {group: Handle(words) for group, words in zip(LAYOUT.groups, said, strict=True)}
     endpoint = Endpoint(ServeConfig(), LAYOUT, handles, Keys([]))
     await asyncio.sleep(0.05)
-    endpoint.watch.stop()
+    endpoint.health.stop()
     return endpoint
 
 
@@ -63,12 +63,12 @@ async def _endpoint(*said: dict[str, Any] | Exception) -> Endpoint:
     ],
 )
 def test_ready_means_that_something_can_be_drawn(shared: Any, melted: Any, ready: bool) -> None:
-    assert asyncio.run(_endpoint(shared, melted)).watch.ready is ready
+    assert asyncio.run(_endpoint(shared, melted)).health.ready is ready
 
 
 def test_a_model_whose_replicas_could_not_start_is_stopped_and_not_starting() -> None:
     endpoint = asyncio.run(_endpoint(FAILED, SILENT))
-    assert [model.state for model in endpoint.watch.models()] == ["stopped", "stopped", "stopped", "starting"]
+    assert [model.state for model in endpoint.health.models()] == ["stopped", "stopped", "stopped", "starting"]
     for model, code, said in (
         ("dog", "model_stopped", "model 'dog' is stopped: its replicas could not be started"),
         ("melted", "starting", "model 'melted' is starting"),
@@ -82,7 +82,7 @@ def test_a_model_whose_replicas_could_not_start_is_stopped_and_not_starting() ->
 
 def test_models_say_what_combines_with_them_and_who_shares_their_weights() -> None:
     endpoint = asyncio.run(_endpoint({"stopped": {"toy": "it is broken"}}, {}))
-    reported = {model.id: (model.adapters, model.group) for model in endpoint.watch.models()}
+    reported = {model.id: (model.adapters, model.group) for model in endpoint.health.models()}
     assert reported == {
         "base": (["dog"], "weights"),
         "dog": (["dog"], "weights"),

@@ -54,15 +54,15 @@ def test_a_replica_says_whose_fault_it_is(artifacts: dict[str, Path], tmp_path: 
             manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "step": 2}))
             assert await reported(_order(adapters=(AdapterUse("round"),))) == (503, "adapter_broken", None)
             await replica.check_health()
-            engine._line.denoiser._unet = None
+            engine._stages.denoiser._unet = None
             assert await reported(_order()) == (503, "engine_fault", None)
 
             def broken() -> None:
                 raise AssertionError
 
-            engine._line.denoiser._board = broken  # type: ignore[method-assign]
+            engine._stages.denoiser._board = broken  # type: ignore[method-assign]
             assert await reported(_order()) == (503, "engine_fault", None)
-            await asyncio.to_thread(engine._line.denoiser._thread.join)
+            await asyncio.to_thread(engine._stages.denoiser._thread.join)
             with pytest.raises(EngineFault, match="the denoising thread has ended"):
                 await replica.check_health()
 
