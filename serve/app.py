@@ -14,16 +14,18 @@ from typing import Any
 from ray import serve
 
 from sdxl_ray.errors import UserError
+from serve import _ray_private
 from serve.config import LOOPBACK, ServeConfig, load, override, parse
+from serve.deployment_config import merged, replica_bounds
 from serve.http.auth import read_keys
 from serve.http.image_links import ImageLinkReplica
 from serve.http.ingress import Ingress
-from serve.replica.placement import Placement, plan
+from serve.replica.placement import Placement, ReplicaGroup, plan
 from serve.replica.replica import ModelReplica
 
 #: Calls besides images that a replica answers at once: questions for its state.
 _QUESTIONS = 8
-#: What Serve's proxy sends where an ingress has `max_connections` open, in seconds.
+#: What Serve's proxy sends where an ingress holds `max_ongoing_requests` open, in seconds.
 _BACK_S = 2
 
 
@@ -80,9 +82,9 @@ def application(config: ServeConfig, layout: Placement | None = None) -> serve.A
         reasons = "; ".join(f"{name}: {place.reason}" for name, place in layout.places.items())
         raise UserError(f"no variant can be served: {reasons}")
     plain = config.model_dump(mode="json")
-    deployment = _weights(config)
     groups = {
-        name: deployment.options(name=name).bind(name, plain, asdict(group)) for name, group in layout.groups.items()
+        name: _weights(config, group).options(name=name).bind(name, plain, asdict(group))
+        for name, group in layout.groups.items()
     }
     return _ingress(config).bind(plain, layout.plain(), groups, _images(config), locked=len(keys) > 0)
 
@@ -96,50 +98,52 @@ def _images(config: ServeConfig) -> serve.Application | None:
         name="images",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=config.ingress.max_connections,
+        max_ongoing_requests=_ingress_options(config)["max_ongoing_requests"],
         graceful_shutdown_wait_loop_s=0.5,
     )
     return deployment.bind(keep_s, config.images.memory_mib * 2**20)
 
 
-def _weights(config: ServeConfig) -> Any:
-    replicas, queue = config.replicas, config.queue
+def _weights(config: ServeConfig, group: ReplicaGroup) -> Any:
+    """The deployment of one set of weights: our defaults, and what its `deployment_config` says instead."""
+    queue, given = config.queue, group.deployment_config
     # An ingress admits no more than this for all replicas together; when one is gone, the others' callers wait here.
-    most = queue.images * replicas.count + config.ingress.replicas + _QUESTIONS
-    return serve.deployment(ModelReplica).options(
-        num_replicas=replicas.count,
-        ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": _gpus(replicas.gpus)},
-        max_ongoing_requests=queue.images + _QUESTIONS,
-        max_queued_requests=most,
-        max_constructor_retry_count=replicas.start_attempts,
-        max_surge_percent=replicas.surge_percent,
+    most = queue.images * replica_bounds(given)[1] + replica_bounds(config.ingress.deployment_config)[1] + _QUESTIONS
+    defaults = {
+        "ray_actor_options": {"num_cpus": 1.0, "num_gpus": _gpus()},
+        "max_ongoing_requests": queue.images + _QUESTIONS,
+        "max_queued_requests": most,
+        "max_constructor_retry_count": 3,
         # An update lets a replica finish what it has; nothing takes longer than its deadline.
-        graceful_shutdown_timeout_s=queue.timeout_s + 5,
-        graceful_shutdown_wait_loop_s=0.5,
-        health_check_period_s=2,  # three failures running replace a replica; until then it only turns work away
-        health_check_timeout_s=30,
-    )
+        "graceful_shutdown_timeout_s": queue.timeout_s + 5,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "health_check_period_s": 2,  # three failures running replace a replica; until then it only turns work away
+        "health_check_timeout_s": 30,
+    }
+    return serve.deployment(ModelReplica).options(**merged(defaults, given))
 
 
 def _ingress(config: ServeConfig) -> Any:
-    wide = config.ingress.max_connections
-    return serve.deployment(serve.ingress()(Ingress)).options(
-        name="ingress",
-        num_replicas=config.ingress.replicas,
-        ray_actor_options={"num_cpus": config.ingress.cpus},
-        max_ongoing_requests=wide,
-        max_queued_requests=wide,
-        max_surge_percent=100,  # it weighs little, so a new one is there before an old one goes
-        backpressure_config={"status_code": 503, "retry_after_s": _BACK_S},
-        graceful_shutdown_timeout_s=config.queue.timeout_s + 10,
-        graceful_shutdown_wait_loop_s=0.5,
-    )
+    return serve.deployment(serve.ingress()(Ingress)).options(name="ingress", **_ingress_options(config))
 
 
-def _gpus(wanted: float | str) -> float:
-    """GPUs of a replica; "auto": one where the cluster has any."""
-    if wanted != "auto":
-        return float(wanted)
+def _ingress_options(config: ServeConfig) -> dict[str, Any]:
+    given = config.ingress.deployment_config
+    wide = given.get("max_ongoing_requests", 1000)
+    defaults = {
+        "ray_actor_options": {"num_cpus": 0.0},
+        "max_ongoing_requests": wide,
+        "max_queued_requests": wide,
+        "max_surge_percent": 100,  # it weighs little, so a new one is there before an old one goes
+        "backpressure_config": {"status_code": 503, "retry_after_s": _BACK_S},
+        "graceful_shutdown_timeout_s": config.queue.timeout_s + 10,
+        "graceful_shutdown_wait_loop_s": 0.5,
+    }
+    return merged(defaults, given)
+
+
+def _gpus() -> float:
+    """GPUs of a replica unless `ray_actor_options.num_gpus` says: one where the cluster has any."""
     import ray
 
     return 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) else 0.0
@@ -148,9 +152,5 @@ def _gpus(wanted: float | str) -> float:
 def listening() -> tuple[str, int] | None:
     """Host and port that Serve's proxies listen on, if it runs already."""
     import ray
-    from ray.serve.context import _get_global_client
 
-    if not ray.is_initialized():
-        return None
-    client = _get_global_client(raise_if_no_controller_running=False)
-    return (str(client.http_config.host), int(client.http_config.port)) if client is not None else None
+    return _ray_private.proxy_address() if ray.is_initialized() else None

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from sdxl_ray.config import plain_data
 from sdxl_ray.config.scalars import meaning, text_of
-from sdxl_ray.config.schema import Base, BaseSetting, LocalPath, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from sdxl_ray.config.schema import Base, BaseSetting, LocalPath, PositiveFloat, PositiveInt, Section
 from sdxl_ray.config.schema_errors import validated
+from serve.deployment_config import DeploymentConfig, check, merged, new_name, replica_bounds
+from serve.engine.settings import EngineSettings
 from serve.http.admission import share
 
 #: A variant's name is a model id in URLs, a deployment's name and a metric's tag.
@@ -64,6 +66,15 @@ class Variant(Section):
     artifact: LocalPath | None = Field(None, description="artifact folder of a run; default: the base itself")
     own_replicas: bool = Field(False, description="a LoRA on replicas of its own, for a comparison of isolated arms")
     fused: bool = Field(False, description="a LoRA added into the weights; it needs own_replicas")
+    deployment_config: DeploymentConfig = Field(
+        {}, description="Ray Serve's settings of this variant's own replicas, over those of the whole file"
+    )
+
+    @model_validator(mode="after")
+    def _replicas_of_its_own(self) -> Variant:
+        if self.deployment_config and not self.artifact:
+            raise ValueError("the base shares its replicas: set the file's own deployment_config instead")
+        return self
 
     @model_validator(mode="after")
     def _fused_alone(self) -> Variant:
@@ -72,37 +83,14 @@ class Variant(Section):
         return self
 
 
-class EngineSection(Section):
-    """How one replica draws: `serve.engine.settings.EngineSettings` says what each is; null: what suits the device."""
-
-    device: str | None = Field(None, description="cpu, cuda, cuda:1")
-    dtype: Literal["fp32", "bf16"] | None = Field(None, description="of UNet and text encoders")
-    max_batch: PositiveInt = Field(8, description="images of one size denoised together in one step")
-    max_cached_adapters: PositiveInt = Field(8, description="adapters kept in memory; the least recently used goes")
-    channels_last: bool | None = Field(None, description="memory layout of UNet and VAE")
-    compile: bool | None = Field(None, description="torch.compile of the UNet's blocks before the replica is ready")
-    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field((), description="[height, width] that are warmed up")
-    cached_prompts: Annotated[int, Field(ge=0)] = Field(64, description="encoded prompts kept in memory")
-
-
-class Replicas(Section):
-    """Processes that hold one set of weights, and what each gets of the cluster."""
-
-    count: PositiveInt = 1
-    cpus: NonNegativeFloat = Field(1.0, description="CPUs that Ray reserves for one replica")
-    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = Field("auto", description="auto: one where there is any")
-    surge_percent: Annotated[int, Field(ge=0, le=100)] = Field(
-        0, description="extra replicas during an update, so that old ones go only when new ones are ready"
-    )
-    start_attempts: PositiveInt = Field(3, description="how often a replica that cannot start is tried again")
-
-
 class IngressSection(Section):
     """The HTTP side: processes that check requests, admit or shed them, and wait for images."""
 
-    replicas: PositiveInt = 1
-    cpus: NonNegativeFloat = Field(0.0, description="CPUs that Ray reserves for one ingress; it computes little")
-    max_connections: PositiveInt = Field(1000, description="requests that one ingress holds open")
+    deployment_config: DeploymentConfig = Field(
+        {},
+        description="Ray Serve's settings of these processes: num_replicas, ray_actor_options, max_ongoing_requests "
+        "(requests that one holds open, default 1000) ...",
+    )
 
 
 class Limits(Section):
@@ -158,8 +146,12 @@ class ServeConfig(Section):
     host: str = Field("127.0.0.1", min_length=1, description="beyond loopback needs API keys or allow_open")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="0: any free one")
     allow_open: bool = Field(False, description="serve beyond loopback without API keys")
-    engine: EngineSection = EngineSection()
-    replicas: Replicas = Replicas()
+    engine: EngineSettings = EngineSettings()
+    deployment_config: DeploymentConfig = Field(
+        {},
+        description="Ray Serve's settings of the replicas of each set of weights, validated by Ray: num_replicas (a "
+        "number or auto), autoscaling_config, ray_actor_options, max_ongoing_requests, health_check_period_s ...",
+    )
     ingress: IngressSection = IngressSection()
     limits: Limits = Limits()
     queue: Queue = Queue()
@@ -203,15 +195,22 @@ class ServeConfig(Section):
 
     def _require_room(self, kind: str, queued: int, limit: str, asked: int) -> None:
         """The largest request must fit into what one ingress may admit, or it would be shed for ever."""
-        ingresses, replicas = self.ingress.replicas, self.replicas.count
+        ingresses = replica_bounds(self.ingress.deployment_config)[1]
+        replicas = max(1, min(replica_bounds(config)[0] for config in self._of_weights()))
         if queued < asked:
             raise ValueError(f"queue.{kind} = {queued} is below limits.{limit} = {asked}")
         one = share(queued * replicas, ingresses)
         if one < asked:
             raise ValueError(
                 f"queue.{kind} = {queued} is {one} for each of {ingresses} ingresses, below limits.{limit} = {asked}: "
-                f"give at least {(asked - 1) * ingresses // replicas + 1}, or fewer ingress.replicas"
+                f"give at least {(asked - 1) * ingresses // replicas + 1}, or fewer "
+                "ingress.deployment_config.num_replicas"
             )
+
+    def _of_weights(self) -> list[DeploymentConfig]:
+        """The `deployment_config` of every set of weights."""
+        own = [merged(self.deployment_config, variant.deployment_config) for variant in self.variants.values()]
+        return [self.deployment_config, *own]
 
 
 def load(path: str) -> ServeConfig:
@@ -220,8 +219,19 @@ def load(path: str) -> ServeConfig:
 
 
 def parse(plain: Mapping[str, Any], where: str = "serve configuration") -> ServeConfig:
-    """Validate plain data. Raises UserError: an unknown key with its nearest spelling, or a wrong value."""
-    return validated(ServeConfig, plain, where)
+    """Validate plain data. Raises UserError: an unknown key with its nearest spelling, or a wrong value.
+
+    Imports Ray where a `deployment_config` has settings.
+    """
+    config = validated(ServeConfig, plain, where, new_name)
+    check(config.deployment_config, "deployment_config", where)
+    check(config.ingress.deployment_config, "ingress.deployment_config", where)
+    for name, variant in config.variants.items():
+        if variant.deployment_config:
+            path = f"variants.{name}.deployment_config"
+            check(variant.deployment_config, path, where)
+            check(merged(config.deployment_config, variant.deployment_config), path, where)
+    return config
 
 
 def override(config: ServeConfig, changes: Mapping[str, Any]) -> ServeConfig:
@@ -229,11 +239,20 @@ def override(config: ServeConfig, changes: Mapping[str, Any]) -> ServeConfig:
     plain = config.model_dump(mode="json")
     for path, value in changes.items():
         section, _, name = path.partition(".")
+        above, passed_through, below = path.partition("deployment_config.")
         if section == "variants" and name and "." not in name:
             plain["variants"][name] = value  # a new name is no misspelt setting
+        elif passed_through:  # Ray's settings need not be there yet
+            plain_data.assign(plain, f"{above}deployment_config", _nested(below, value), new_name)
         else:
-            plain_data.assign(plain, path, value)
+            plain_data.assign(plain, path, value, new_name)
     return parse(plain)
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    """`("a.b", 1)` -> `{"a": {"b": 1}}`."""
+    name, _, below = path.partition(".")
+    return {name: _nested(below, value) if below else value}
 
 
 def _folder() -> Traversable:

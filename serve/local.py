@@ -23,8 +23,11 @@ from ray import serve
 from sdxl_ray.distributed.cluster import connected
 from sdxl_ray.distributed.worker_paths import require_visible
 from sdxl_ray.errors import RunError
+from serve import _ray_private
 from serve.app import application, listening, require_guarded
 from serve.config import ServeConfig
+from serve.deployment_config import cpus_of_replica, replica_bounds
+from serve.http.auth import key_texts
 from serve.http.port import free_port, require_free, require_free_to_start
 from serve.replica.placement import Placement, plan
 
@@ -62,7 +65,7 @@ def running(
         deploy(config, layout)
         try:
             url = f"http://{_reached(host)}:{port}"
-            _wait(url, timeout_s, on_state or (lambda _: None))
+            _wait(url, key_texts(config.api_keys), timeout_s, on_state or (lambda _: None))
             yield url
         finally:
             if not ours:  # else all of it ends at once, and nobody waits for what is being drawn
@@ -81,7 +84,8 @@ def deploy(config: ServeConfig, layout: Placement | None = None) -> None:
 
     Replicas of an earlier version are replaced one by one, and stay when the new ones do not start.
     """
-    serve._run(application(config, layout), name=APPLICATION, route_prefix="/", _blocking=False)
+    target = serve.RunTarget(application(config, layout), name=APPLICATION, route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=False)
 
 
 def deployed() -> str:
@@ -94,8 +98,9 @@ def deployed() -> str:
 def _ray(config: ServeConfig, layout: Placement) -> Iterator[bool]:
     """A local Ray where there is none; whether it is ours alone."""
     ours = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
-    needed = config.replicas.count * len(layout.groups) * config.replicas.cpus
-    needed += config.ingress.replicas * config.ingress.cpus
+    deployments = [(group.deployment_config, 1.0) for group in layout.groups.values()]
+    deployments += [(config.ingress.deployment_config, 0.0)]
+    needed = sum(replica_bounds(one)[0] * cpus_of_replica(one, cpus) for one, cpus in deployments)
     with connected(None, int(needed) + 1):
         yield ours
 
@@ -103,8 +108,6 @@ def _ray(config: ServeConfig, layout: Placement) -> Iterator[bool]:
 @contextmanager
 def _serve(config: ServeConfig, in_our_ray: bool) -> Iterator[tuple[str, int]]:
     """Serve's HTTP proxy where there is none; the host and port that it listens on."""
-    from ray.serve.context import _set_global_client
-
     found = listening()
     if found is not None:
         yield found
@@ -117,22 +120,26 @@ def _serve(config: ServeConfig, in_our_ray: bool) -> Iterator[tuple[str, int]]:
         yield config.host, port
     finally:
         if in_our_ray:
-            _set_global_client(None)  # it ends with its Ray, and a later one is another
+            _ray_private.forget_client()
         else:
             serve.shutdown()
 
 
-def _wait(url: str, timeout_s: float, on_state: Callable[[dict[str, str]], None]) -> None:
-    """Until `/ready` says so; `on_state` hears of changes."""
+def _wait(url: str, keys: list[str], timeout_s: float, on_state: Callable[[dict[str, str]], None]) -> None:
+    """Wait until `/ready` answers 200. Calls `on_state` with the state of every variant whenever one changes.
+
+    keys: `/ready` names the variants only to callers with a key. An ingress on a node whose keys differ from these
+    names none; then its status alone decides.
+    """
     until = time.monotonic() + timeout_s
     seen: dict[str, str] = {}
     while time.monotonic() < until:
-        status, answer = _ask(f"{url}/ready")
+        status, answer = _ask(f"{url}/ready", keys)
         states = answer.get("variants", {})
         if states != seen:
             seen = states
             on_state(states)
-        if status == 200 and "ready" in states.values():
+        if status == 200 and (not states or "ready" in states.values()):
             return
         if status == 200 or (deployed() == "DEPLOY_FAILED" and "starting" not in states.values()):
             break
@@ -149,9 +156,10 @@ def _why() -> str:
     return " ".join("; ".join(messages or [found.message]).split())[-800:]
 
 
-def _ask(url: str) -> tuple[int, dict[str, Any]]:
+def _ask(url: str, keys: list[str]) -> tuple[int, dict[str, Any]]:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {keys[0]}"} if keys else {})
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         try:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from sdxl_ray.config.schema_errors import validated
+from sdxl_ray.errors import UserError
 from sdxl_ray.config.text_files import read_text
-from sdxl_ray.errors import UserError, nearest
+from serve.ray_schema import require_known
 
 IMPORT_PATH = "serve.app:build"
 _MANIFEST = "RayService"
@@ -51,7 +51,7 @@ def check_plain(plain: Mapping[str, Any], where: str) -> list[str]:
 
     from serve.app import read
 
-    _require_known(plain, ServeDeploySchema, "", where)
+    require_known(plain, ServeDeploySchema, "", where)
     schema = validated(ServeDeploySchema, plain, where)
     for application in schema.applications:
         if application.import_path == IMPORT_PATH:
@@ -60,29 +60,6 @@ def check_plain(plain: Mapping[str, Any], where: str) -> list[str]:
             except UserError as error:
                 raise UserError(f"{where}: application {application.name!r}: {error}") from None
     return [application.name for application in schema.applications]
-
-
-def _require_known(plain: Any, model: type[BaseModel], path: str, where: str) -> None:
-    """Every key of a mapping is a field of its schema, and so on below."""
-    if not isinstance(plain, Mapping):
-        return
-    for key, value in plain.items():
-        here = f"{path}.{key}" if path else str(key)
-        if key not in model.model_fields:
-            raise UserError(f"{where}: no setting {here!r}: {nearest(str(key), model.model_fields)}")
-        below = _section(model.model_fields[key].annotation)
-        if below is None:
-            continue
-        entries = value if isinstance(value, list) else [value]
-        for index, entry in enumerate(entries):
-            _require_known(entry, below, f"{here}[{index}]" if isinstance(value, list) else here, where)
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The schema inside `X`, `Optional[X]`, `List[X]` or `Union[Dict, X]`; None for a plain value."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section(part)) is not None), None)
 
 
 def _documents(path: str) -> list[Any]:

@@ -58,12 +58,7 @@ def run(
     if "=" in config:  # no file: only settings
         config, settings = "compare", words
     if ray_config.is_one(config):
-        found = ray_config.check(config)
-        if not check:
-            raise UserError(
-                f"{config!r} is a file for Ray Serve itself: serve deploy {shlex.quote(config)}; it was checked"
-            )
-        typer.echo(f"{config}: {', '.join(found)}")
+        _check_ray_file(config, check)
         return
     chosen = _configuration(config, settings or [], variant or [], host, port, allow_open)
     if not check:
@@ -71,7 +66,6 @@ def run(
 
     with libraries_on_stderr():
         from serve.app import require_guarded
-        from serve.local import running
         from serve.replica.placement import plan
 
         require_guarded(chosen)
@@ -81,7 +75,25 @@ def run(
         if reasons := [f"variant {name!r}: {store.reason}" for name, store in layout.places.items() if store.reason]:
             raise UserError("; ".join(reasons))
         return
+    _serve(chosen, layout, as_json=json)
+
+
+def _check_ray_file(file: str, check: bool) -> None:
+    """Check a file of Ray Serve's own kind. Raises UserError unless `check`: Ray's own command serves such files."""
+    from serve import ray_config
+
+    found = ray_config.check(file)
+    if not check:
+        raise UserError(f"{file!r} is a file for Ray Serve itself: serve deploy {shlex.quote(file)}; it was checked")
+    typer.echo(f"{file}: {', '.join(found)}")
+
+
+def _serve(config: ServeConfig, layout: Placement, *, as_json: bool) -> None:
+    """Start the endpoint, print its address, and wait for Ctrl-C."""
     from sdxl_ray.display.progress import Progress
+
+    with libraries_on_stderr():
+        from serve.local import running
 
     states: dict[str, str] = {}
     with contextlib.ExitStack() as endpoint, keeping(lambda: "taking the endpoint down"):
@@ -94,12 +106,15 @@ def run(
                 progress.row({"kind": "phase", "name": "loading the variants", "done": ready, "total": len(now)})
 
             notes: list[str] = []
-            url = endpoint.enter_context(running(chosen, layout=layout, on_state=report, on_note=notes.append))
+            url = endpoint.enter_context(running(config, layout=layout, on_state=report, on_note=notes.append))
         for note in notes:
             typer.echo(note, err=True)
-        if json:
+        if as_json:
             print_json(
-                {"url": url, "variants": {n: {**asdict(p), "state": states[n]} for n, p in layout.places.items()}}
+                {
+                    "url": url,
+                    "variants": {n: {**asdict(p), "state": states.get(n, "unknown")} for n, p in layout.places.items()},
+                }
             )
         else:
             _show(layout, states)

@@ -49,17 +49,20 @@ class ServingEngine:
         artifact: Artifact | None = None,
         adapters: Mapping[str, Artifact] | None = None,
         settings: EngineSettings | None = None,
+        fuse: str | None = None,
         pipeline: StableDiffusionXLPipeline | None = None,
     ) -> None:
         """artifact: a full one, whose weights are used instead of the base's. adapters: what requests may name.
 
+        fuse: name of an adapter that is merged into the weights for good. It costs nothing per step, but every image
+        has it.
         pipeline: parts that are already in memory, on the settings' device and in their dtype, instead of loading the
         base's (random weights of the true shape, for measurements). Raises UserError for artifacts that do not fit.
         """
-        self._base, self._artifact, self._pipe = base, artifact, pipeline
+        self._base, self._artifact, self._pipe, self._fuse = base, artifact, pipeline, fuse
         self.settings = settings or EngineSettings()
         adapters = dict(adapters or {})
-        self._fused = _take_fused(adapters, self.settings.fuse, artifact is not None or pipeline is not None)
+        self._fused = _take_fused(adapters, fuse, artifact is not None or pipeline is not None)
         if artifact is not None and artifact.manifest.kind != "full":
             raise UserError(f"artifact {str(artifact.folder)!r} is a LoRA: give it in adapters, or fuse it")
         self._adapter_cache = AdapterCache(self._load_adapter, self.settings.max_cached_adapters, self._tidy)
@@ -159,7 +162,7 @@ class ServingEngine:
 
     async def add_adapter(self, name: str, artifact: Artifact) -> None:
         """Let requests name an artifact, and load it; images in flight go on. Raises UserError: it does not fit."""
-        if name in self._adapter_cache.known or name == self.settings.fuse:
+        if name in self._adapter_cache.known or name == self._fuse:
             raise UserError(f"adapter {name!r} is there already: remove it first, or choose another name")
         await asyncio.to_thread(require_mixable, name, artifact, self._base)
         self._adapter_cache.known[name] = artifact
@@ -209,7 +212,7 @@ class ServingEngine:
     def _check(self, request: ImageRequest) -> None:
         check(request)
         for use in request.adapters:
-            if use.name == self.settings.fuse:
+            if use.name == self._fuse:
                 raise NotDrawable(
                     "adapters", f"adapter {use.name!r} is merged into this engine's weights: leave it out"
                 )

@@ -2,55 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
+from pydantic import Field
 
-from sdxl_ray.errors import UserError
+from sdxl_ray.config.schema import PositiveInt, Section
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+if TYPE_CHECKING:
+    import torch
 
 
-@dataclass(frozen=True)
-class EngineSettings:
-    """Settings of one engine; None means: what suits the device.
+class EngineSettings(Section):
+    """How one replica generates images; null: what suits the device."""
 
-    device: "cpu", "cuda", "cuda:1"; None: a GPU if there is one.
-    dtype: of UNet and text encoders. None: bf16 on a GPU (half the bytes, twice the rate or more; fp16 has the same
-        speed but overflows), fp32 on a CPU (where bf16 is slower). The VAE has `base.vae_precision`.
-    max_batch: images of one size in one UNet call. A GPU gains up to about 8 at 1024 px, then only latency grows.
-    max_cached_adapters: adapters kept on the device; the least recently used one that no image in flight uses goes.
-    fuse: name of an adapter that is merged into the weights for good: no work per step, but every image has it.
-    channels_last: memory layout of UNet and VAE. None: on a GPU, whose tensor cores convolve in it without transposing.
-    compile: `torch.compile` of the UNet's transformer blocks. None: on a GPU; on a CPU its minutes of start do not pay.
-    sizes: (height, width) in pixels that are warmed up, and compiled for, before the engine is ready; other sizes work,
-        uncompiled. Empty: the base's own size.
-    cached_prompts: encoded prompts kept on the device; side by side comparisons and grids repeat theirs.
-    """
-
-    device: str | None = None
-    dtype: Literal["fp32", "bf16"] | None = None
-    max_batch: int = 8
-    max_cached_adapters: int = 8
-    fuse: str | None = None
-    channels_last: bool | None = None
-    compile: bool | None = None
-    sizes: tuple[tuple[int, int], ...] = ()
-    cached_prompts: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch", "max_cached_adapters"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)}: give at least 1")
-        if self.cached_prompts < 0:
-            raise UserError(f"cached_prompts = {self.cached_prompts}: give 0 or more")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UserError(f"dtype {self.dtype!r}: choose from {', '.join(DTYPES)}")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1; null: a GPU if there is one")
+    dtype: Literal["fp32", "bf16"] | None = Field(
+        None,
+        description="number format of UNet and text encoders; null: bf16 on a GPU, fp32 on a CPU, where bf16 is "
+        "slower. The VAE has base.vae_precision",
+    )
+    max_batch: PositiveInt = Field(
+        8,
+        description="images of one size denoised together in one step. At 1024 pixels a GPU gains up to about 8; "
+        "beyond that only latency grows",
+    )
+    max_cached_adapters: PositiveInt = Field(
+        8, description="adapters kept on the device; the least recently used one that no running image uses is evicted"
+    )
+    channels_last: bool | None = Field(None, description="memory layout of UNet and VAE; null: on a GPU")
+    compile: bool | None = Field(
+        None,
+        description="torch.compile of the UNet's transformer blocks before the replica is ready; null: on a GPU",
+    )
+    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        (),
+        description="[height, width] in pixels that are warmed up and compiled for; other sizes work uncompiled. "
+        "Empty: the base's own size",
+    )
+    cached_prompts: Annotated[int, Field(ge=0)] = Field(64, description="encoded prompts kept on the device")
 
     @property
     def place(self) -> torch.device:
         """The device."""
+        import torch
+
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
@@ -61,7 +56,9 @@ class EngineSettings:
     @property
     def width(self) -> torch.dtype:
         """Number format of UNet and text encoders."""
-        return DTYPES[self.dtype] if self.dtype else (torch.bfloat16 if self.on_gpu else torch.float32)
+        import torch
+
+        return torch.bfloat16 if (self.dtype or ("bf16" if self.on_gpu else "fp32")) == "bf16" else torch.float32
 
     @property
     def compiled(self) -> bool:

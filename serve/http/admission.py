@@ -20,12 +20,17 @@ class AdmissionLedger:
     """What one ingress has under way at one group of replicas."""
 
     def __init__(self, images: int, work: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most = (images, work)
+        """images, work: what it may admit at once."""
+        self._most: tuple[int, float] = (images, work)
         self._clock = clock
         self._seconds_per_work: float | None = None
         self._since = 0.0
         self.images = 0
         self.work = 0.0
+
+    def resize(self, images: int, work: float) -> None:
+        """Change what it may admit at once, since the group has more or fewer replicas. What was admitted stays."""
+        self._most = (images, work)
 
     def admit(self, images: int, work: float) -> None:
         """Count it in, or raise Problem 429 with when to come back."""

@@ -25,20 +25,32 @@ class Keys:
     def __len__(self) -> int:
         return len(self._digests)
 
-    def require(self, authorization: str | None) -> None:
-        """Check an `Authorization: Bearer KEY` header. Raises Problem 401."""
+    def allows(self, authorization: str | None) -> bool:
+        """Whether an `Authorization: Bearer KEY` header holds a valid key, or the endpoint needs none."""
         if not self._digests:
-            return
+            return True
         scheme, _, key = (authorization or "").partition(" ")
         given = _digest(key.strip())
         # Every key is compared, whichever matches.
         matches = [hmac.compare_digest(given, known) for known in self._digests]
-        if scheme.lower() != "bearer" or not any(matches):
+        return scheme.lower() == "bearer" and any(matches)
+
+    def require(self, authorization: str | None) -> None:
+        """Check an `Authorization: Bearer KEY` header. Raises Problem 401."""
+        if not self.allows(authorization):
             raise ApiError(401, "no valid API key: send the header Authorization: Bearer KEY", "invalid_api_key")
 
 
 def read_keys(where: ApiKeys) -> Keys:
-    """Read the keys. Raises UserError: a file that cannot be read or holds none, or a key too short to be one."""
+    """Read the keys. Raises UserError, as `key_texts` does."""
+    return Keys(key_texts(where))
+
+
+def key_texts(where: ApiKeys) -> list[str]:
+    """The keys themselves, for a client on this machine.
+
+    Raises UserError: the file cannot be read or holds no key, or a key is too short.
+    """
     keys = [key.strip() for key in os.environ.get(where.variable, "").split(",")]
     if where.file is not None:
         lines = read_text(Path(where.file), f"api_keys.file = {where.file!r}").splitlines()
@@ -49,7 +61,7 @@ def read_keys(where: ApiKeys) -> Keys:
     keys = [key for key in keys if key]
     if any(len(key) < _SHORTEST for key in keys):
         raise UserError(f"an API key is shorter than {_SHORTEST} characters: use openssl rand -hex 32")
-    return Keys(keys)
+    return keys
 
 
 def _digest(key: str) -> bytes:

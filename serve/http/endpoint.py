@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.config import ServeConfig
+from serve.deployment_config import replica_bounds
 from serve.engine.request import ImageRequest
 from serve.http import dispatch
 from serve.http.admission import AdmissionLedger, share
@@ -26,6 +27,7 @@ from serve.http.metrics import Meter
 from serve.http.request_parser import ParsedRequest, RequestParser
 from serve.replica.messages import EncodedImage, ImageOrder, Preview
 from serve.replica.placement import Placement
+from serve.replica_counts import CountReplicas
 
 _LOG = logging.getLogger("ray.serve")
 _START_S, _STOPPED_S = 5.0, 60.0
@@ -43,23 +45,23 @@ class Endpoint:
     """What an ingress knows and does."""
 
     def __init__(
-        self, config: ServeConfig, layout: Placement, handles: dict[str, Any], keys: Keys, images: Any = None
+        self,
+        config: ServeConfig,
+        layout: Placement,
+        handles: dict[str, Any],
+        keys: Keys,
+        images: Any = None,
+        count: CountReplicas | None = None,
     ) -> None:
-        """images: handle of the store of images; None where none are kept."""
+        """images: handle of the store of images; None where none are kept. count: as for `ReplicaHealth`."""
         self.config = config
         self.keys = keys
         self.parser = RequestParser(config.limits, layout, links=images is not None)
         self.images = ImageLinks(images, config.images.keep_seconds)
-        self.health = ReplicaHealth(layout, handles)
+        self.health = ReplicaHealth(layout, handles, count)
         self.meter = Meter()
         self._handles = handles
-        replicas, ingresses = config.replicas.count, config.ingress.replicas
-        self._ledgers = {
-            group: AdmissionLedger(
-                share(config.queue.images * replicas, ingresses), share(config.queue.work * replicas, ingresses)
-            )
-            for group in handles
-        }
+        self._ledgers = {group: AdmissionLedger(*self._most(group)) for group in handles}
 
     def take(self, raw: bytes) -> ParsedRequest:
         """Check a body and admit it; what is admitted must be given to `start` at once. Raises Problem."""
@@ -74,6 +76,7 @@ class Endpoint:
                 raise ApiError(503, message, "model_stopped", "model", retry_after_s=_STOPPED_S)
             if self.health.starting(asked.group):
                 raise busy("starting", f"model {asked.model!r} is starting", _START_S)
+            self._ledgers[asked.group].resize(*self._most(asked.group))
             self._ledgers[asked.group].admit(len(asked.requests), asked.work)
         except ApiError as problem:
             self.failed(asked, problem)
@@ -94,6 +97,13 @@ class Endpoint:
         whole = asyncio.create_task(self._all(asked, tasks))
         whole.add_done_callback(lambda _: [task.cancel() for task in tasks])
         return whole
+
+    def _most(self, group: str) -> tuple[int, int]:
+        """Images, and their work, that this ingress may have under way at a group with its present replicas."""
+        replicas = self.health.replicas(group)
+        ingresses = replica_bounds(self.config.ingress.deployment_config)[1]
+        queue = self.config.queue
+        return share(queue.images * replicas, ingresses), share(queue.work * replicas, ingresses)
 
     async def _all(self, asked: ParsedRequest, tasks: list[asyncio.Task[EncodedImage]]) -> GeneratedImages:
         start = time.monotonic()

@@ -12,6 +12,7 @@ from serve.http import routes
 from serve.http.auth import read_keys
 from serve.http.endpoint import Endpoint
 from serve.replica.placement import Placement
+from serve.replica_counts import of_this_application
 
 
 class Ingress:
@@ -28,7 +29,7 @@ class Ingress:
         keys = read_keys(settings.api_keys)
         if locked and not len(keys):
             raise UserError(f"no API keys on this node: set {settings.api_keys.variable} or api_keys.file here too")
-        self.endpoint = Endpoint(settings, Placement.of(layout), handles, keys, images)
+        self.endpoint = Endpoint(settings, Placement.of(layout), handles, keys, images, of_this_application())
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return routes.build(self.endpoint)

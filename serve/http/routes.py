@@ -45,6 +45,10 @@ _POLICY = (
 )
 _ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorEnvelope} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)
+}
+
 
 def build(endpoint: Endpoint) -> ASGIApp:
     """The application of one endpoint."""
@@ -54,11 +58,21 @@ def build(endpoint: Endpoint) -> ASGIApp:
 def _application(endpoint: Endpoint) -> FastAPI:
     # FastAPI's own pages of documentation load scripts from elsewhere.
     app = FastAPI(title="sdxl-ray", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorEnvelope} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)
-    }
+    _add_images(app, endpoint)
+    _add_models(app, endpoint)
+    _add_probes(app, endpoint)
+    _add_page(app)
+    _add_description(app, endpoint)
+    app.add_exception_handler(ApiError, _on_problem)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
+    return app
 
-    @app.post(_GENERATIONS, response_model=ImagesResponse, responses=errors, operation_id="createImage")
+
+def _add_images(app: FastAPI, endpoint: Endpoint) -> None:
+    """Generating images, and fetching those that a response linked to."""
+
+    @app.post(_GENERATIONS, response_model=ImagesResponse, responses=_ERRORS, operation_id="createImage")
     async def generations(request: Request) -> Response:
         """Draw images."""
         try:
@@ -89,7 +103,7 @@ def _application(endpoint: Endpoint) -> FastAPI:
         response_class=Response,
         responses={
             200: {"content": {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}},
-            **{status: errors[status] for status in (404, 503)},
+            **{status: _ERRORS[status] for status in (404, 503)},
         },
         operation_id="getImage",
     )
@@ -99,13 +113,17 @@ def _application(endpoint: Endpoint) -> FastAPI:
         caching = {"Cache-Control": f"private, max-age={kept.seconds}, immutable"}
         return Response(kept.data, media_type=kept.media_type, headers={**_ALWAYS, **caching})
 
-    @app.get("/v1/models", response_model=Models, responses={401: errors[401]}, operation_id="listModels")
+
+def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
+    """The list of variants. Both paths need a key."""
+
+    @app.get("/v1/models", response_model=Models, responses={401: _ERRORS[401]}, operation_id="listModels")
     async def models(request: Request) -> Models:
         """Every variant, those that could not start too."""
         endpoint.keys.require(request.headers.get("authorization"))
         return Models(data=endpoint.health.models())
 
-    @app.get("/v1/models/{model}", response_model=ModelBody, responses={s: errors[s] for s in (401, 404)})
+    @app.get("/v1/models/{model}", response_model=ModelBody, responses={s: _ERRORS[s] for s in (401, 404)})
     async def model(request: Request, model: str) -> ModelBody:
         """One variant."""
         endpoint.keys.require(request.headers.get("authorization"))
@@ -114,30 +132,37 @@ def _application(endpoint: Endpoint) -> FastAPI:
             raise ApiError(404, f"no model {model[:64]!r}: {nearest(model, known)}", "model_not_found", "model")
         return known[model]
 
+
+def _add_probes(app: FastAPI, endpoint: Endpoint) -> None:
+    """Liveness and readiness. Neither needs a key."""
+
     @app.get("/health")
     async def health() -> dict[str, str]:
         """This process answers."""
         return {"status": "ok"}
 
     @app.get("/ready", responses={503: {"description": "a set of weights is not loaded yet, or none could be"}})
-    async def ready() -> Response:
-        """Whether a set of weights is loaded and none is still being loaded, and the state of each variant."""
-        states = {entry.id: entry.state for entry in endpoint.health.models()}
-        status = 200 if endpoint.health.ready else 503
-        headers = {**_ALWAYS, **({} if status == 200 else {"Retry-After": "2"})}
-        return JSONResponse({"ready": status == 200, "variants": states}, status, headers=headers)
+    async def ready(request: Request) -> Response:
+        """Whether a set of weights is loaded and none is still being loaded.
 
-    _add_page(app)
-    description = _describe(app, endpoint)
+        Probes need no key. Callers with a key get the state of each variant too.
+        """
+        status = 200 if endpoint.health.ready else 503
+        answer: dict[str, Any] = {"ready": status == 200}
+        if endpoint.keys.allows(request.headers.get("authorization")):
+            answer["variants"] = {entry.id: entry.state for entry in endpoint.health.models()}
+        headers = {**_ALWAYS, **({} if status == 200 else {"Retry-After": "2"})}
+        return JSONResponse(answer, status, headers=headers)
+
+
+def _add_description(app: FastAPI, endpoint: Endpoint) -> None:
+    """`/openapi.json`: call it last, since it describes the routes that are there."""
+    described = {named: _describe(app, endpoint, named=named) for named in (False, True)}
 
     @app.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> JSONResponse:
-        return JSONResponse(description)
-
-    app.add_exception_handler(ApiError, _on_problem)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_bug)
-    return app
+    async def openapi(request: Request) -> JSONResponse:
+        allowed = endpoint.keys.allows(request.headers.get("authorization"))
+        return JSONResponse(described[allowed], headers=_ALWAYS)
 
 
 async def _links(request: Request, endpoint: Endpoint, asked: ParsedRequest, answer: GeneratedImages) -> list[str]:
@@ -183,12 +208,16 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-def _describe(app: FastAPI, endpoint: Endpoint) -> dict[str, Any]:
-    """The OpenAPI description, with the request body as this endpoint checks it and the models that it serves."""
+def _describe(app: FastAPI, endpoint: Endpoint, *, named: bool) -> dict[str, Any]:
+    """The OpenAPI description, with the request body as this endpoint checks it.
+
+    named: list the served models. Only callers who may use the API get that list.
+    """
     description: dict[str, Any] = get_openapi(title=app.title, version=app.version, routes=app.routes)
     body = endpoint.parser.body.model_json_schema(ref_template="#/components/schemas/{model}")
-    served = [name for name, place in endpoint.parser.layout.places.items() if place.group is not None]
-    body["properties"]["model"]["anyOf"][0]["enum"] = served
+    if named:
+        served = [name for name, place in endpoint.parser.layout.places.items() if place.group is not None]
+        body["properties"]["model"]["anyOf"][0]["enum"] = served
     description["components"]["schemas"] |= {**body.pop("$defs"), "ImageRequest": body}
     post = description["paths"][_GENERATIONS]["post"]
     reference = {"$ref": "#/components/schemas/ImageRequest"}

@@ -14,6 +14,7 @@ from sdxl_ray.errors import UserError
 from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.models.base_model_files import component_configs, locate
 from serve.config import ServeConfig, Variant
+from serve.deployment_config import DeploymentConfig, merged
 
 VariantKind = Literal["base", "lora", "full", "unknown"]
 SHARED = "weights"
@@ -24,13 +25,15 @@ class ReplicaGroup:
     """One set of weights: a deployment.
 
     artifact: folder of the full artifact that gives the weights. adapters: folders of the LoRAs that may be named.
-    fused: the LoRA that is added into the weights. variants: the model ids that it answers for.
+    fused: the LoRA that is added into the weights. variants: the model ids that it answers for. deployment_config: Ray
+    Serve's settings of the deployment, as configured.
     """
 
     artifact: str | None = None
     adapters: dict[str, str] = field(default_factory=dict)
     fused: str | None = None
     variants: list[str] = field(default_factory=list)
+    deployment_config: DeploymentConfig = field(default_factory=dict)
 
 
 @dataclass
@@ -78,6 +81,12 @@ def plan(config: ServeConfig) -> Placement:
             group.variants.append(name)
             group.artifact = variant.artifact if place.kind == "full" else None
             group.fused = name if variant.fused else None
+            if variant.deployment_config and place.group == SHARED:
+                raise UserError(
+                    f"variants.{name}.deployment_config: a LoRA shares the replicas of the base: set own_replicas too, "
+                    "or the file's own deployment_config"
+                )
+            group.deployment_config = merged(config.deployment_config, variant.deployment_config)
     loras = {name: variant.artifact for name, variant in config.variants.items() if places[name].kind == "lora"}
     for group in groups.values():
         group.adapters = {name: str(folder) for name, folder in loras.items() if places[name].group is not None}

@@ -46,7 +46,6 @@ class ModelReplica:
     def _engine(self, config: ServeConfig) -> Any:
         from serve.engine.adapter import require_mixable
         from serve.engine.engine import ServingEngine
-        from serve.engine.settings import EngineSettings
 
         full = None
         if self.group.artifact is not None:
@@ -65,8 +64,9 @@ class ModelReplica:
             else:
                 adapters[name] = artifact
                 self.hashes[name] = artifact.hash
-        settings = EngineSettings(fuse=self.group.fused, **config.engine.model_dump())
-        return ServingEngine(config.base, artifact=full, adapters=adapters, settings=settings)
+        return ServingEngine(
+            config.base, artifact=full, adapters=adapters, settings=config.engine, fuse=self.group.fused
+        )
 
     async def draw(self, order: ImageOrder) -> EncodedImage | Refusal:
         """One image, encoded."""

@@ -1,4 +1,4 @@
-"""One endpoint for the tests of this folder: base, two LoRAs and a full model, on two replicas each."""
+"""One endpoint for the tests of this folder: base and two LoRAs on two replicas, a full model on one or two."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from safetensors.torch import load_file, save_file
 from serve.config import ServeConfig, parse
 from tests.serve.client import Client
 from tests.serve.engine.plain import make_lora, manifest
+
+#: Quick to follow the load, as far as Serve's own 10 s between reports of it allow.
+SCALING = {
+    "min_replicas": 1,
+    "max_replicas": 2,
+    "target_ongoing_requests": 1,
+    "upscale_delay_s": 0,
+    "downscale_delay_s": 0,
+    "look_back_period_s": 11,
+}
 
 
 @pytest.fixture(scope="session")
@@ -34,10 +44,15 @@ def config(artifacts: dict[str, Path]) -> ServeConfig:
     """A little of everything, and queues short enough to be full; one variant that cannot be served."""
     return parse(
         {
-            "variants": {"base": None, **{name: str(path) for name, path in artifacts.items()}, "lost": "/nowhere"},
+            "variants": {
+                "base": None,
+                **{name: str(path) for name, path in artifacts.items()},
+                "whole": {"artifact": str(artifacts["whole"]), "deployment_config": {"autoscaling_config": SCALING}},
+                "lost": "/nowhere",
+            },
             "port": 0,
             "engine": {"max_batch": 4, "max_cached_adapters": 2},
-            "replicas": {"count": 2, "cpus": 0.1},
+            "deployment_config": {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}},
             "limits": {"n": 4, "adapters": 2},
             "queue": {"images": 4},
         }

@@ -41,10 +41,14 @@ def test_every_configuration_in_the_tree_is_read() -> None:
         ({"queue.images": 5}, "queue.images = 5 is below limits.n = 10"),
         ({"queue.work": 5}, "is below limits.work"),
         (
-            {"ingress.replicas": 4},
-            "queue.images = 32 is 8 for each of 4 ingresses, below limits.n = 10: give at least 37, or fewer",
+            {"ingress.deployment_config.num_replicas": 4},
+            "queue.images = 32 is 8 for each of 4 ingresses, below limits.n = 10: give at least 37, or fewer "
+            "ingress.deployment_config.num_replicas",
         ),
-        ({"ingress.replicas": 5, "queue.images": 99}, "queue.work = 1600 is 320 for each of 5 ingresses"),
+        (
+            {"ingress.deployment_config.num_replicas": 5, "queue.images": 99},
+            "queue.work = 1600 is 320 for each of 5 ingresses",
+        ),
         ({"limits.min_edge": 64, "limits.max_edge": 32}, "limits.min_edge = 64 is above limits.max_edge = 32"),
         ({"engine.max_cached_adapters": 3}, "engine.max_cached_adapters = 3 is below limits.adapters = 4"),
         ({"engine.dtype": "int8"}, "engine.dtype = 'int8'"),
@@ -84,11 +88,11 @@ def test_one_origin_needs_no_list() -> None:
 
 
 def test_the_room_that_is_asked_for_is_the_least_that_does() -> None:
-    four = {"ingress.replicas": 4}
+    four = {"ingress.deployment_config.num_replicas": 4}
     override(ServeConfig(), {**four, "queue.images": 37})
     with pytest.raises(UserError, match="give at least 37"):
         override(ServeConfig(), {**four, "queue.images": 36})
-    override(ServeConfig(), {**four, "replicas.count": 2})
+    override(ServeConfig(), {**four, "deployment_config.num_replicas": 2})
 
 
 def test_variants_share_weights_where_they_can(artifacts: dict[str, Path]) -> None:

@@ -142,7 +142,7 @@ def test_a_fused_adapter_is_in_every_image(tmp_path: Path, loras: dict[str, Arti
     expected = generate(pipe, ["a dog"], seeds=[1], num_inference_steps=3, guidance_scale=7.5)[0]
 
     async def main() -> None:
-        engine = ServingEngine(Base(), adapters={**loras, kind: artifact}, settings=small(fuse=kind))
+        engine = ServingEngine(Base(), adapters={**loras, kind: artifact}, settings=small(), fuse=kind)
         async with running(engine):
             drawn = await engine.draw(_with())
             assert levels(drawn.image, expected) <= 1

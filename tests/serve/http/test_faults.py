@@ -121,7 +121,7 @@ def test_an_update_that_cannot_start_loses_no_request(client: Client, config: Se
     before = {process.pid for process in replicas()}
     load = Load(client)
     with load.at(RATE, _body):
-        deploy(override(config, {"engine.device": "cuda:7", "replicas.start_attempts": 1}))
+        deploy(override(config, {"engine.device": "cuda:7", "deployment_config.max_constructor_retry_count": 1}))
         wait_for(lambda: deployed() == "DEPLOY_FAILED", 240)
         assert before & {process.pid for process in replicas()}
         failing = len(load.replies)

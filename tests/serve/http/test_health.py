@@ -9,7 +9,7 @@ import pytest
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from serve.config import ServeConfig
+from serve.config import ServeConfig, override
 from serve.http.auth import Keys
 from serve.http.endpoint import Endpoint
 from serve.http.errors import ApiError
@@ -89,3 +89,75 @@ def test_models_say_what_combines_with_them_and_who_shares_their_weights() -> No
         "toy": (["dog"], "weights"),
         "melted": ([], "weights-melted"),
     }
+
+
+class Counted(Handle):
+    """A handle that counts how often its replicas are asked."""
+
+    asked = 0
+
+    async def remote(self) -> dict[str, Any]:
+        self.asked += 1
+        return await super().remote()
+
+
+def _scaled(low: int) -> Placement:
+    scaling = {"autoscaling_config": {"min_replicas": low, "max_replicas": 3}}
+    group = ReplicaGroup(variants=["base"], deployment_config=scaling)
+    return Placement(64, {"weights": group}, {"base": VariantPlacement("base", group="weights")})
+
+
+def test_admission_follows_the_number_of_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.http.health._PERIOD_S", 0.01)
+    running = {"weights": 1}
+
+    async def count() -> dict[str, int]:
+        return dict(running)
+
+    async def main() -> None:
+        config = override(ServeConfig(), {"limits.n": 1, "queue.images": 2})
+        endpoint = Endpoint(config, _scaled(1), {"weights": Handle({})}, Keys([]), count=count)
+        await asyncio.sleep(0.05)
+        body = b'{"prompt": "a dog", "num_inference_steps": 1}'
+
+        def admitted() -> int:
+            for number in range(100):
+                try:
+                    endpoint.take(body)
+                except ApiError as problem:
+                    assert problem.status == 429
+                    return number
+            raise AssertionError("nothing was turned away")
+
+        assert admitted() == 2
+        for number, more in ((3, 4), (9, 0), (1, 0)):  # nine: an update's extra replicas count no more than the most
+            running["weights"] = number
+            await asyncio.sleep(0.05)
+            assert admitted() == more
+        endpoint.watch.stop()
+
+    asyncio.run(main())
+
+
+def test_a_group_that_may_have_no_replica_is_not_kept_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.http.health._PERIOD_S", 0.01)
+    running: dict[str, int] = {}
+
+    async def count() -> dict[str, int]:
+        return dict(running)
+
+    async def main() -> None:
+        handle = Counted({"hashes": {"base": "abc"}})
+        watch = Endpoint(ServeConfig(), _scaled(0), {"weights": handle}, Keys([]), count=count).watch
+        await asyncio.sleep(0.05)
+        assert (handle.asked, watch.ready, watch.replicas("weights")) == (0, True, 1)
+        for times in (1, 2):  # once for each time that a replica came
+            running["weights"] = 1
+            await asyncio.sleep(0.05)
+            assert handle.asked == times
+            running["weights"] = 0
+            await asyncio.sleep(0.05)
+        assert watch.models()[0].artifact == "abc"
+        watch.stop()
+
+    asyncio.run(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 from fastapi.testclient import TestClient
@@ -17,18 +16,22 @@ from serve.replica.placement import Placement, VariantPlacement
 
 KEY = "a key of thirty-two characters.."
 PATH = "/v1/images/generations"
+#: Name of a variant, which callers without a key must not learn.
+SECRET = "project-zebra"
 
 
 @pytest.fixture
-def locked() -> Iterator[TestClient]:
-    layout = Placement(64, {}, {"base": VariantPlacement("unknown", reason="nothing is served in this test")})
-
-    async def app(scope, receive, send):  # type: ignore[no-untyped-def]
-        if scope["type"] == "http":
-            endpoint = Endpoint(ServeConfig(), layout, {}, Keys([KEY]))
-            await routes.build(endpoint)(scope, receive, send)
-
-    yield TestClient(app, raise_server_exceptions=False)
+def locked() -> TestClient:
+    layout = Placement(
+        64,
+        {},
+        {
+            "base": VariantPlacement("unknown", reason="nothing is served in this test"),
+            SECRET: VariantPlacement("base", group="weights"),
+        },
+    )
+    application = routes.build(Endpoint(ServeConfig(), layout, {}, Keys([KEY])))
+    return TestClient(application, raise_server_exceptions=False)
 
 
 def test_paths_of_the_api_need_a_key(locked: TestClient, caplog: pytest.LogCaptureFixture) -> None:
@@ -60,3 +63,23 @@ def test_probes_and_the_page_need_none_and_tell_no_reasons(locked: TestClient) -
     assert locked.get("/health").json() == {"status": "ok"}
     assert "nothing is served" not in locked.get("/ready").text
     assert locked.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("authorization", [None, f"Bearer {KEY}x", f"Basic {KEY}"])
+def test_nobody_learns_the_name_of_a_variant_without_a_key(locked: TestClient, authorization: str | None) -> None:
+    headers = {"Authorization": authorization} if authorization else {}
+    described = locked.get("/openapi.json").json()["paths"]
+    paths = {path.replace("{model}", "project-zebr").replace("{name}", "x.png") for path in described}
+    paths |= {"/openapi.json", "/docs", "/redoc", "/metrics", "/", "/ui/page.js", "/ui/api.js", "/v1/project-zebr"}
+    for path in sorted(paths):
+        for method in ("GET", "HEAD", "POST", "PUT", "OPTIONS", "DELETE"):
+            answer = locked.request(method, path, headers=headers, content=b'{"prompt": "a", "model": "project-zebr"}')
+            assert SECRET not in answer.text + repr(answer.headers), (method, path)
+    assert SECRET in locked.get("/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).text
+    assert SECRET in locked.get("/ready", headers={"Authorization": f"Bearer {KEY}"}).json()["variants"]
+
+
+def test_a_probe_without_a_key_gets_the_status_alone(locked: TestClient) -> None:
+    assert locked.get("/health").json() == {"status": "ok"}
+    probed = locked.get("/ready")
+    assert (probed.status_code, probed.json(), probed.headers["retry-after"]) == (503, {"ready": False}, "2")

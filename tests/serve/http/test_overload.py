@@ -43,7 +43,7 @@ def _capacity(client: Client, wide: int) -> float:
 
 @pytest.mark.parametrize("times", [pytest.param(2, marks=pytest.mark.exhaustive), 10])
 def test_overload_is_shed_and_what_is_accepted_is_quick(client: Client, config: ServeConfig, times: int) -> None:
-    admitted = config.queue.images * config.replicas.count
+    admitted = config.queue.images * config.deployment_config["num_replicas"]
     before = _capacity(client, admitted)
     # What comes beside what is drawn fills the queue twice over.
     seconds = max(SECONDS, 2 * admitted / ((times - 1) * before))
