@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from sdxl_ray.config.schema_errors import validated
-from sdxl_ray.errors import UserError
 from sdxl_ray.config.text_files import read_text
+from sdxl_ray.errors import UserError
 from serve.ray_schema import require_known
 
 IMPORT_PATH = "serve.app:build"

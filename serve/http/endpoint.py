@@ -25,9 +25,9 @@ from serve.http.health import ReplicaHealth
 from serve.http.image_links import ImageLinks
 from serve.http.metrics import Meter
 from serve.http.request_parser import ParsedRequest, RequestParser
+from serve.replica.counts import CountReplicas
 from serve.replica.messages import EncodedImage, ImageOrder, Preview
 from serve.replica.placement import Placement
-from serve.replica_counts import CountReplicas
 
 _LOG = logging.getLogger("ray.serve")
 _START_S, _STOPPED_S = 5.0, 60.0

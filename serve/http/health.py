@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from serve.deployment_config import replica_bounds
 from serve.http.protocol import ModelBody
+from serve.replica.counts import CountReplicas, Counts
 from serve.replica.placement import Placement
-from serve.replica_counts import CountReplicas, Counts
 
 _PERIOD_S = 2.0
 #: A group that has not answered for so long is starting again.

@@ -11,8 +11,8 @@ from serve.config import parse
 from serve.http import routes
 from serve.http.auth import read_keys
 from serve.http.endpoint import Endpoint
+from serve.replica.counts import of_this_application
 from serve.replica.placement import Placement
-from serve.replica_counts import of_this_application
 
 
 class Ingress:
