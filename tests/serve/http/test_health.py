@@ -134,7 +134,7 @@ def test_admission_follows_the_number_of_replicas(monkeypatch: pytest.MonkeyPatc
             running["weights"] = number
             await asyncio.sleep(0.05)
             assert admitted() == more
-        endpoint.watch.stop()
+        endpoint.health.stop()
 
     asyncio.run(main())
 
