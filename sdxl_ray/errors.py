@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The run could not go on (NaN, a full disk, a lost worker). Earlier checkpoints are intact. Exit code 1."""
+    """The run could not continue (NaN, a full disk, a lost worker). Earlier checkpoints are intact. Exit code 1."""
 
 
 #: How alike two words must be: `dgo` and `dog` are by 0.67, `repeats` and `crop_variants` by 0.5.

@@ -33,7 +33,7 @@ def named(gpu: str | None, memory: str | None) -> Device | None:
 
 
 def gpu_here() -> Device | None:
-    """This machine's GPU (the smallest, when there are several), as its driver tells; None when there is none."""
+    """This machine's GPU (the smallest, when there are several), as its driver reports it; None when there is none."""
     from sdxl_ray.plan.devices import card
     from sdxl_ray.plan.gpu_driver import gpus_here
 

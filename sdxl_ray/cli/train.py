@@ -99,7 +99,7 @@ def require_fit(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remo
 
 
 def planned_for(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remote: bool) -> Device | None:
-    """The device to plan for; None, which is said, for another machine whose devices nobody has named."""
+    """The device to plan for; None, with a note, for another machine whose devices were not named."""
     device = named(gpu, gpu_memory)
     if device is None and remote:
         typer.echo("memory is not checked: name the cluster's GPUs with --gpu or --gpu-memory", err=True)

@@ -43,7 +43,7 @@ def run(
     gpu: GpuOption = None,
     gpu_memory: GpuMemoryOption = None,
     plan_check: Annotated[bool, typer.Option(help="refuse what the plan says cannot fit")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="only go on with a search that is there")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="only resume a search that exists")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of a space and exit")] = False,
     json: AsJson = False,
 ) -> None:

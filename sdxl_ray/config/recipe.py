@@ -123,7 +123,7 @@ def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     for path in PATHS:
         value = plain_data.value_at(kept, path)
         if isinstance(value, str) and Path(value).is_absolute():
-            # Every artifact is called that: its run tells them apart.
+            # Every artifact folder is called "artifact": its run distinguishes them.
             parts = Path(value).parts[-2:] if path == "tuning.init" else Path(value).parts[-1:]
             plain_data.assign(kept, path, "/".join(parts))
     return kept

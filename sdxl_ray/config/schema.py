@@ -232,7 +232,9 @@ class Optim(Section):
     weight_decay: NonNegativeFloat = 1e-2
     lr_scheduler: Schedule = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    lr_num_cycles: PositiveFloat = Field(1.0, description="of cosine_with_restarts; waves of cosine are half of it")
+    lr_num_cycles: PositiveFloat = Field(
+        1.0, description="number of restarts (cosine_with_restarts) or half-periods (cosine)"
+    )
     lr_power: PositiveFloat = Field(1.0, description="of polynomial")
     step_rules: str | None = Field(None, description="of piecewise_constant: '1:10,0.1:20,0.01' as diffusers reads it")
     steps: PositiveInt = 500
@@ -285,7 +287,7 @@ class Parallel(Section):
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
         if self.engine == "zero" and self.zero_stage == 0 and self.precision == "fp16":
-            # DeepSpeed then scales losses by itself, and tells nobody of the steps that it leaves out.
+            # DeepSpeed then scales losses itself and does not report the steps that it skips.
             raise ValueError("precision fp16 needs zero_stage 1, 2 or 3, got 0: or use precision bf16 or fp32")
         if self.engine == "local" and (self.offload_optimizer or self.offload_parameters):
             raise ValueError("engine local has no offload: use engine zero")

@@ -181,7 +181,7 @@ class Space(Section):
     def check(self, recipe: Recipe) -> None:
         """Raise UserError for a path, bound or condition that the recipe does not take, or a budget below one trial.
 
-        Also for a scheduler that could stop nobody, and a metric that the recipe's photos do not give.
+        Also for a scheduler that could stop no trial, and a metric that the recipe's photos do not give.
         """
         plain = recipe.model_dump(mode="json")
         for place, (path, parameter) in enumerate(self.parameters.items()):
@@ -211,7 +211,8 @@ class Space(Section):
         grace = self.scheduler.grace_period
         if grace is not None and grace >= self.last_step(recipe):
             raise UserError(
-                f"scheduler.grace_period={grace} stops nobody, trials end by step {self.last_step(recipe)}: lower it, "
+                f"scheduler.grace_period={grace} is not below the last step ({self.last_step(recipe)}), so no trial would "
+                "be stopped: lower it, "
                 "or set scheduler {kind: none}"
             )
         if "validation_loss" in self.metric and recipe.data.validation is None and not recipe.data.holdout:

@@ -2,7 +2,7 @@
 
 SDXL's paper lists 64-pixel steps up to 4:1. The table here stops at 2.1:1: cameras and screens make 1:1 to 2:1, each
 further shape would cost a compiled graph and a batch of its own for an image or two, and a panorama cropped to 2:1
-still tells its crop through micro-conditioning. Areas are rounded down, never up, so no bucket needs more memory than
+still states its crop through micro-conditioning. Areas are rounded down, never up, so no bucket needs more memory than
 the square that `plan` counts with.
 """
 

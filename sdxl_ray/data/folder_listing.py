@@ -1,6 +1,6 @@
 """The files of a folder by what they are: images, Parquet, and the rest. Only names are read.
 
-Hidden files and what operating systems leave behind are no input; nobody wants to hear of them.
+Hidden files and what operating systems leave behind are not input and not reported.
 """
 
 from __future__ import annotations

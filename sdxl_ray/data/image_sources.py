@@ -32,7 +32,7 @@ METADATA = "metadata.jsonl"
 HELD_OUT = "held_out"
 #: Columns of Parquet and keys of metadata.jsonl that hold a caption; the first that is there is read.
 CAPTION_COLUMNS = ("text", "caption", "prompt")
-#: Caption files beside an image: kohya's trainers write `.caption` unless told otherwise.
+#: Caption files beside an image: kohya's trainers write `.caption` by default.
 SIDECARS = (".txt", ".caption")
 
 

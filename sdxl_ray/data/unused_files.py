@@ -29,7 +29,7 @@ from sdxl_ray.data.image_sources import (
 )
 from sdxl_ray.data.parquet_images import open_parquet
 
-#: class: all images have the class prompt. photos: nobody reads a caption.
+#: class: all images have the class prompt. photos: captions are not read.
 Use = Captions | Literal["class", "photos"]
 
 #: Columns and keys whose name means a caption.

@@ -1,1 +1,1 @@
-"""How things are told on a terminal and in tables: quantities as text, tables, live progress."""
+"""Output for terminals: quantities as text, tables, live progress."""

@@ -119,7 +119,7 @@ class Progress:
             case {"kind": "sample", "step": step, "path": path}:
                 self._say(f"step {step}: samples in {path}")
             case {"kind": "saving"}:
-                pass  # the checkpoint itself is told when it is there
+                pass  # the checkpoint is reported when it exists
             case {"kind": "checkpoint", "step": step, "seconds": seconds}:
                 self._say(f"step {step}: checkpoint written in {seconds_text(seconds)}")
             case {"kind": "resume", "step": step, "workers": workers}:

@@ -4,7 +4,7 @@
     room.workers({"CPU": 4, "GPU": 1})     # None: an autoscaler adds nodes, and nothing here says how many
 
 The most that an autoscaler adds is known where the platform reports it to Ray, and to the head of a cluster that
-`ray up` started. KubeRay's is told by Kubernetes alone.
+`ray up` started. Only Kubernetes knows KubeRay's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TYPE_LABEL = "ray.io/node-group"
 
 @dataclass(frozen=True)
 class NodeKind:
-    """Nodes that are alike: what each offers, and how many there are at most. None: nobody knows."""
+    """Nodes that are alike: what each offers, and how many there are at most. None: unknown."""
 
     offers: NodeResources
     count: int | None
@@ -79,7 +79,7 @@ class ClusterCapacity:
         return any(kind.offers.get(name, 0) for kind in (*self.live, *(self.declared or ())))
 
     def workers(self, need: NodeResources) -> int | None:
-        """How many workers fit, once the autoscaler has added what it may. None: it may add, nobody knows how much."""
+        """How many workers fit, once the autoscaler has added what it may. None: it may add an unknown number."""
         if self.grows and self.declared is None:
             return None
         counts = [kind.workers(need) for kind in (self.declared if self.declared is not None else self.live)]
@@ -122,7 +122,7 @@ def launched(file: Path) -> tuple[NodeKind, ...] | None:
 
 
 def _reported() -> tuple[NodeKind, ...] | None:
-    """What the platform has told Ray of its groups of worker nodes; -1 nodes are without a limit."""
+    """The groups of worker nodes that the platform reported to Ray; -1 nodes: no limit."""
     found = ray._private.state.state.get_cluster_config()
     groups = [] if found is None else [one for one in found.node_group_configs if one.max_count]
     kinds = tuple(NodeKind(dict(one.resources), None if one.max_count < 0 else one.max_count) for one in groups)

@@ -34,7 +34,7 @@ class ProgressChannel:
         self._rows.append(row)
 
     def send_fatal_error(self, error: Exception) -> None:
-        """Say what the run ends of, though it were started again; the first one counts."""
+        """Record the run's fatal error. Later calls are ignored."""
         self._fatal = self._fatal or error
 
     def fatal_slot(self) -> Exception | None:
@@ -55,7 +55,7 @@ def open_channel() -> Any:
 
 def send_fatal_error(channel: Any, error: Exception) -> None:
     """Write down why no restart can help, for the driver and for the workers that are started again nevertheless."""
-    with contextlib.suppress(ray.exceptions.RayError):  # lost with the driver's node: nobody is left to be told
+    with contextlib.suppress(ray.exceptions.RayError):  # lost with the driver's node: there is no one to report to
         ray.get(channel.send_fatal.remote(error))
 
 
@@ -71,7 +71,7 @@ def fatal_error(channel: Any) -> Exception | None:
 def forwarded(channel: Any, on_row: Callable[[Row], None], every_s: float = 0.25) -> Iterator[None]:
     """Inside, a thread gives every row of the mailbox to `on_row`; on leaving, the last ones are given too.
 
-    What `on_row` raises is told to whoever fills the mailbox, and raised on leaving.
+    An exception of `on_row` is sent to the workers and raised here on exit.
     """
     stop, failed = threading.Event(), list[Exception]()
 
@@ -80,7 +80,7 @@ def forwarded(channel: Any, on_row: Callable[[Row], None], every_s: float = 0.25
             while not stop.wait(every_s):
                 for row in ray.get(channel.take.remote()):
                     on_row(row)
-        except Exception as error:  # whatever it is: this thread has nobody who would hear of it
+        except Exception as error:  # whatever it is: an exception in this thread would be lost
             failed.append(error)
             channel.send_fatal.remote(RunError(str(error)))
 

@@ -2,7 +2,7 @@
 
     result = launch(recipe, storage="runs")
 
-The same call goes on with a run that was killed: its folder is found by name and the newest whole checkpoint is used.
+The same call resumes a run that was killed: its folder is found by name and the newest whole checkpoint is loaded.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
             resources_per_worker={"CPU": recipe.resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
         ),
         run_config=RunConfig(
-            # A fresh name each time: a run goes on from its own checkpoints, not from Ray's memory of a driver.
+            # A fresh name each time: a run resumes from its own checkpoints, not from Ray's state of a driver.
             name=uuid.uuid4().hex[:12],
             storage_path=f"{root}/{config['name']}/ray",
             storage_filesystem=files,

@@ -43,13 +43,13 @@ def train_worker(config: dict[str, Any]) -> None:
 
     group = TorchGroup()
     if group.gather(fatal_error(config["mailbox"]) is not None)[0]:
-        return  # a restart after an error that would come again: the driver has been told
+        return  # a restart after an error that would come again: the driver already has the error
     try:
         with waits_reported(lambda text: config["mailbox"].put.remote({"kind": "note", "text": text})):
             _train(config, group)
     except (RunError, UserError) as error:
         send_fatal_error(config["mailbox"], error)
-        # When every rank has found the same, all end in peace; one that is alone must fall, or the others wait.
+        # If every rank hit this error, return. If only this one did, re-raise, so that Ray stops the group.
         try:
             dist.monitored_barrier(group._gloo, timeout=timedelta(seconds=10))
         except RuntimeError:
@@ -155,7 +155,7 @@ def _to(channel: Any) -> Callable[[dict[str, Any]], None]:
                 ray.get(before, timeout=0)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
-        except ray.exceptions.RayError:  # not answered yet, or lost with its node: a run needs nobody to watch it
+        except ray.exceptions.RayError:  # not answered yet, or lost with its node: a run does not need its driver
             pass
         before = channel.put.remote({key: value for key, value in row.items() if key not in _BULKY})
 

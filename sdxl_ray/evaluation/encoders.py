@@ -192,7 +192,7 @@ def _load(folder: Path, kind: str, where: str) -> tuple[Any, Any | None]:
         if kind == "clip":
             tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     missing = sorted(info["missing_keys"])
-    if missing:  # transformers would go on with random weights and only log it
+    if missing:  # transformers would continue with random weights and only log it
         raise UserError(f"{where} lacks {len(missing)} weights, as {missing[0]}: copy or download it again")
     model.eval().requires_grad_(False)
     require_finite(model.named_parameters(), where, weight_files(folder))

@@ -1,6 +1,6 @@
 """Drawing what is scored: batched, spread over ranks, kept on disk by what decides the image, and never drawn twice.
 
-An image's file is named by a hash of (model, prompt, seed, settings), so an interrupted evaluation goes on where it
+An image's file is named by a hash of (model, prompt, seed, settings), so an interrupted evaluation resumes where it
 was, and one that asks for more seeds draws only those.
 """
 

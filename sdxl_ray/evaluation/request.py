@@ -95,7 +95,7 @@ def open_request(request: EvaluationRequest) -> OpenedRequest:
         _require_same_class(artifacts)
     class_name = request.class_name or recipe.data.known_class
     if class_name is None:
-        raise UserError("what the subject is cannot be told: give --class-name, for example --class-name dog")
+        raise UserError("the class of the subject is unknown: give --class-name, for example --class-name dog")
     prompts = request.prompts
     if prompts is not None and prompts.endswith((".txt", ".yaml", ".yml")) and not local_folder(prompts).is_file():
         raise UserError(f"--prompts {prompts!r}: no such file")
@@ -187,7 +187,7 @@ def _subject(opened: OpenedRequest) -> Subject:
         photos, name = held_out_photos(first), subject_name(str(first.manifest.recipe["data"]["images"]))
         _require_same_photos(opened.artifacts, {photo.pixels for photo in photos})
     else:
-        raise UserError("nothing tells the subject: give a folder of photos, --subject DIR")
+        raise UserError("no subject is known: give a folder of photos, --subject DIR")
     others = load_photos(other, "--other") if other is not None else ()
     require_another(others, photos, "--other")
     return Subject(name, opened.class_name, photos, others)

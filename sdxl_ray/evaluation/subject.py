@@ -73,7 +73,7 @@ def held_out_photos(artifact: Artifact) -> tuple[Photo, ...]:
     """The photos that the artifact's own run held out. Raises UserError when they are not to be found."""
     photos = kept_photos(artifact)
     if not photos:
-        raise UserError(f"artifact {str(artifact.folder)!r} tells of no held-out photos: give them with --subject")
+        raise UserError(f"artifact {str(artifact.folder)!r} names no held-out photos: give them with --subject")
     return photos
 
 
@@ -151,7 +151,7 @@ def halves(held_out: ImageSet) -> tuple[ImageSet, ImageSet]:
 
 
 def training_images(artifact: Artifact) -> tuple[DatasetImage, ...] | None:
-    """What an artifact was trained on, class images that were given included; None when nothing here tells."""
+    """What an artifact was trained on, class images that were given included; None when that is not recorded."""
     rows = _run_images(artifact, "train")
     if rows is not None:
         return (*rows, *(_run_images(artifact, "given_class") or ()))

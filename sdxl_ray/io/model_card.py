@@ -100,7 +100,7 @@ def _front_matter(recipe: Recipe) -> dict[str, Any]:
 
 
 def licence_of(recipe: Recipe) -> str | None:
-    """The base's licence: known by name, or what the model card in its folder says; None when nobody says."""
+    """The base's licence: known by name, or what the model card in its folder says; None when it is unknown."""
     if recipe.base.id in _LICENCES:
         return _LICENCES[recipe.base.id]
     file = Path(recipe.base.id) / CARD

@@ -40,7 +40,7 @@ _WHOLE, _REAL, _TEXT = pa.int64(), pa.float64(), pa.string()
 
 #: Columns of every table. `step` counts optimizer steps from 1; step 0 is what was measured before the first one.
 TABLES: dict[str, pa.Schema] = {
-    # One row an optimizer step. loss: weighted mean over the global batch; grad_norm: null where nobody looked;
+    # One row an optimizer step. loss: weighted mean over the global batch; grad_norm: null where it was not read;
     # peak_bytes: of the fullest worker.
     "steps": _schema(
         step_=_WHOLE, loss_=_REAL, lr=_REAL, grad_norm=_REAL, samples=_WHOLE, samples_per_s=_REAL,
@@ -79,10 +79,10 @@ TABLES: dict[str, pa.Schema] = {
     # One row a request of a load test. phase: "run", or "search" for the highest rate under a bound. rate: queries/s, 0
     # where the scenario has none. index: order of arrival in its run. sample: of the library of (prompt, seed, steps).
     # *_s: seconds since the run's first arrival; intended: by LoadGen's schedule. latency_ms: LoadGen's own, from the
-    # intended time to the last byte. queue to server_ms, batch: as the server tells. artifact: its hash, empty for the
-    # base, null when the server did not say. status: of HTTP, 0 without an answer. generator_cpu: share of one core.
-    # adapters: `name=hash` of those asked for beside the model. deployment: whether arms had replicas of their own.
-    # refused: how often a full server was asked again (offline). bound_ms: of p99, in a search.
+    # intended time to the last byte. queue to server_ms, batch: as the server reports. artifact: its hash, empty for
+    # the base, null when the server did not say. status: of HTTP, 0 without an answer. generator_cpu: share of one
+    # core. adapters: `name=hash` of those asked for beside the model. deployment: whether arms had replicas of their
+    # own. refused: how often a full server was asked again (offline). bound_ms: of p99, in a search.
     "requests": _schema(
         arm_=_TEXT, phase_=_TEXT, scenario_=_TEXT, rate_=_REAL, round_=_WHOLE, index_=_WHOLE, sample_=_WHOLE,
         model_=_TEXT, artifact=_TEXT, adapters=_TEXT, prompt_=_TEXT, seed_=_WHOLE, steps_=_WHOLE, intended_s_=_REAL,
@@ -159,7 +159,7 @@ class Recorder:
             self._write_out(table)
 
     def resume(self, step: int) -> None:
-        """Forget every row after `step`, waiting or written: the run goes on from the checkpoint of that step."""
+        """Forget every row after `step`, waiting or written: the run resumes from the checkpoint of that step."""
         for table in (name for name, schema in TABLES.items() if "step" in schema.names):
             self._waiting[table] = [row for row in self._waiting[table] if row["step"] <= step]
             for _, path in _parts(self._files, self._folder, table):

@@ -6,7 +6,7 @@
       best.yaml            the best recipe, whole: `sdxl-ray train` takes it
       trial-000/ ...       ordinary run folders; trial 0 is the recipe as it was
 
-Everything that is known of a search is in these rows, so one that was killed goes on from them.
+Everything that is known of a search is in these rows, so a killed search resumes from them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sdxl_ray.io.records import Recorder, read
 
 CARD = "search.json"
 BEST = "best.yaml"
-#: Of `Trial.state`. A trial that is running when nobody searches was interrupted, and goes on with the search.
+#: Of `Trial.state`. A trial that is "running" while no search runs was interrupted, and resumes with the search.
 TrialState = Literal["running", "finished", "stopped", "cut", "failed"]
 ENDED: frozenset[TrialState] = frozenset({"finished", "stopped", "failed"})
 
@@ -204,7 +204,7 @@ def _dominates(one: Trial, other: Trial, modes: Mapping[str, MetricMode]) -> boo
 def progress(trials: Sequence[Trial], metric: str, mode: MetricMode) -> list[tuple[float, int, float]]:
     """(seconds, training steps, best so far) whenever a finished trial's artifact was better, on the search's clock.
 
-    A trial counts at its last evaluation: until then nobody knows what it will keep. Steps are those that all trials
+    A trial counts at its last evaluation: until then it is unknown what it will keep. Steps are those that all trials
     together had taken by then.
     """
     evaluations = sorted(

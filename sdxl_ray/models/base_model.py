@@ -186,7 +186,7 @@ def _load_model(part: str, folder: Path, dtype: torch.dtype) -> Any:
             "they belong to different models, or one is damaged: copy or download both again"
         )
     missing = sorted(info["missing_keys"])
-    if missing:  # both libraries would go on with random weights and only log it
+    if missing:  # both libraries would continue with random weights and only log it
         raise UserError(f"{part} in {folder} lacks {len(missing)} weights, as {missing[0]}: copy or download it again")
     return model
 

@@ -1,4 +1,4 @@
-"""Keeps the model libraries from saying, at every model that is read or written, what nobody asked for."""
+"""Silences the model libraries' messages while models are read and written."""
 
 from __future__ import annotations
 

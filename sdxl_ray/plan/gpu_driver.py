@@ -1,4 +1,4 @@
-"""The NVIDIA cards of this machine as their driver tells them, without a framework."""
+"""The NVIDIA GPUs of this machine as their driver reports them, without a framework."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from sdxl_ray.metrics.quality import NEEDED, References, learnt, quality, visibl
 from sdxl_ray.report.facts import ArmFacts, ComparisonFacts, main_metric, value_of
 from sdxl_ray.report.metrics import BASE, Absent, Gain, Metric, Score, difference, metric_of
 
-#: Prompt fidelity: its loss is told beside the winner where people see it.
+#: Prompt fidelity: its loss is shown beside the winner where people can see it.
 GUARD = "clip_t"
 
 

@@ -22,7 +22,7 @@ DEFAULT, TUNED = "default", "tuned"
 
 @dataclass(frozen=True)
 class Searched:
-    """One search as its folder tells it. scores: rows of the final split; empty when it was not judged."""
+    """One search as its folder records it. scores: rows of the final split; empty when it was not judged."""
 
     folder: Path
     card: SearchCard

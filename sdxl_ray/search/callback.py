@@ -79,7 +79,7 @@ class TrialRecorder(Callback):  # type: ignore[misc]  # Ray is untyped
         self._end(trial, "failed", lines[-1])
 
     def close(self) -> None:
-        """The session ended: whatever is under way stays as it is, and goes on if the search does."""
+        """The session ended: trials under way stay as they are and resume with the search."""
         for ours in self._proposer.trials:
             if ours.state in ENDED:
                 self._forget(ours)  # again: workers that were being stopped may have written one more
@@ -97,7 +97,7 @@ class TrialRecorder(Callback):  # type: ignore[misc]  # Ray is untyped
         self._keep()
 
     def _forget(self, ours: Trial) -> None:
-        """Remove the checkpoints of a trial that has ended: nobody goes on from them, and full ones are gigabytes."""
+        """Remove the checkpoints of a trial that has ended: they are not resumed, and full ones are gigabytes."""
         checkpoints = self._place.root / ours.run / "checkpoints"
         shutil.rmtree(checkpoints, ignore_errors=True)
         self._place.remove(checkpoints)

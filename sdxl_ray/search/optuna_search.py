@@ -60,7 +60,7 @@ class Proposer(Searcher):  # type: ignore[misc]  # Ray is untyped
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Ours are told by `Chronicle`, once it has written them down."""
+        """Ours are reported by `TrialRecorder`, once they are on disk."""
 
     def tell(self, trial: Trial) -> None:
         """Give the study a trial that has ended."""
@@ -156,12 +156,12 @@ def full(space: Space, recipe: Recipe, trials: Sequence[Trial]) -> bool:
 
 
 def any_open(trials: Sequence[Trial]) -> bool:
-    """Whether a trial runs, or was interrupted and goes on."""
+    """Whether a trial runs, or was interrupted and will resume."""
     return any(trial.state not in ENDED for trial in trials)
 
 
 class Clock:
-    """Seconds of searching: goes on from where the last session stood."""
+    """Seconds of searching, sessions before this one included."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         ends = [trial.ended_s for trial in trials] + [

@@ -2,8 +2,8 @@
 
     result = search(space, recipe, storage="runs", name="robot")
 
-Every trial is a run folder `<storage>/<name>/trial-NNN`, and all share `<storage>/cache`. The same call goes on with a
-search that was killed: trials that have ended are not run again, one that was under way goes on from its checkpoint.
+Every trial is a run folder `<storage>/<name>/trial-NNN`, and all share `<storage>/cache`. The same call resumes a
+search that was killed: trials that have ended are not run again, one that was under way resumes from its checkpoint.
 
 Under a URL the search's folder is this machine's copy, and the processes of its trials run here: with ZeRO they only
 wait for workers, which may be anywhere.
@@ -46,7 +46,7 @@ from sdxl_ray.training.preflight import preflight
 from sdxl_ray.training.run_directory import scan_images
 from sdxl_ray.training.run_lock import locked
 
-#: What may be other in a search that goes on: settings of the recipe are compared by themselves.
+#: Settings that a resumed search may change; those of the recipe are compared separately.
 _MAY_CHANGE = ("budget", "max_concurrent_trials", "final", "description", "settings")
 #: Right below a search's folder, and not mirrored with it: every trial is a run that mirrors itself.
 _APART = ("ray", "trial-*")

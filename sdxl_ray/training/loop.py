@@ -175,7 +175,7 @@ def _validate(run: TrainingLoop, step: int, checkpointed: bool) -> None:
 
 
 def _evaluate(run: TrainingLoop, step: int) -> bool:
-    """Collective. Draw and score; whether this step must be kept: it is the best so far, or the run ends with it."""
+    """Collective. Generate samples, score them. Returns True if the step needs a checkpoint (best so far, or last)."""
     with _averaged(run, step):
         run.draw_samples(step)
         scores = run.score(step) if run.score is not None else None

@@ -35,7 +35,7 @@ def shown(url: str | None) -> str:
         return ""
     try:
         parts = urlsplit(url, allow_fragments=False)
-    except ValueError:  # no URL at all: what its secret part is, nobody can say
+    except ValueError:  # no URL at all: its secret part cannot be found
         return f"{url.partition('://')[0]}://…"
     user, _, host = parts.netloc.rpartition("@")
     container = user and parts.scheme.startswith("abfs") and ":" not in user  # Azure's, which is a part of the address

@@ -1,7 +1,7 @@
 """Calls to a store: one time limit for every kind, tries where they may help, one line for whatever goes wrong.
 
 A call that is blocked in C++ or in a socket cannot be interrupted. Each call has a daemon thread of its own: after the
-limit nobody waits for it, and it does not keep the process alive.
+limit it is abandoned, and it does not keep the process alive.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _NoAnswerError(Exception):
 
 
 class GivenUpError(Exception):
-    """Raised by `Moved` in a transfer that nobody waits for any more."""
+    """Raised by `Moved` in a transfer that was abandoned."""
 
 
 def patiently(work: Callable[[Moved], T], what: str, url: str, *, transfer: bool = False, once: bool = False) -> T:

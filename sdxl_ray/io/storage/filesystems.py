@@ -119,7 +119,7 @@ def _arrow(url: str, parts: SplitResult) -> tuple[Any, str]:
 
 
 def _reach_azure(parts: SplitResult) -> None:
-    """Raise OSError where nobody answers. Azure's library would try again by itself for longer than the time limit."""
+    """Raise OSError where no server answers. Azure's library would retry by itself for longer than the time limit."""
     options = dict(parse_qsl(parts.query))
     address = options.get("blob_storage_authority") or parts.netloc.rpartition("@")[2]
     host, _, port = address.partition(":")

@@ -105,7 +105,7 @@ def _photos(facts: ComparisonFacts, sdxl: Sdxl) -> Claim:
         gain = facts.gain(arm.name, name)
         if isinstance(gain, Gain):
             parts.append(f"{arm.name}, {arm.photos} photos: {metric.short} {score_text(gain, signed=True)} to the base")
-            if isinstance(arm.photos, int) and arm.photos >= 3:  # fewer are told, but nothing was claimed of them
+            if isinstance(arm.photos, int) and arm.photos >= 3:  # fewer are reported, but no claim is made of them
                 sides.append(gain.direction(metric.better))
     claim, real = "3 to 5 photos suffice", "not a matter of arithmetic"
     if not sides:

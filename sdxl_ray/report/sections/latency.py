@@ -133,7 +133,7 @@ def _interval(estimate: Estimate, digits: int) -> str:
 def _part(summary: Summary, name: str) -> Cell:
     value = summary.parts[name]
     if value is None:
-        return Cell("not told", tone="muted", note="not told: the server did not say")
+        return Cell("not reported", tone="muted", note="the server did not report it")
     return Cell(f"{value:.{1 if value < 10 else 0}f}", number=True)
 
 
