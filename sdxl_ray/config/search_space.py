@@ -211,9 +211,8 @@ class Space(Section):
         grace = self.scheduler.grace_period
         if grace is not None and grace >= self.last_step(recipe):
             raise UserError(
-                f"scheduler.grace_period={grace} is not below the last step ({self.last_step(recipe)}), so no trial would "
-                "be stopped: lower it, "
-                "or set scheduler {kind: none}"
+                f"scheduler.grace_period={grace} is not below the last step ({self.last_step(recipe)}), so no trial "
+                "would be stopped: lower it, or set scheduler {kind: none}"
             )
         if "validation_loss" in self.metric and recipe.data.validation is None and not recipe.data.holdout:
             raise UserError(

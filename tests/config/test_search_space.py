@@ -81,16 +81,18 @@ def test_every_shipped_space_is_sound() -> None:
         ({"budget": {"trials": 0}}, "budget.trials = 0"),
         ({"budget": {"steps": 299}}, "budget.steps=299 is less than one trial of 300 steps"),
         ({"settings": {"evaluation.every": 0}}, "evaluation.every=0 of optim.steps=300 has none"),
-        ({"scheduler": {"grace_period": 300}}, "scheduler.grace_period=300 is not below the last step (300), so no trial
-        would be stopped"), ({"metric": "validation_loss", "settings": {"data.holdout": 0}}, "there are none: set
-        data.holdout=1 or more"), ({"parameters": {"data.holdout": {"kind": "randint", "low": 1, "high": 4}}}, "is what
-        trials are judged by"), ({"parameters": {"data.validation": {"kind": "choice", "values": ["a", "b"]}}}, "is what
-        trials are judged by"), ({"parameters": {"data.images": {"kind": "choice", "values": ["a", "b"]}}}, "is what is
-        learnt, not how"), ({"parameters": {"data.subject": {"kind": "choice", "values": ["a", "b"]}}}, "is what is
-        learnt, not how"), ({"parameters": {"data.class_name": {"kind": "choice", "values": ["a", "b"]}}}, "is what is
-        learnt, not how"), ({"parameters": {"data": {"kind": "choice", "values": [{}]}}}, "'data' cannot be searched"),
-        ({"max_concurrent_trials": 0}, "max_concurrent_trials = 0"), ({"settings": {"optim.lrr": 1}}, "did you mean
-        'lr'"), ({"recipe": "tiny_lra"}, "did you mean 'tiny_lora'"), ({"final": {"seed": 3}}, "did you mean 'seeds'"),
+        ({"scheduler": {"grace_period": 300}}, "grace_period=300 is not below the last step (300), so no trial"),
+        ({"metric": "validation_loss", "settings": {"data.holdout": 0}}, "there are none: set data.holdout=1 or more"),
+        ({"parameters": {"data.holdout": {"kind": "randint", "low": 1, "high": 4}}}, "is what trials are judged by"),
+        ({"parameters": {"data.validation": {"kind": "choice", "values": ["a", "b"]}}}, "is what trials are judged by"),
+        ({"parameters": {"data.images": {"kind": "choice", "values": ["a", "b"]}}}, "is what is learnt, not how"),
+        ({"parameters": {"data.subject": {"kind": "choice", "values": ["a", "b"]}}}, "is what is learnt, not how"),
+        ({"parameters": {"data.class_name": {"kind": "choice", "values": ["a", "b"]}}}, "is what is learnt, not how"),
+        ({"parameters": {"data": {"kind": "choice", "values": [{}]}}}, "'data' cannot be searched"),
+        ({"max_concurrent_trials": 0}, "max_concurrent_trials = 0"),
+        ({"settings": {"optim.lrr": 1}}, "did you mean 'lr'"),
+        ({"recipe": "tiny_lra"}, "did you mean 'tiny_lora'"),
+        ({"final": {"seed": 3}}, "did you mean 'seeds'"),
     ],
 )
 def test_what_is_wrong_is_one_line(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
