@@ -128,7 +128,7 @@ _OTHERWISE = {name: how for theirs, how in OTHERWISE.items() for name in theirs.
 
 
 def answer(path: str) -> str | None:
-    """What to write instead of another trainer's setting, with or without a section or dashes; None: no other has it."""
+    """What to write instead of another trainer's setting, with or without a section or dashes; None: none has it."""
     name = path.rpartition(".")[2].lstrip("-").replace("-", "_").lower()
     if name in _SAME:
         return f"other trainers' {name} is {_SAME[name]} here"
