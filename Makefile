@@ -49,10 +49,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes: each takes a file, or the files of an `xdist_group`, in turn. While one waits for Ray to start, the other
+# Two processes: each takes a file, or the files that share a fixture (tests/conftest.py), in turn. While one waits for Ray to start, the other
 # computes. The summary of pytest is the last thing printed.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/train.py

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.bucket import CREDENTIALS
 
@@ -31,18 +35,34 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Exhaustive tests are slow too. Under xdist a file runs in one process, and so do all files of an `xdist_group`,
-    which share a fixture that takes a minute; these and the slow files come first, or one process waits for the other.
-    """
+    """Exhaustive tests are slow too. Where two processes share the tests, files that take long come first, or one
+    process would wait for the other at the end."""
     for item in items:
         if item.get_closest_marker("exhaustive"):
             item.add_marker("slow")
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, item.path not in slow))
-        for item in items:
-            if not item.get_closest_marker("xdist_group"):
-                item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+        items.sort(key=lambda item: (item.get_closest_marker("shares") is None, item.path not in slow))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """As `--dist loadfile`, but files that share a fixture of a minute or more (`shares`) go to one process.
+
+    xdist's own `loadgroup` does nothing under pytest 9.2, whose node ids cannot be changed. The scheduler knows only
+    the names of tests, so the mark is read from the file.
+    """
+
+    class ByFixture(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _shared_fixture(config.rootpath / nodeid.partition("::")[0]) or super()._split_scope(nodeid)
+
+    return ByFixture(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@cache
+def _shared_fixture(file: Path) -> str | None:
+    found = re.search(r'pytest\.mark\.shares\("(\w+)"\)', file.read_text(encoding="utf-8"))
+    return found[1] if found else None
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from sdxl_ray.training.run_directory import RunFolder, open_run, scan_images
 from tests.distributed.conftest import examples, final_state, losses
 from tests.distributed.cuts import CUTS, MORE, Cut, trained
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cuts"), pytest.mark.chaos]
+pytestmark = [pytest.mark.slow, pytest.mark.shares("cuts"), pytest.mark.chaos]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.conftest import Cli
 from tests.distributed.conftest import quick
 from tests.distributed.cuts import Cut
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cuts"), pytest.mark.chaos]
+pytestmark = [pytest.mark.slow, pytest.mark.shares("cuts"), pytest.mark.chaos]
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_images(cuts: dict[str, Cut]) -> None:

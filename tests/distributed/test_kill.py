@@ -18,7 +18,7 @@ from sdxl_ray.distributed.train import launch
 from sdxl_ray.errors import RunError
 from tests.distributed.conftest import LORA, cut_off, examples, losses, processes, same_run, words
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cuts"), pytest.mark.chaos]
+pytestmark = [pytest.mark.slow, pytest.mark.shares("cuts"), pytest.mark.chaos]
 
 
 def _killer(at_step: int) -> Callable[[dict[str, Any]], None]:

@@ -14,7 +14,7 @@ from sdxl_ray.io.records import read
 from tests.distributed.conftest import losses, quick
 from tests.distributed.cuts import SCORED, STILL, Cut, trained
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cuts"), pytest.mark.chaos]
+pytestmark = [pytest.mark.slow, pytest.mark.shares("cuts"), pytest.mark.chaos]
 
 
 def scores(folder: Path) -> dict[tuple[int, str, str], float]:

@@ -17,7 +17,7 @@ from sdxl_ray.errors import UserError
 from tests.distributed.conftest import captioned, examples, losses, quick
 from tests.distributed.cuts import Cut, streamed
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cuts"), pytest.mark.chaos]
+pytestmark = [pytest.mark.slow, pytest.mark.shares("cuts"), pytest.mark.chaos]
 
 
 def test_a_parquet_set_streams_and_trains_like_a_scanned_one(cuts: dict[str, Cut], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.bucket import Bucket, bucket
 from tests.distributed.conftest import LORA, examples, losses, words
 from tests.nodes import Cluster, Node, cluster, stop, wait_for
 
-pytestmark = [pytest.mark.xdist_group("cuts"), pytest.mark.chaos]
+pytestmark = [pytest.mark.shares("cuts"), pytest.mark.chaos]
 
 #: Seconds in which a lost host is noticed; Ray's own are about half a minute.
 NOTICED = {

@@ -22,7 +22,7 @@ from serve.engine.request import AdapterUse, ImageRequest
 from tests.serve.client import PATH, QUICK, Client, describe, wait_for
 from tests.serve.engine.plain import Plain, levels
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("url")]
+pytestmark = [pytest.mark.slow, pytest.mark.shares("url")]
 
 
 @pytest.fixture

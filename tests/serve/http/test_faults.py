@@ -22,7 +22,7 @@ PAUSE_S = 5.0 if SECONDS > 30 else 4.0
 LEAST = 200 if SECONDS > 30 else 20
 #: So few that what waits while a replica is away is not more than the queue holds, also where others use the cores.
 RATE = 1.5 if SECONDS > 30 else 0.75
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("url")]
+pytestmark = [pytest.mark.slow, pytest.mark.shares("url")]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-pytestmark = pytest.mark.xdist_group("url")
+pytestmark = pytest.mark.shares("url")
 
 #: `make soak` asks for 1,000 cases an operation, without a limit in time.
 CASES = int(os.environ.get("SDXL_RAY_SOAK_CASES", "25"))

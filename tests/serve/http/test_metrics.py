@@ -13,7 +13,7 @@ import requests
 from serve.http.metrics import METRICS
 from tests.serve.client import Client, wait_for
 
-pytestmark = pytest.mark.xdist_group("url")
+pytestmark = pytest.mark.shares("url")
 
 SUFFIX = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
 

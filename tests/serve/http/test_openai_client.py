@@ -18,7 +18,7 @@ from PIL import Image
 from tests.serve.client import PATH, Client
 from tests.serve.engine.plain import levels
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("url")]
+pytestmark = [pytest.mark.slow, pytest.mark.shares("url")]
 
 #: Of every field of `images.generate`: the values that are accepted, and those that are refused.
 FIELDS: dict[str, tuple[list[Any], list[Any]]] = {

@@ -16,7 +16,7 @@ from tests.serve.client import Client, Load, Reply
 SECONDS = float(os.environ.get("SDXL_RAY_SOAK_S", "5"))
 #: Heavy enough for shedding to cost little beside it: client, proxy and ingress share the cores with the replicas.
 BODY: dict[str, Any] = {"num_inference_steps": 50 if SECONDS > 30 else 20, "size": "128x128"}
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("url")]
+pytestmark = [pytest.mark.slow, pytest.mark.shares("url")]
 
 
 def _percentile(values: list[int], share: float) -> int:

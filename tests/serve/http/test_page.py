@@ -46,7 +46,7 @@ async (image) => {
   return canvas.toDataURL();
 }
 """
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("url")]
+pytestmark = [pytest.mark.slow, pytest.mark.shares("url")]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from serve.loadtest.run import run_load_test
 from tests.conftest import Here
 from tests.report.synthetic import make
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("url")]
+pytestmark = [pytest.mark.slow, pytest.mark.shares("url")]
 
 ARMS = {
     "base": {"model": "base", "adapters": [{"name": "wordy", "scale": 0.5}]},
