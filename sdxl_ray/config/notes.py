@@ -34,7 +34,14 @@ _MOST_STRENGTH = 64
 
 def recipe_notes(recipe: Recipe, *, search: bool = False) -> list[str]:
     """One line for each. search: the recipe is that of a search, which reads `resources` and holds photos back."""
-    return [*_rates(recipe), *_lengths(recipe), *_data(recipe), *_evaluation(recipe), *_layout(recipe, search)]
+    return [
+        *recipe._notes,
+        *_rates(recipe),
+        *_lengths(recipe),
+        *_data(recipe),
+        *_evaluation(recipe),
+        *_layout(recipe, search),
+    ]
 
 
 def report_notes(notes: Iterable[str], on_row: Callable[[dict[str, Any]], None]) -> None:

@@ -17,9 +17,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from sdxl_ray.config import plain_data, validation
+from sdxl_ray.config import plain_data, validation, warmup
 from sdxl_ray.config.other_trainers import answer
 from sdxl_ray.config.schema import (
     Base,
@@ -56,6 +56,9 @@ _MADE = "made"
 
 class Recipe(Section):
     """One run, completely. Frozen; change it with `override`."""
+
+    #: What `override` changed beyond what it was asked for.
+    _notes: tuple[str, ...] = PrivateAttr(())
 
     base: BaseSetting = Base()
     data: Data = Data()
@@ -155,13 +158,20 @@ def parse(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """A new recipe with dotted paths replaced: `override(r, {"optim.lr": 1e-4, "base": "tiny"})`.
 
+    A warm-up of the recipe that does not fit fewer steps is scaled (`warmup.fitted`).
+
     Raises UserError for an unknown path (nearest spelling) or a value that does not validate.
     """
     plain = recipe.model_dump(mode="json")
+    scaled = warmup.fitted(recipe.optim, changes)
+    if scaled is not None:
+        changes = {**changes, "optim.warmup_steps": scaled[0]}
     for path, value in changes.items():
         plain_data.assign(plain, path, value, meaning_of)
         plain["base"] = short_base(plain["base"])  # so that base.vae can follow a short base=tiny
-    return parse(plain, "recipe")
+    changed = parse(plain, "recipe")
+    changed._notes = (*recipe._notes, *(scaled[1:] if scaled is not None else ()))
+    return changed
 
 
 def settings() -> list[str]:

@@ -92,7 +92,9 @@ class Prior(Section):
     )
     num_class_images: PositiveInt = Field(200, description="class images in all, given and generated together")
     prompt: str | None = Field(None, description="default: 'a photo of a CLASS_NAME' (or an)")
-    prior_loss_weight: NonNegativeFloat = Field(1.0, description="loss weight of a class image (lambda of the paper)")
+    prior_loss_weight: NonNegativeFloat = Field(
+        1.0, description="lambda of the paper: loss = mean over instance images + lambda x mean over class images"
+    )
     ratio: PositiveFloat = Field(1.0, description="class images per instance image in a batch")
     num_inference_steps: PositiveInt = 30
     guidance_scale: NonNegativeFloat = 7.5
@@ -231,7 +233,9 @@ class Optim(Section):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 1e-2
     lr_scheduler: Schedule = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="below steps; a recipe's own is scaled where only steps is set lower"
+    )
     lr_num_cycles: PositiveFloat = Field(
         1.0, description="number of restarts (cosine_with_restarts) or half-periods (cosine)"
     )
@@ -251,7 +255,10 @@ class Optim(Section):
         if self.name == "adafactor" and (self.betas, self.eps) != ((0.9, 0.999), 1e-8):
             raise ValueError("adafactor has no betas and its own eps: leave betas and eps out, or use name adamw")
         if self.warmup_steps >= self.steps and self.warmup_steps > 0:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} must be below steps {self.steps}: set warmup_steps="
+                f"{self.steps // 20}, or more steps"
+            )
         return self
 
 

@@ -105,6 +105,7 @@ class BatchSampler:
             raise UserError("data.prior is set and there are no class images: generate them, or give data.prior.images")
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.class_count = max(1, math.floor(batch_size * data.prior.ratio + 0.5)) if data.prior else 0
+        self._weights = _weights(data, batch_size, self.class_count)
         self._buckets = Buckets(resolution, data.buckets)
         shapes = [self._buckets.bucket(image.width, image.height) for image in self._instances]
         present = set(shapes)
@@ -160,7 +161,7 @@ class BatchSampler:
             flip=self.data.flip and bool(draws[1] < 0.5),
         )
         dropped = instance and bool(draws[2] < self.data.caption_dropout)
-        weight = 1.0 if instance or self.data.prior is None else self.data.prior.prior_loss_weight
+        weight = self._weights[0 if instance else 1]
         return Example(view, image.caption, dropped, weight, index)
 
     def _views(self, image: DatasetImage, bucket: tuple[int, int]) -> Iterator[View]:
@@ -179,6 +180,17 @@ def validation_examples(images: Iterable[DatasetImage], data: Data, resolution: 
         view = _view(image, bucket, _crops(image, bucket, centred)[0], flip=False)
         examples.append(Example(view, image.caption, False, 1.0, index))
     return examples
+
+
+def _weights(data: Data, instances: int, classes: int) -> tuple[float, float]:
+    """Loss weights of an instance and of a class image, so that the mean over the global batch is the paper's loss:
+
+    mean(instance) + lambda x mean(class), for any number of each (arXiv 2208.12242, equation 2).
+    """
+    if data.prior is None:
+        return 1.0, 0.0
+    total = instances + classes
+    return total / instances, data.prior.prior_loss_weight * total / classes
 
 
 def _in_order(images: Iterable[DatasetImage]) -> tuple[DatasetImage, ...]:

@@ -30,6 +30,7 @@ from sdxl_ray.training.engine import TrainingEngine
 from sdxl_ray.training.in_training_evaluation import StepScores
 from sdxl_ray.training.memory_stats import peak_bytes
 from sdxl_ray.training.optim import lr_multiplier
+from sdxl_ray.training.preemption import PreemptionCheck
 from sdxl_ray.training.state import write_state
 from sdxl_ray.training.validation import validation_loss
 
@@ -93,6 +94,7 @@ def train(run: TrainingLoop, start: int = 0) -> int:
     ledger = PendingLosses(run, log_every)
     engine.denoiser.train()
     last = recipe.optim.steps
+    preempted = PreemptionCheck(engine.group, run.preempted, start)
     if run.best.stopped:
         return start
     if start == 0:
@@ -114,7 +116,7 @@ def train(run: TrainingLoop, start: int = 0) -> int:
                 _validate(run, done, checkpoint_due)
             if evaluation_due:
                 checkpoint_due |= _evaluate(run, done)
-            if checkpoint_due or (done % GPU_LOG_EVERY == 0 and run.preempted()):
+            if preempted(done) or checkpoint_due:
                 save(run, done)
             if evaluation_due or checkpoint_due:
                 ledger.restart_clock()

@@ -98,7 +98,7 @@ def test_batches_have_one_bucket_and_see_images_equally() -> None:
         assert [example.index for example in batch] == list(range(len(one))) == list(range(7))
         assert len({example.view.bucket for example in batch}) == 1
         assert [example.view.image.role for example in batch] == ["instance"] * 4 + ["class"] * 3
-        assert [example.weight for example in batch] == [1.0] * 4 + [0.5] * 3
+        assert [example.weight for example in batch] == [7 / 4] * 4 + [0.5 * 7 / 3] * 3
         seen.update(example.view.image.key for example in batch[:4])
     assert set(seen.values()) == {4}
     assert len(seen) == len(MIXED)
@@ -253,3 +253,15 @@ def test_validation_examples_never_change() -> None:
 def test_a_late_step_costs_no_replay() -> None:
     one = sampler([image(n, *(SQUARE if n % 3 else WIDE)) for n in range(5_000)], prior=False)
     assert len(one.batch(10**9)) == 4
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 4.0])
+def test_the_loss_is_the_papers_for_any_ratio(ratio: float) -> None:
+    """mean(instance) + lambda x mean(class), with losses that are known."""
+    data = Data(class_name="dog", prior=Prior(ratio=ratio, prior_loss_weight=0.5))
+    photos, others = [image(number) for number in range(4)], [image(number, role="class") for number in range(4)]
+    sampler = BatchSampler(photos, others, data, resolution=64, batch_size=4, seed=0)
+    batch = sampler.batch(0)
+    losses = [1.0 + index for index in range(len(batch))]
+    mean = sum(example.weight * loss for example, loss in zip(batch, losses, strict=True)) / len(batch)
+    assert mean == pytest.approx(np.mean(losses[:4]) + 0.5 * np.mean(losses[4:]))
