@@ -1,7 +1,7 @@
-"""Mailbox: carries progress rows from a run's first worker to the command that waits for the run.
+"""Progress channel: carries a run's progress rows from its first worker to the command that waits for the run.
 
-It knows too why a run ends that no restart could help, whoever found out: in it, and not in a file, since what is wrong
-may be the disk or the store.
+It also holds the run's fatal error, which no restart could mend. An actor and not a file, because the disk or the
+storage may be what failed. `ray.util.queue.Queue` has no place for that error, which `put` must raise in the workers.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from sdxl_ray.io.rows import Row
 
 @ray.remote(num_cpus=0, max_concurrency=2)
 class ProgressChannel:
-    """Rows in the order they were put; taking empties it."""
+    """Rows in the order they were put; `take` removes them."""
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
         self._fatal: Exception | None = None
 
     def put(self, row: Row) -> None:
-        """Append a row. Raises what the run ends of, once that is known."""
+        """Append a row. Raises the run's fatal error once there is one."""
         if self._fatal is not None:
             raise self._fatal
         self._rows.append(row)
 
-    def send_fatal_error(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """Record the run's fatal error. Later calls are ignored."""
         self._fatal = self._fatal or error
 
-    def fatal_slot(self) -> Exception | None:
-        """What the run ends of."""
+    def fatal_error(self) -> Exception | None:
+        """The run's fatal error."""
         return self._fatal
 
     def take(self) -> list[Row]:
@@ -48,28 +48,28 @@ class ProgressChannel:
 
 
 def open_channel() -> Any:
-    """A mailbox on the node of the process that asks for it: on another one it would be lost with that node."""
+    """A channel on the node of the calling process: on another one it would be lost with that node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ProgressChannel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # added by ray.remote
 
 
 def send_fatal_error(channel: Any, error: Exception) -> None:
-    """Write down why no restart can help, for the driver and for the workers that are started again nevertheless."""
+    """Record the fatal error for the driver, and for workers that Ray restarts nevertheless."""
     with contextlib.suppress(ray.exceptions.RayError):  # lost with the driver's node: there is no one to report to
-        ray.get(channel.send_fatal.remote(error))
+        ray.get(channel.fail.remote(error))
 
 
 def fatal_error(channel: Any) -> Exception | None:
-    """What the run of this mailbox ends of, if it does."""
+    """The fatal error of this channel's run, or None."""
     with contextlib.suppress(ray.exceptions.RayError):
-        found: Exception | None = ray.get(channel.fatal_slot.remote())
+        found: Exception | None = ray.get(channel.fatal_error.remote())
         return found
     return None
 
 
 @contextmanager
 def forwarded(channel: Any, on_row: Callable[[Row], None], every_s: float = 0.25) -> Iterator[None]:
-    """Inside, a thread gives every row of the mailbox to `on_row`; on leaving, the last ones are given too.
+    """Inside, a thread passes every row to `on_row`; the last ones on exit.
 
     An exception of `on_row` is sent to the workers and raised here on exit.
     """
@@ -82,9 +82,9 @@ def forwarded(channel: Any, on_row: Callable[[Row], None], every_s: float = 0.25
                     on_row(row)
         except Exception as error:  # whatever it is: an exception in this thread would be lost
             failed.append(error)
-            channel.send_fatal.remote(RunError(str(error)))
+            channel.fail.remote(RunError(str(error)))
 
-    thread = threading.Thread(target=deliver, name="mailbox", daemon=True)
+    thread = threading.Thread(target=deliver, name="progress", daemon=True)
     thread.start()
     try:
         yield

@@ -227,7 +227,7 @@ def worker_config(recipe: Recipe, run: RunFolder, storage: Storage, channel: Any
         "name": run.folder.relative_to(storage.root).as_posix(),
         "folder": str(run.folder),
         "cache": str(run.cache),
-        "mailbox": channel,
+        "channel": channel,
         "storage": storage.url,
         "driver": working_directory(),
     }

@@ -30,7 +30,7 @@ _BULKY = ("examples", "rows")
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train on this rank. `config`: recipe (plain), name, folder, cache, mailbox (actor handle), storage (URL or None),
+    """Train on this rank. `config`: recipe (plain), name, folder, cache, channel (actor handle), storage (URL or None),
     driver (its working directory).
 
     name: of the folder below the storage's root, which need not be where the driver has it.
@@ -42,13 +42,13 @@ def train_worker(config: dict[str, Any]) -> None:
     from sdxl_ray.distributed.progress_channel import fatal_error, send_fatal_error
 
     group = TorchGroup()
-    if group.gather(fatal_error(config["mailbox"]) is not None)[0]:
+    if group.gather(fatal_error(config["channel"]) is not None)[0]:
         return  # a restart after an error that would come again: the driver already has the error
     try:
-        with waits_reported(lambda text: config["mailbox"].put.remote({"kind": "note", "text": text})):
+        with waits_reported(lambda text: config["channel"].put.remote({"kind": "note", "text": text})):
             _train(config, group)
     except (RunError, UserError) as error:
-        send_fatal_error(config["mailbox"], error)
+        send_fatal_error(config["channel"], error)
         # If every rank hit this error, return. If only this one did, re-raise, so that Ray stops the group.
         try:
             dist.monitored_barrier(group._gloo, timeout=timedelta(seconds=10))
@@ -91,7 +91,7 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
     with named_when_full(run.folder), ExitStack() as stack:
         run_logger = None
         if group.rank == 0:
-            sinks = [_to(config["mailbox"]), *run.senders(storage), *trackers(recipe, config["name"])]
+            sinks = [_to(config["channel"]), *run.senders(storage), *trackers(recipe, config["name"])]
             run_logger = stack.enter_context(closing(RunLogger(run.folder, sinks)))
 
         def report(row: dict[str, Any]) -> None:

@@ -101,8 +101,8 @@ def trained(recipes: dict[str, Recipe], storage: Path) -> dict[str, Cut]:
     places = {name: Storage.of(storage / name) for name in recipes}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in recipes}
     runs = {name: _opened(recipe, places[name], name, rows[name].append) for name, recipe in recipes.items()}
-    mailboxes = {name: open_channel() for name in recipes}
-    plain = [worker_config(recipe, runs[name], places[name], mailboxes[name]) for name, recipe in recipes.items()]
+    channels = {name: open_channel() for name in recipes}
+    plain = [worker_config(recipe, runs[name], places[name], channels[name]) for name, recipe in recipes.items()]
     trainer = TorchTrainer(
         _one_after_another,
         train_loop_config={"runs": plain},
@@ -112,9 +112,9 @@ def trained(recipes: dict[str, Recipe], storage: Path) -> dict[str, Cut]:
     )
     with exported(DEFAULTS):
         trainer.fit()
-    for name, channel in mailboxes.items():
+    for name, channel in channels.items():
         rows[name] += ray.get(channel.take.remote())
-    return {name: Cut(recipes[name], run, rows[name], fatal_error(mailboxes[name])) for name, run in runs.items()}
+    return {name: Cut(recipes[name], run, rows[name], fatal_error(channels[name])) for name, run in runs.items()}
 
 
 def _opened(recipe: Recipe, place: Storage, name: str, on_row: OnRow) -> RunFolder:
