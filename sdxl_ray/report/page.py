@@ -32,7 +32,7 @@ def html(document: Document) -> str:
     return template.render(
         document=document,
         style=Markup((templates / "report.css").read_text(encoding="utf-8")),
-        image=lambda tile: images.get(tile.path) if tile.path is not None else None,
+        source_of=lambda tile: images.get(tile.path) if tile.path is not None else None,
         svg=lambda panel: Markup(described(panel.plot(), panel.alt, numbers[id(panel)])),
         mark=_mark,
         version=__version__,

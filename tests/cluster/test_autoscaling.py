@@ -21,7 +21,7 @@ ASK = """
 import json, sys, ray
 from sdxl_ray.config.recipe import load, override
 from sdxl_ray.distributed.cluster import gpus_per_worker
-from sdxl_ray.distributed.capacity import Room
+from sdxl_ray.distributed.capacity import ClusterCapacity
 from sdxl_ray.errors import UserError
 
 ray.init(address=sys.argv[1], log_to_driver=False)
@@ -32,7 +32,7 @@ def gpus(wanted):
     except UserError as error:
         return str(error)
 
-room = Room.now()
+room = ClusterCapacity.now()
 found = {"grows": room.grows, "declared": room.declared is not None}
 print(json.dumps(found | {"gpus": [gpus(wanted) for wanted in ("auto", 0, 1)]}))
 """
