@@ -149,14 +149,15 @@ def _facts(manifest: Manifest, recipe: Recipe) -> list[tuple[str, str]]:
 def _scores(step: int, recipe: Recipe, scores: Mapping[str, Measured]) -> str:
     if not scores:
         return ""
-    rows = [
-        (name, f"{value:.3f} [{low:.3f}, {high:.3f}]", _MEANINGS.get(name, ""))
-        for name, (value, low, high) in scores.items()
-    ]
+    rows = [(name, _value(*score), _MEANINGS.get(name, "")) for name, score in scores.items() if score[0] is not None]
     split = recipe.evaluation.split
     head = f"Scores during training, at step {step}, on the {split} prompts and the held-out photos (95 % intervals). "
     head += "They chose this step: `sdxl-ray evaluate` scores it on prompts that chose nothing."
     return f"## Scores\n\n{head}\n\n{_table(('score', 'value', 'meaning'), rows)}"
+
+
+def _value(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _licence_note(recipe: Recipe) -> str:

@@ -80,7 +80,7 @@ class Cut:
     recipe: Recipe
     run: RunFolder
     rows: list[dict[str, Any]]
-    fatal_slot: Exception | None
+    fatal_error: Exception | None
 
 
 def streamed(source: Path) -> Recipe:

@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.shares("cuts"), pytest.mark.chaos]
 def test_a_loss_that_is_not_finite_names_the_step_and_the_images(cuts: dict[str, Cut]) -> None:
     """Both workers end in peace: the run after it in the group has been trained."""
     diverging = cuts["diverging"]
-    assert isinstance(diverging.fatal_slot, RunError)
-    assert re.match(r"the loss is not finite at step \d+ for .*robot.*png", str(diverging.fatal_slot))
+    assert isinstance(diverging.fatal_error, RunError)
+    assert re.match(r"the loss is not finite at step \d+ for .*robot.*png", str(diverging.fatal_error))
     assert not diverging.run.artifact.exists()
 
 

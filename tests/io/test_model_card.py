@@ -40,12 +40,13 @@ def test_the_cards_own_code_draws(train: Train, recipe: Recipe, kind: str) -> No
 def test_the_front_matter_names_a_base_of_the_hub(train: Train, recipe: Recipe) -> None:
     manifest = Artifact.open(train(override(recipe, {"optim.steps": 1})).folder / "artifact").manifest
     of_hub = override(recipe, PINNED)
-    text = card(manifest, of_hub, {"dino_i": (0.5, 0.4, 0.6)})
+    text = card(manifest, of_hub, {"dino_i": (0.5, 0.4, 0.6), "quality": (0.25, None, None)})
     matter = yaml.safe_load(text.split("---")[1])
     assert matter["base_model"] == "stabilityai/stable-diffusion-xl-base-1.0"
     assert matter["base_model_relation"] == "adapter"
     assert matter["license"] == "openrail++"
     assert "| dino_i | 0.500 [0.400, 0.600] |" in text
+    assert "| quality | 0.250 |" in text
     assert f'revision="{"0" * 40}"' in snippet(of_hub)
 
 
