@@ -72,7 +72,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class ArmFacts:
-    """One way of tuning, as it was trained. method: in the proposal's words, from the recipe, its first run's own."""
+    """One way of tuning, as it was trained. method: the method's name, from the recipe, its first run's own."""
 
     name: str
     method: str
@@ -194,7 +194,7 @@ def gather(source: Source) -> ComparisonFacts:
 
 
 def method_of(recipe: Mapping[str, Any]) -> str:
-    """The proposal's word for a recipe: what trains, and what it sees."""
+    """The name of a recipe's method: what trains, and what it sees."""
     kind = (recipe.get("tuning") or {}).get("kind")
     prior = (recipe.get("data") or {}).get("prior") is not None
     if kind == "lora":

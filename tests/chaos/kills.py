@@ -1,4 +1,4 @@
-"""Chaos: seeded schedules of SIGKILLs on training workers, for LoRA, DreamBooth and both (R1, R2).
+"""Chaos: seeded schedules of SIGKILLs on training workers, for LoRA, DreamBooth and both (R1 and R2 in RESULTS.md).
 
     python tests/chaos/kills.py --seed 1 --kills 5
 

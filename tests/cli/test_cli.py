@@ -17,9 +17,9 @@ from PIL import Image
 from sdxl_ray import __version__
 from sdxl_ray.__main__ import COMMANDS
 from sdxl_ray.cli.arguments import read_recipe
-from sdxl_ray.cli.config import reference
 from sdxl_ray.cli.devices import count_images, cpu_here, elsewhere
 from sdxl_ray.cli.serve import _configuration
+from sdxl_ray.cli.settings_reference import reference
 from sdxl_ray.config.recipe import Recipe, load, names, override, read_base
 from sdxl_ray.doctor.machine import FLOORS, container_memory_bytes, embedded_base, examine, packages, ray_authentication
 from sdxl_ray.errors import RunError
@@ -186,7 +186,7 @@ def test_a_printed_recipe_is_a_recipe(here: Here, tmp_path: Path) -> None:
 
 
 def test_the_reference_has_every_setting(here: Here) -> None:
-    lines = {setting.path: setting for setting in reference()}
+    lines = {setting.path: setting for setting in reference(Recipe)}
     for section in ("base", "data", "optim", "objective", "parallel", "checkpoint", "evaluation", "resources"):
         for field in getattr(Recipe(), section).__class__.model_fields:
             assert any(path.startswith(f"{section}.{field}") for path in lines), (section, field)

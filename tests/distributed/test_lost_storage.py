@@ -1,4 +1,4 @@
-"""R7 for whole runs: a full disk or a store that is gone ends one soon, in one line; run the same command to resume."""
+"""A full disk or lost object storage ends a run within a minute, in one line; the same command resumes it (R7)."""
 
 from __future__ import annotations
 

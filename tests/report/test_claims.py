@@ -41,6 +41,9 @@ def test_arithmetic_of_sdxl(sdxl: Sdxl) -> None:
 def test_every_claim_is_there_with_a_verdict(home: Path, sdxl: Sdxl) -> None:
     found = by_name(home, sdxl)
     assert len(found) == 8
+    assert all(
+        "arXiv" in claim.origin or "github.com" in claim.origin or "guides" in claim.origin for claim in found.values()
+    )
     assert found["10,000 times fewer trainable parameters"].verdict == "does not hold"
     assert "lora 120x" in str(found["10,000 times fewer trainable parameters"].measured)
     assert found["3 to 5 photos suffice"].verdict == "holds"
@@ -67,7 +70,7 @@ def test_without_runs_only_arithmetic_is_left(home: Path, sdxl: Sdxl) -> None:
     assert found["3 to 5 photos suffice"].verdict == "open"
 
 
-def test_which_to_choose_has_every_row_of_the_proposal(home: Path) -> None:
+def test_which_to_choose_answers_every_question(home: Path) -> None:
     rows = list(choices(facts_of(home)))
     asked = ("Efficiency", "Training time", "Resources: memory", "Compatibility", "Forgetting", "Personalisation",
              "Complexity", "Power", "Customisation", "Image quality")  # fmt: skip

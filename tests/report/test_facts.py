@@ -182,7 +182,7 @@ def test_a_changed_artifact_is_named(home: Path) -> None:
         ({}, "unknown"),
     ],
 )
-def test_a_recipe_is_called_by_the_proposals_words(recipe: dict[str, Any], method: str) -> None:
+def test_a_recipe_is_called_by_its_method(recipe: dict[str, Any], method: str) -> None:
     assert method_of(recipe) == method
 
 

@@ -1,4 +1,4 @@
-"""S5: 5,000 requests that swap adapters in and out of a replica; its memory must not grow.
+"""Memory (S5 in RESULTS.md): 5,000 requests that swap adapters in and out of a replica; its memory must not grow.
 
 python tests/soak/memory.py [REQUESTS]
 

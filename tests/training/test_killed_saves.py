@@ -1,4 +1,4 @@
-"""R3 and R7: savers that are killed at any moment, and disks that are full, leave only whole checkpoints."""
+"""Saves that are killed (R3 in RESULTS.md) or meet a full disk (R7) leave only whole checkpoints."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_store_that_hangs_ends_the_save_within_a_minute_and_keeps_the_checkpoi
 def test_a_changed_object_is_found_named_and_the_one_before_it_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """R4 in a store: every file is hashed while it is fetched."""
+    """A damaged checkpoint in object storage (R4): every file is hashed while it is fetched."""
     monkeypatch.setenv("SDXL_RAY_SCRATCH", str(tmp_path))
     with bucket(monkeypatch) as served:
         storage = Storage.of(served.url("runs"))

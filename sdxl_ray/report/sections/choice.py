@@ -1,4 +1,4 @@
-"""Which to choose: the proposal's LoRA / DreamBooth table, every row with a figure that was measured here."""
+"""Which to choose: questions that people weigh LoRA against DreamBooth by, each with a figure measured here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class Question:
 def section(facts: ComparisonFacts) -> ReportSection:
     chosen = arms(facts)
     title = "Which to choose"
-    lead = "The proposal's table of LoRA and DreamBooth, with what was measured here."
+    lead = (
+        "The questions that people ask when they weigh LoRA against DreamBooth. Each row has a figure of this "
+        "comparison and the method that it speaks for; neither: the interval holds zero, or costs within 10 %."
+    )
     if not chosen:
         nothing = Paragraph("Not measured: no arm is LoRA or DreamBooth.", tone="muted")
         return ReportSection("choice", title, lead, (nothing,))
@@ -57,7 +60,7 @@ def arms(facts: ComparisonFacts) -> dict[str, ArmFacts]:
 
 
 def choices(facts: ComparisonFacts) -> Iterator[Question]:
-    """The rows, in the proposal's order."""
+    """The rows: cost first, then what is lost, then what is gained."""
     yield _cost(facts, "Efficiency", "trainable parameters", "trainable", count_text)
     yield _cost(facts, "Training time", "all steps", "train_s", seconds_text)
     yield _cost(facts, "Resources: memory", "peak memory of a worker", "peak_bytes", bytes_text)

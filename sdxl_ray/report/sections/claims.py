@@ -1,4 +1,4 @@
-"""The claims of the proposal: what was measured here, what arithmetic says of the real SDXL, and a verdict.
+"""Common claims about LoRA and DreamBooth: where each is from, what was measured here, what arithmetic gives for SDXL.
 
 A verdict is of what is shown: measured numbers first, arithmetic where only that can be had. `open` means that neither
 says it yet.
@@ -7,7 +7,7 @@ says it yet.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sdxl_ray.display.units import bytes_text, count_text, seconds_text
@@ -29,35 +29,39 @@ _TONES: dict[str, Literal["good", "bad", "muted", ""]] = {
 
 @dataclass(frozen=True)
 class Claim:
-    """measured: here, on this base; real: by arithmetic for SDXL 1.0 at 1024 px."""
+    """measured: here, on this base; real: by arithmetic for SDXL 1.0 at 1024 px; origin: paper or page it is from."""
 
     claim: str
     measured: str | Absent
     real: str
     verdict: ClaimVerdict
+    origin: str = ""
 
 
 def section(facts: ComparisonFacts) -> ReportSection:
     found = claims(facts, Sdxl())
     rows = tuple(
         (
-            Cell(claim.claim, tone="strong"),
+            Cell(claim.claim, tone="strong", small=claim.origin),
             absent(claim.measured.reason) if isinstance(claim.measured, Absent) else Cell(claim.measured),
             Cell(claim.real),
             Cell(claim.verdict, tone=_TONES[claim.verdict]),
         )
         for claim in found
     )
-    table = DataTable(
-        "Every claim of the proposal.", ("claim", "measured here", "the real SDXL", "verdict"), rows, True
+    table = DataTable("Each claim with its origin.", ("claim", "measured here", "the real SDXL", "verdict"), rows, True)
+    lead = (
+        "What papers and guides say of the two methods, what this comparison measured, and what arithmetic gives for "
+        "SDXL 1.0. A verdict is of what was measured, else of the arithmetic; open: neither decides it."
     )
-    lead = "What was promised, what came out, and what arithmetic gives for the real model."
-    return ReportSection("claims", "The claims", lead, (table, _grid(Sdxl())))
+    return ReportSection(
+        "claims", "Common claims about LoRA and DreamBooth, measured here", lead, (table, _grid(Sdxl()))
+    )
 
 
 def claims(facts: ComparisonFacts, sdxl: Sdxl) -> list[Claim]:
-    """In the proposal's order."""
-    return [rule(facts, sdxl) for rule in _RULES]
+    """Every claim, with its verdict and where it is from."""
+    return [replace(rule(facts, sdxl), origin=origin) for rule, origin in _RULES.items()]
 
 
 def _parameters(facts: ComparisonFacts, sdxl: Sdxl) -> Claim:
@@ -194,9 +198,19 @@ def _prior_effect(facts: ComparisonFacts) -> list[str]:
     return [f"leaving out the prior loss moves PRES by {score_text(lead, signed=True)}"]
 
 
-_RULES: tuple[Callable[[ComparisonFacts, Sdxl], Claim], ...] = (
-    _parameters, _memory, _file, _standalone, _photos, _few_steps, _speed, _forgets,
-)  # fmt: skip
+_LORA_PAPER = "LoRA paper, of GPT-3 175B (arXiv 2106.09685, abstract)"
+_LORA_DIFFUSION = "github.com/cloneofsimo/lora, of Stable Diffusion 1.5"
+#: Rule -> where its claim is from.
+_RULES: dict[Callable[[ComparisonFacts, Sdxl], Claim], str] = {
+    _parameters: _LORA_PAPER,
+    _memory: _LORA_PAPER,
+    _file: _LORA_DIFFUSION,
+    _standalone: "guides to Stable Diffusion (2 to 7 GB); no single source",
+    _photos: "DreamBooth paper (arXiv 2208.12242, abstract)",
+    _few_steps: "LCM-LoRA report (arXiv 2311.05556), of distilled LoRAs",
+    _speed: f"{_LORA_DIFFUSION}: twice as fast as DreamBooth",
+    _forgets: "DreamBooth paper, language drift (arXiv 2208.12242, section 3.2)",
+}
 
 
 def _by_sides(sides: Sequence[str]) -> ClaimVerdict:

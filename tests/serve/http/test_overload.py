@@ -1,4 +1,4 @@
-"""S1: more than the endpoint can do. What it accepts stays quick, what it does not is told when to come back."""
+"""Overload (S1 in RESULTS.md): accepted requests stay quick, the others get 429 with Retry-After."""
 
 from __future__ import annotations
 
