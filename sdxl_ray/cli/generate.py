@@ -97,15 +97,16 @@ def run(
         progress.row({"kind": "phase", "name": "loading the model"})
 
         from sdxl_ray.data.image_grid import grid
+        from sdxl_ray.data.png import save_png
 
         def save(index: int, image: Image.Image, drawn_with: dict[str, Any]) -> None:
             prompt, number = request.jobs[index]
-            _save(image, paths[index], {"prompt": prompt, "seed": number, **facts, **drawn_with})
+            save_png(image, paths[index], {"prompt": prompt, "seed": number, **facts, **drawn_with})
 
         images, drawn_with = generate_images(model, request, progress.row, save)
         rows = [images[start : start + n] for start in range(0, len(images), n)]
         facts |= drawn_with
-        _save(grid(rows, prompts, [f"seed {seed + count}" for count in range(n)]), sheet, facts)
+        save_png(grid(rows, prompts, [f"seed {seed + count}" for count in range(n)]), sheet, facts)
     if json:
         made = [{"path": str(path), "prompt": p, "seed": s} for path, (p, s) in zip(paths, request.jobs, strict=True)]
         print_json({"images": made, "grid": str(sheet), **facts})
@@ -135,20 +136,3 @@ def _file_name(index: int, prompt: str) -> str:
     """Words of the prompt that any file system takes, after its number, since two prompts may begin alike."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
     return f"{index + 1}-{words}" if words else str(index + 1)
-
-
-def _save(image: Image.Image, path: Path, facts: dict[str, Any]) -> None:
-    """A PNG with a text chunk per fact, under its name only when it is whole."""
-    from PIL.PngImagePlugin import PngInfo
-
-    from sdxl_ray.errors import RunError
-
-    chunks = PngInfo()
-    for key, value in facts.items():
-        chunks.add_itxt(key, str(value))
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        image.save(draft, format="PNG", pnginfo=chunks)
-        draft.replace(path)
-    except OSError as error:
-        raise RunError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error

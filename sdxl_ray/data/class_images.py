@@ -13,6 +13,7 @@ from pathlib import Path
 from sdxl_ray.config.schema import Data
 from sdxl_ray.data.dataset import ImageSet, class_folder
 from sdxl_ray.data.tensor_cache import namespace
+from sdxl_ray.io.atomic import whole_file
 from sdxl_ray.io.collectives import Collectives, share
 from sdxl_ray.io.file_exchange import exchange
 from sdxl_ray.io.rows import OnProgress
@@ -71,9 +72,8 @@ def class_images(
             max_token_length=data.max_token_length,
         )
         for path, image in zip(paths, images, strict=True):
-            beside = path.with_name(f".{path.name}.{group.rank}")
-            image.save(beside, format="PNG")
-            beside.rename(path)  # never a half-written image under its name
+            with whole_file(path, shared=True) as draft:  # runs share the folder
+                image.save(draft, format="PNG")
         progress(done * prior.batch_size, len(mine) * prior.batch_size)
     exchange(home, group, storage)
     if not wanted:

@@ -104,8 +104,7 @@ class Encoder:
         return self._tokenizer is not None
 
     def _forward(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        pixels_BCHW = torch.from_numpy(np.stack([self._prepare(image) for image in images]))
-        pixels_BCHW = pixels_BCHW.to(self._model.device)
+        pixels_BCHW = torch.from_numpy(self._prepare(images)).to(self._model.device)
         tower = self._model.vision_model if self._tokenizer is not None else self._model
         seen = tower(pixel_values=pixels_BCHW)
         tokens_BLD = seen.last_hidden_state
@@ -128,7 +127,7 @@ def load_encoder(
     kind = str(config.get("model_type"))
     if kind not in _FAMILIES:
         raise UserError(f"{where} is of the family {kind!r}: {nearest(kind, _FAMILIES)}")
-    prepare = Preprocessing.of(read_json(folder / "preprocessor_config.json"), where)
+    prepare = Preprocessing.load(folder, where)
     model, tokenizer = _load(folder, kind, where)
     registers = int(config.get("num_register_tokens", 0)) if kind == "dinov2_with_registers" else 0
     return Encoder(name, prepare.text, model.to(device), prepare, tokenizer, 1 + registers)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from sdxl_ray.config.schema import MaxTokenLength
+from sdxl_ray.data.png import save_png
 from sdxl_ray.errors import RunError
 from sdxl_ray.evaluation.evaluated_models import EvaluatedModel
 from sdxl_ray.io.collectives import Collectives, share
@@ -163,17 +163,3 @@ def _images(pipe: Any, batch: Sequence[ImageJob]) -> list[Image.Image]:
         batch_size=len(batch),
         max_token_length=drawing.max_token_length or 75,
     )
-
-
-def save_png(image: Image.Image, path: Path, facts: dict[str, Any]) -> None:
-    """A PNG with a text chunk per fact, under its name only when it is whole. Raises RunError (a full disk)."""
-    chunks = PngInfo()
-    for name, value in facts.items():
-        chunks.add_itxt(name, str(value))
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")  # runs beside each other share the folder
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(draft, format="PNG", pnginfo=chunks)
-        draft.replace(path)
-    except OSError as error:
-        raise RunError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error

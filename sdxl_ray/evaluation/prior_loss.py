@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 
 from sdxl_ray.config.schema import MaxTokenLength, Objective
 from sdxl_ray.data.latents import encode_images, scale_latents
+from sdxl_ray.io.atomic import write_text
 from sdxl_ray.models.losses import example_loss
 from sdxl_ray.models.noise_schedule import Diffusion, gaussian
 from sdxl_ray.models.text_encoders import align, encode_prompts
@@ -92,6 +92,4 @@ def read_notes(path: Path) -> npt.NDArray[np.float64] | None:
 def write_notes(path: Path, losses: npt.NDArray[np.float64]) -> None:
     """Keep losses; JSON holds every float bit for bit."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{uuid.uuid4().hex}.draft")  # runs beside each other share the folder
-    draft.write_text(json.dumps(losses.tolist()))
-    draft.replace(path)
+    write_text(path, json.dumps(losses.tolist()), shared=True)  # concurrent runs share the folder

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from sdxl_ray.config.schema import MaxTokenLength
+from sdxl_ray.data.png import save_png
 from sdxl_ray.evaluation.encoders import Encoder, load_encoder
 from sdxl_ray.evaluation.evaluated_models import REAL, EvaluatedModel, check_models
-from sdxl_ray.evaluation.image_store import GenerationSettings, ImageJob, ImageStore, draw, save_png
+from sdxl_ray.evaluation.image_store import GenerationSettings, ImageJob, ImageStore, draw
 from sdxl_ray.evaluation.prior_loss import DRAWS, notes_path, prior_losses, read_notes, write_notes
 from sdxl_ray.evaluation.prompts import Prompts, Split, fill
 from sdxl_ray.evaluation.score_table import ScoreTable, SubjectEncoder, split_at

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdxl_ray.config.schema import MaxTokenLength
 from sdxl_ray.errors import UserError
+from sdxl_ray.io.atomic import write_text
+from sdxl_ray.io.file_hash import sha256
 from sdxl_ray.paths import local_folder
 
 MANIFEST = "manifest.json"
@@ -102,7 +102,7 @@ class Artifact:
             _require_inside(folder, name)
             if name not in present:
                 raise UserError(f"artifact {str(folder)!r}: {name} is missing (sha256 {expected}); copy it again")
-            found = _sha256(folder / name)
+            found = sha256(folder / name)
             if found != expected:
                 raise UserError(
                     f"artifact {str(folder)!r}: {name} was altered: sha256 {found}, expected {expected}; copy it again"
@@ -139,30 +139,12 @@ def write_manifest(
         recipe_identity=recipe_identity,
         base=BaseReference(id=base_id, revision=base_revision),
         step=step,
-        files={name: _sha256(folder / name) for name in sorted(_names(folder))},
+        files={name: sha256(folder / name) for name in sorted(_names(folder))},
         versions=dict(versions) if versions is not None else installed_versions(),
         created=created or datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    draft = folder / f".{MANIFEST}.draft"
-    with draft.open("w") as stream:
-        stream.write(manifest.model_dump_json(indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(folder / MANIFEST)
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n", durable=True)
     return Artifact(folder, manifest)
-
-
-def publish(draft: str | Path, final: str | Path) -> Path:
-    """Rename a finished folder to its final name on the same disk; what was there before goes only after that."""
-    draft, final = Path(draft), Path(final)
-    before = final.with_name(f".{final.name}.before")
-    if before.exists():  # left by a process that died between the two renames
-        shutil.rmtree(before)
-    if final.exists():
-        final.rename(before)
-    draft.rename(final)
-    shutil.rmtree(before, ignore_errors=True)
-    return final
 
 
 def installed_versions() -> dict[str, str]:
@@ -236,8 +218,3 @@ def _require_inside(folder: Path, name: str) -> None:
         raise UserError(f"{where}: {name!r} is not a plain name inside the folder; do not trust this artifact")
     if (folder / name).is_symlink() or not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{where}: {name} is a link; copy the file itself into the folder")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sdxl_ray.config.schema_errors import first_problem
 from sdxl_ray.config.search_space import METRICS, MetricMode, Space
 from sdxl_ray.errors import UserError
+from sdxl_ray.io.atomic import write_text
 from sdxl_ray.io.records import Recorder, read
 
 CARD = "search.json"
@@ -117,10 +118,8 @@ class SearchCard(BaseModel):
         return self.space.modes.get(self.metric) or METRICS[self.metric]
 
     def write(self, folder: Path) -> None:
-        """Write the card, beside and renamed."""
-        beside = (folder / CARD).with_suffix(".partial")
-        beside.write_text(self.model_dump_json(indent=1, exclude_unset=False) + "\n", encoding="utf-8")
-        beside.rename(folder / CARD)
+        """Write the card."""
+        write_text(folder / CARD, self.model_dump_json(indent=1, exclude_unset=False) + "\n")
 
     @classmethod
     def open(cls, folder: Path) -> Self:

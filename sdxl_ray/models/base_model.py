@@ -126,9 +126,9 @@ def _read_from(files: BaseFiles, part: str) -> tuple[str, list[Path]]:
 
 
 def _vae_dtype(base: Base) -> torch.dtype:
-    import torch
+    from sdxl_ray.models.device import DTYPES
 
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(base.vae_precision, torch.float32)
+    return DTYPES["fp32" if base.vae_precision == "auto" else base.vae_precision]
 
 
 @contextmanager

@@ -6,13 +6,14 @@ import torch
 
 from sdxl_ray.config.recipe import Recipe
 
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: Dtype by the name that settings have for it.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def precision_on(recipe: Recipe, device: torch.device) -> torch.dtype:
     """The dtype of `parallel.precision` on a device."""
     auto = "bf16" if device.type == "cuda" and has_bf16() else "fp32"
-    return _PRECISIONS[auto if recipe.parallel.precision == "auto" else recipe.parallel.precision]
+    return DTYPES[auto if recipe.parallel.precision == "auto" else recipe.parallel.precision]
 
 
 def has_bf16() -> bool:

@@ -93,12 +93,11 @@ def device_and_dtype(precision: str) -> tuple[Literal["cuda", "cpu"], torch.dtyp
     """Where and in what to draw. auto: bf16 on a GPU (fp16 on one without it), fp32 on the CPU."""
     import torch
 
-    from sdxl_ray.models.device import has_bf16
+    from sdxl_ray.models.device import DTYPES, has_bf16
 
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if not torch.cuda.is_available():
-        return "cpu", dtypes.get(precision, torch.float32)
-    return "cuda", dtypes.get(precision, torch.bfloat16 if has_bf16() else torch.float16)
+        return "cpu", DTYPES.get(precision, torch.float32)
+    return "cuda", DTYPES.get(precision, torch.bfloat16 if has_bf16() else torch.float16)
 
 
 def generate_images(

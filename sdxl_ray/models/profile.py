@@ -9,7 +9,6 @@ The first reads the JSON configs of unet, vae, text_encoder and text_encoder_2; 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import defaultdict
 from functools import partial
@@ -23,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
+from sdxl_ray.io.atomic import write_text
 from sdxl_ray.models.base_model_files import component_configs, locate
 from sdxl_ray.models.meta_memory import forward_bytes, same_attention, training_bytes
 from sdxl_ray.plan.architecture import COMPONENTS, SDXL, TINY, Configs, key, sdxl_configs
@@ -313,10 +313,8 @@ def known() -> dict[str, Configs]:
 
 
 def write(profile: ModelProfile, target: Path) -> None:
-    """Write a census; another process never sees half a file."""
-    unfinished = target.with_suffix(f".{os.getpid()}.partial")
-    unfinished.write_text(profile.model_dump_json(indent=1) + "\n")
-    unfinished.replace(target)
+    """Write a profile; another process never sees half a file."""
+    write_text(target, profile.model_dump_json(indent=1) + "\n", shared=True)
 
 
 def main() -> int:

@@ -7,13 +7,14 @@ import json
 import os
 import re
 import struct
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sdxl_ray.cache_folder import cache_root
 from sdxl_ray.errors import UserError
+from sdxl_ray.io.atomic import write_text
+from sdxl_ray.io.file_hash import sha256
 
 #: Formats that run code when they are loaded.
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -181,7 +182,7 @@ def _file_hash(file: Path) -> str:
     real = file.resolve()
     stat = real.stat()
     if stat.st_size < 2**20:  # quicker to read than to look up
-        return hashlib.sha256(real.read_bytes()).hexdigest()
+        return sha256(real)
     note = cache_root() / "hashes" / f"{hashlib.sha256(str(real).encode()).hexdigest()}.json"
     seen = {"path": str(real), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     try:
@@ -190,8 +191,7 @@ def _file_hash(file: Path) -> str:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no note yet, or a damaged one: compute it again
-    with real.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = sha256(real)
     _keep(note, {**seen, "sha256": digest})
     return digest
 
@@ -200,8 +200,6 @@ def _keep(note: Path, plain: dict[str, Any]) -> None:
     """Write a note atomically; a cache that cannot be written only costs time."""
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False) as draft:
-            json.dump(plain, draft)
-        Path(draft.name).replace(note)
+        write_text(note, json.dumps(plain), shared=True)
     except OSError:
         return

@@ -18,6 +18,7 @@ from typing import Any
 
 from sdxl_ray.errors import RunError
 from sdxl_ray.io import search_records
+from sdxl_ray.io.atomic import write_text
 from sdxl_ray.report import page
 from sdxl_ray.report.document import Document, Panel, Tile
 from sdxl_ray.report.facts import ArmFacts, ComparisonFacts, gather
@@ -50,8 +51,8 @@ def write_report(folder: str | Path) -> Written:
     (document, plain), home = compose(folder), Path(folder).absolute()
     try:
         html = page.write(document, home / "report.html")
-        md = _write(home / "report.md", markdown(document))
-        data = _write(home / "report.json", json.dumps(plain, indent=1, allow_nan=False) + "\n")
+        md = write_text(home / "report.md", markdown(document))
+        data = write_text(home / "report.json", json.dumps(plain, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise RunError(f"the report cannot be written in {str(home)!r}: {error.strerror or error}") from error
     return Written(html, md, data, plain)
@@ -144,9 +145,3 @@ def _fields(value: Any) -> dict[str, Any]:
             return {"alt": value.alt, "path": value.relative or None}
     kind = {"kind": value.kind} if hasattr(value, "kind") else {}
     return kind | {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-
-
-def _write(path: Path, text: str) -> Path:
-    beside = path.with_suffix(f"{path.suffix}.partial")
-    beside.write_text(text, encoding="utf-8")
-    return beside.rename(path)

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from sdxl_ray import __version__
+from sdxl_ray.io.atomic import write_text
 from sdxl_ray.report.document import AnswerBlock, Document, Gallery, Panel, Panels, Tile
 from sdxl_ray.report.images import inline_all
 from sdxl_ray.report.plots import described
@@ -63,7 +64,5 @@ def _mark(number: int) -> str:
 
 
 def write(document: Document, path: Path) -> Path:
-    """Write the page, beside and renamed."""
-    beside = path.with_suffix(".partial")
-    beside.write_text(html(document), encoding="utf-8")
-    return beside.rename(path)
+    """Write the page."""
+    return write_text(path, html(document))

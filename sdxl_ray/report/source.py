@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sdxl_ray.config.schema_errors import first_problem
 from sdxl_ray.errors import UserError
 from sdxl_ray.io.artifact import MANIFEST, Artifact, Manifest
+from sdxl_ray.io.atomic import write_text
 from sdxl_ray.io.records import read
 from sdxl_ray.io.rows import Row
 
@@ -90,11 +91,8 @@ class ComparisonCard(_Card):
     encoders: dict[str, str] = {}
 
     def write(self, folder: Path) -> Path:
-        """Write the card, beside and renamed, so that no reader sees half of it."""
-        path = folder / CARD
-        beside = path.with_suffix(".partial")
-        beside.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        return beside.rename(path)
+        """Write the card."""
+        return write_text(folder / CARD, self.model_dump_json(indent=1) + "\n")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from sdxl_ray.evaluation.quality_gain import quality_gain
 from sdxl_ray.evaluation.runner import evaluate
 from sdxl_ray.evaluation.subject import Subject, subject_name
 from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.atomic import write_text
 from sdxl_ray.io.records import Recorder
 from sdxl_ray.io.rows import OnRow
 from sdxl_ray.io.search_records import BEST, FinalVerdict, SearchCard, Trial, best, front
@@ -126,6 +127,4 @@ def _write_recipe(path: Path, card: SearchCard, recipe: Recipe, trial: Trial, me
     scores = ", ".join(f"{name} {value:.4f}" for name, value in trial.metrics.items())
     head = f"# Trial {trial.number} of the search {card.name}, ranked by {metric} on the tune split: {scores}.\n"
     changed = "".join(f"# {key} = {value}\n" for key, value in trial.parameters.items())
-    beside = path.with_suffix(".partial")
-    beside.write_text(head + changed + yaml_loader.dump(chosen.model_dump(mode="json")), encoding="utf-8")
-    beside.rename(path)
+    write_text(path, head + changed + yaml_loader.dump(chosen.model_dump(mode="json")))

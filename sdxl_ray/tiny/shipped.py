@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from sdxl_ray.errors import UserError
+from sdxl_ray.io.file_hash import sha256
 
 ROOT = Path(__file__).parent
 BASE = ROOT / "base"
@@ -99,7 +100,7 @@ def write_index(root: Path = ROOT) -> None:
     """Write the index of what `root` holds now; the builder's last step."""
     found = sorted(path for part in LISTED for path in (root / part).rglob("*") if path.is_file())
     named = [path.relative_to(root) for path in found]
-    listed = {name.as_posix(): _digest(root / name) for name in named if not name.name.startswith(".")}
+    listed = {name.as_posix(): sha256(root / name) for name in named if not name.name.startswith(".")}
     (root / INDEX).write_bytes((json.dumps(listed, indent=1) + "\n").encode())
 
 
@@ -112,14 +113,9 @@ def _index(root: Path) -> bytes:
 
 def _fault(file: Path, expected: str) -> str | None:
     try:
-        found = _digest(file)
+        found = sha256(file)
     except FileNotFoundError:
         return f"missing (expected SHA-256 {expected})"
     except OSError as error:
         return f"not readable ({error.strerror}; expected SHA-256 {expected})"
     return None if found == expected else f"altered (expected SHA-256 {expected}, found {found})"
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from typing import Any
 
 from sdxl_ray.errors import RunError
 from sdxl_ray.io.collectives import Collectives
+from sdxl_ray.io.file_hash import sha256
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.training.checkpoint_backends import (
     FORMAT,
@@ -25,7 +26,6 @@ from sdxl_ray.training.checkpoint_backends import (
     FolderBackend,
     StorageBackend,
     own_hash,
-    sha256,
 )
 from sdxl_ray.training.disk_errors import disk_problem
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from sdxl_ray.errors import RunError
 from sdxl_ray.io.collectives import Collectives, leads_machine
+from sdxl_ray.io.file_hash import sha256
 from sdxl_ray.io.storage import Storage
 
 FORMAT = 1
@@ -174,9 +175,3 @@ def damage(folder: Path, rank: int, world: int) -> str | None:
 def own_hash(manifest: dict[str, Any]) -> str:
     """Digest of the manifest's other fields: step, world and metrics steer a resumed run as much as the files do."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,8 @@ import torch
 
 from sdxl_ray.config.schema import LoraTuning
 from sdxl_ray.errors import RunError
-from sdxl_ray.io.artifact import CARD_IMAGE, publish, write_manifest
+from sdxl_ray.io.artifact import CARD_IMAGE, write_manifest
+from sdxl_ray.io.atomic import publish
 from sdxl_ray.io.model_card import write_card
 from sdxl_ray.models.adapters import TUNINGS
 from sdxl_ray.models.base_model import Components

@@ -21,6 +21,7 @@ from PIL import Image
 
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.data.dataset import ImageSet
+from sdxl_ray.data.png import png_bytes
 from sdxl_ray.errors import UserError
 from sdxl_ray.evaluation.defaults import settings_of
 from sdxl_ray.evaluation.encoders import locate_encoder
@@ -44,7 +45,7 @@ from sdxl_ray.metrics.quality import Measured, References, quality
 from sdxl_ray.models.base_model import Components
 from sdxl_ray.models.pipeline import generate
 from sdxl_ray.training.engine import TrainingEngine
-from sdxl_ray.training.samples import AT_ONCE, drawing, on_device, png
+from sdxl_ray.training.samples import AT_ONCE, drawing, on_device
 
 #: Held-out photos that a run is scored by, at most: they are encoded once, but a folder may hold thousands.
 _MOST_PHOTOS = 32
@@ -278,7 +279,7 @@ class InTrainingEvaluation:
         def work(mine: list[int]) -> list[list[bytes]]:
             return [
                 [
-                    png(image)
+                    png_bytes(image)
                     for image in generate(
                         pipe,
                         [job.prompt for job in batches[i]],

@@ -20,6 +20,7 @@ from sdxl_ray.data.dataset import ImageSet, scan, scan_class, split
 from sdxl_ray.errors import UserError
 from sdxl_ray.evaluation.subject import halves
 from sdxl_ray.io.artifact import MANIFEST, Artifact, Manifest
+from sdxl_ray.io.atomic import write_bytes
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.models.base_model_files import locate
 from sdxl_ray.models.initial_weights import initial_artifact
@@ -64,7 +65,7 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any], storage: Storage | None = None) -> None:
         """Say that the run has ended, once all that it left is in the storage."""
-        _write(self.folder / "summary.json", json.dumps(summary, indent=1).encode())
+        write_bytes(self.folder / "summary.json", json.dumps(summary, indent=1).encode())
         if storage is not None:
             storage.put_folder(self.folder, APART)
 
@@ -171,7 +172,7 @@ _INDEX = pa.schema(
 
 def write_recipe(folder: Path, made: Mapping[str, Any]) -> None:
     """Write what made a run, as `made_by` reads it. Raises OSError."""
-    _write(folder / "run.json", json.dumps({"format": 1, **made}, indent=1).encode())
+    write_bytes(folder / "run.json", json.dumps({"format": 1, **made}, indent=1).encode())
 
 
 def _write_index(folder: Path, images: Splits) -> None:
@@ -181,13 +182,13 @@ def _write_index(folder: Path, images: Splits) -> None:
         rows = pa.Table.from_pylist(getattr(images, key).index_rows(), schema=_INDEX)
         buffer = pa.BufferOutputStream()
         pq.write_table(rows, buffer)
-        _write(folder / "pictures" / f"{key}.parquet", buffer.getvalue().to_pybytes())
+        write_bytes(folder / "pictures" / f"{key}.parquet", buffer.getvalue().to_pybytes())
 
 
 def _is_unfinished(folder: Path) -> bool:
     """Whether a folder holds nothing but what `open_run` left there when it was killed or the disk was full."""
-    written = [f"pictures/{key}.{suffix}" for key in _SETS for suffix in ("parquet", "partial")]
-    ours = {"pictures", "run.partial", *written}
+    written = [f"pictures/{name}" for key in _SETS for name in (f"{key}.parquet", f".{key}.parquet.partial")]
+    ours = {"pictures", ".run.json.partial", *written}
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")} <= ours
 
 
@@ -257,14 +258,3 @@ def _flat(plain: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(plain, dict):
         return {path: plain}
     return {k: v for key, value in plain.items() for k, v in _flat(value, f"{path}.{key}" if path else key).items()}
-
-
-def _write(path: Path, data: bytes) -> None:
-    beside = path.with_suffix(".partial")
-    try:
-        beside.write_bytes(data)
-        beside.rename(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.data.image_grid import grid
+from sdxl_ray.data.png import png_bytes
 from sdxl_ray.io.collectives import gathered
 from sdxl_ray.models.base_model import Components
 from sdxl_ray.models.pipeline import generate
@@ -67,7 +67,7 @@ class Samples:
             batch_size=AT_ONCE,
             max_token_length=self._recipe.data.max_token_length,
         )
-        return [png(image) for image in images]
+        return [png_bytes(image) for image in images]
 
     def _grid(self) -> Path:
         """Rows are jobs, columns are evaluations: before training on the left, the newest on the right."""
@@ -116,10 +116,3 @@ def on_device(components: Components, device: torch.device) -> Iterator[None]:
     finally:
         for module in guests:
             module.to("cpu")
-
-
-def png(image: Image.Image) -> bytes:
-    """An image as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

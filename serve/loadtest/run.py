@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.io.atomic import write_text
 from sdxl_ray.io.records import Recorder, read
 from sdxl_ray.io.rows import OnRow, Row
 from serve.loadtest.config import LoadTest
@@ -60,9 +61,7 @@ def claim(home: Path, identity: str) -> None:
         return
     try:
         home.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
-        beside.rename(path)
+        write_text(path, json.dumps({"identity": identity}) + "\n")
     except OSError as error:
         raise UserError(f"{str(home)!r} cannot hold a load test: {error.strerror}") from None
 

@@ -6,7 +6,8 @@ import io
 from collections.abc import Mapping
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+
+from sdxl_ray.data.png import png_bytes
 
 #: On a photo of 1024 pixels: two thirds of the time of zlib's default level, for 13 % more bytes.
 _PNG_LEVEL = 1
@@ -20,13 +21,9 @@ def encode(
 
     compression: OpenAI's name for the quality of JPEG and WebP, from 0 (smallest file) to 100 (best image).
     """
-    buffer = io.BytesIO()
     if output_format == "png":
-        chunks = PngInfo()
-        for key, value in facts.items():
-            chunks.add_itxt(key, str(value))
-        image.save(buffer, "PNG", pnginfo=chunks, compress_level=_PNG_LEVEL)
-    else:
-        quality = _QUALITY if compression is None else compression
-        image.convert("RGB").save(buffer, output_format.upper(), quality=quality)
+        return png_bytes(image, facts, compress_level=_PNG_LEVEL)
+    buffer = io.BytesIO()
+    quality = _QUALITY if compression is None else compression
+    image.convert("RGB").save(buffer, output_format.upper(), quality=quality)
     return buffer.getvalue()

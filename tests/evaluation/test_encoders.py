@@ -124,32 +124,55 @@ def test_the_shipped_encoders_open_and_say_how_they_see(images: list[Image.Image
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"size": 24, "feature_extractor_type": "ViTFeatureExtractor", **NORMAL}, "resize 24x24 bilinear"),
-        (
+        ({"size": 24, "feature_extractor_type": "ViTFeatureExtractor", **NORMAL}, "resize 24x24 bilinear, mean 0.48"),
+        (  # it names no processor: the model's own
             {"size": 24, "crop_size": 24, "do_center_crop": True, "resample": 3, **NORMAL},
-            "resize shortest edge 24 bicubic, centre crop 24x24",
+            "resize shortest edge 24 bicubic, centre crop 24x24, mean 0.48",
         ),
+        ({**SQUARE, "size": {"height": 24, "width": 24}, "rescale_factor": 0.5}, "resize 24x24 bilinear, scale 0.5, m"),
     ],
 )
-def test_old_preprocessor_configs_are_read(config: dict[str, Any], text: str, images: list[Image.Image]) -> None:
-    prepare = Preprocessing.of(config, "encoder")
+def test_preprocessor_configs_old_and_new(
+    config: dict[str, Any], text: str, images: list[Image.Image], tmp_path: Path
+) -> None:
+    _save(tmp_path, transformers.Dinov2Config(), config)
+    prepare = Preprocessing.load(tmp_path, "encoder")
     assert prepare.text.startswith(text)
-    assert {prepare(image).shape for image in images} == {(3, 24, 24)}
+    assert prepare([images[0].convert("L"), images[1].convert("RGBA"), images[2]]).shape == (3, 3, 24, 24)
+
+
+def test_pixels_are_resized_cropped_and_normalised(images: list[Image.Image], tmp_path: Path) -> None:
+    """Computed here with PIL and NumPy: a release of transformers must not change the scores."""
+    _save(tmp_path, transformers.Dinov2Config(), CROPPED)
+    found = Preprocessing.load(tmp_path, "encoder")(images)
+    for image, pixels_CHW in zip(images, found, strict=True):
+        scale = 40 / min(image.size)
+        resized = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BICUBIC)
+        top, left = (resized.height - 32) // 2, (resized.width - 32) // 2
+        values_HWC = np.asarray(resized.crop((left, top, left + 32, top + 32))) / 255
+        expected_HWC = (values_HWC - NORMAL["image_mean"]) / NORMAL["image_std"]
+        np.testing.assert_allclose(pixels_CHW, expected_HWC.transpose(2, 0, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"size": {"shortest_edge": 8}, **NORMAL}, "needs a crop_size"),
+        ({"size": {"shortest_edge": 8}, "do_center_crop": False, **NORMAL}, "needs a crop_size"),
         ({"size": {"shortest_edge": 8}, "crop_size": 9, "do_center_crop": True, **NORMAL}, "to one size"),
-        ({"size": {"height": 8, "width": 8}}, "image_mean"),
-        ({"size": {"height": 8, "width": 8}, "image_mean": [0.5], "image_std": [0.5]}, "channels"),
-        ({"size": "large", **NORMAL}, "cannot be followed"),
+        ({**SQUARE, "do_resize": False}, "to one size"),
+        ({**SQUARE, "image_mean": [0.5], "image_std": [0.5]}, "normalises 1 channels"),
+        ({**SQUARE, "image_std": [0.5, 0.0, 0.5]}, "image_std has a 0"),
+        ({**SQUARE, "image_mean": "a"}, "cannot be loaded"),
+        ({**SQUARE, "resample": 99}, "cannot be loaded: 99"),
+        ({**SQUARE, "size": "large"}, "cannot be loaded: .*large"),
+        ({**SQUARE, "image_processor_type": "OurImageProcessor"}, "cannot be loaded"),
     ],
 )
-def test_preprocessor_configs_that_cannot_be_followed(config: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        Preprocessing.of(config, "encoder 'x'")
+def test_preprocessor_configs_that_cannot_be_followed(config: dict[str, Any], words: str, tmp_path: Path) -> None:
+    _save(tmp_path, transformers.Dinov2Config(), config)
+    with pytest.raises(UserError, match=f"encoder 'x': preprocessor_config.json .*{words}") as caught:
+        Preprocessing.load(tmp_path, "encoder 'x'")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

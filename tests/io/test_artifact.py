@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sdxl_ray.errors import UserError
-from sdxl_ray.io.artifact import Artifact, publish, write_manifest
+from sdxl_ray.io.artifact import Artifact, write_manifest
+from sdxl_ray.io.atomic import publish
 
 
 def _make(folder: Path, weights: bytes = b"weights") -> Artifact:

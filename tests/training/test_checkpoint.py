@@ -17,10 +17,11 @@ from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.config.schema import LoraTuning, Optim
 from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.io.collectives import Collectives, SingleProcess
+from sdxl_ray.io.file_hash import sha256
 from sdxl_ray.models.adapters import TUNINGS, denoiser_of
 from sdxl_ray.models.base_model import Components
 from sdxl_ray.training.checkpoint import CheckpointStore
-from sdxl_ray.training.checkpoint_backends import own_hash, sha256
+from sdxl_ray.training.checkpoint_backends import own_hash
 from sdxl_ray.training.ema import Ema
 from sdxl_ray.training.engine import LocalEngine
 from sdxl_ray.training.state import read_state, write_state

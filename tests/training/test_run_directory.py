@@ -112,7 +112,7 @@ def test_a_folder_of_something_else_is_refused_but_an_unfinished_one_is_not(reci
     with pytest.raises(UserError, match="not a run folder"):
         open_run(recipe, tmp_path, "album", images)
     run = open_run(recipe, tmp_path, "killed", images)
-    (run.folder / "run.json").rename(run.folder / "run.partial")
+    (run.folder / "run.json").rename(run.folder / ".run.json.partial")
     assert open_run(recipe, tmp_path, "killed", images) == run
     (tmp_path / "empty").mkdir()
     open_run(recipe, tmp_path, "empty", images)
@@ -122,7 +122,7 @@ def test_a_folder_of_something_else_is_refused_but_an_unfinished_one_is_not(reci
 def test_a_full_disk_is_said_and_the_command_works_once_there_is_room(recipe: Recipe, tmp_path: Path) -> None:
     images = scan_images(recipe)
     (tmp_path / "dog" / "pictures").mkdir(parents=True)
-    (tmp_path / "dog" / "run.partial").symlink_to("/dev/full")
+    (tmp_path / "dog" / ".run.json.partial").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"cannot be made: .*\(the disk is full\); give another --storage"):
         open_run(recipe, tmp_path, "dog", images)
     open_run(recipe, tmp_path, "dog", images)

@@ -22,6 +22,7 @@ import pyarrow.fs as pafs
 
 from sdxl_ray.cache_folder import cache_root
 from sdxl_ray.errors import RunError, UserError
+from sdxl_ray.io.atomic import whole_file
 from sdxl_ray.io.storage.address import expanded, resolved, shown
 from sdxl_ray.io.storage.bounded import bounded
 from sdxl_ray.io.storage.deadline import GivenUpError, Moved, patiently, together
@@ -124,20 +125,16 @@ class Storage:
     def get(self, path: Path) -> None:
         """Fetch a file, which appears whole. Raises RunError after some tries."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.fetching")
+        what = f"{path.name} could not be fetched from {shown(self.url)!r}"
+        with whole_file(path) as draft:
 
-        def fetch(moved: Moved) -> None:
-            with self._files.open_input_stream(self._at(path)) as source:
-                moved()  # before it writes: a transfer that was given up must not touch the file of a later one
-                with beside.open("wb") as sink:
-                    _copy(source, sink, moved)
+            def fetch(moved: Moved) -> None:
+                with self._files.open_input_stream(self._at(path)) as source:
+                    moved()  # before it writes: a transfer that was given up must not touch the file of a later one
+                    with draft.open("wb") as sink:
+                        _copy(source, sink, moved)
 
-        try:
-            what = f"{path.name} could not be fetched from {shown(self.url)!r}"
             patiently(fetch, what, str(self.url), transfer=True)
-            beside.rename(path)
-        finally:
-            beside.unlink(missing_ok=True)
 
     def put_folder(self, folder: Path, skip: Collection[str] = ()) -> None:
         """Make the store's copy equal to a local folder, but for the names (or patterns) in `skip` right below it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sdxl_ray.io.atomic import whole_file
+
 import json
 import math
 import os
@@ -147,9 +149,8 @@ class Session:
 
     def _save(self, file: Path | None = None) -> None:
         if self.rank == 0:
-            draft = self._file.with_suffix(".draft")
-            torch.save(self._state(), draft)
-            draft.rename(file or self._file)
+            with whole_file(file or self._file) as draft:
+                torch.save(self._state(), draft)
 
     def _load(self) -> None:
         state = torch.load(self._file, map_location="cpu", weights_only=True)
