@@ -96,7 +96,8 @@ class ZeroEngine:
     ) -> None:
         self.denoiser, self.trainable, self.group = denoiser, trainable, group
         self.device, self.accumulation, self.precision = device, accumulation, precision
-        self._stage, self._micro, self._norm, self._linked = parallel.zero_stage, 0, 0.0, False
+        self._stage, self._micro, self._linked = parallel.zero_stage, 0, False
+        self._norm: Any = None  # perhaps a tensor of the device: reading it would wait for the step
         if self._stage == 0:
             hold_masters(denoiser)
         optimizer = build_optimizer(optim, trainable)
@@ -124,13 +125,13 @@ class ZeroEngine:
         last = self._micro == self.accumulation
         if last and self._stage == 0:
             grads = [p.grad for _, p in self.trainable.named if p.grad is not None]
-            self._norm = float(nn.utils.get_total_norm(grads))
+            self._norm = nn.utils.get_total_norm(grads)
         self._engine.step()
         if not last:
             return False
         self._micro = 0
         if self._stage > 0:
-            self._norm = float(self._engine.get_global_grad_norm() or 0.0)
+            self._norm = self._engine.get_global_grad_norm()
         moved = bool(self._engine.was_step_applied())
         if moved and not self._linked:
             self._link_moments()
@@ -145,7 +146,7 @@ class ZeroEngine:
             group["lr"] = lr * multiplier
 
     def grad_norm(self) -> float:
-        return self._norm
+        return float(self._norm or 0.0)
 
     def local(self, parameter: nn.Parameter) -> Tensor:
         shard: Tensor = parameter.ds_tensor if self._stage == 3 else parameter.data  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import numpy as np
 from sdxl_ray.evaluation.evaluated_models import BASE, REAL
 from sdxl_ray.evaluation.runner import EvaluationResult
 from sdxl_ray.metrics.bootstrap import RESAMPLES, FloatArray, Interval, Terms, ends, resampled
-from sdxl_ray.metrics.quality import NEEDED, References, composite
+from sdxl_ray.metrics.quality import NEEDED, References, composite, has_quality
 
 Key = tuple[str, str, str]
 
@@ -24,7 +24,7 @@ def quality_gain(
     """
     known = {row["metric"]: row["value"] for row in found.scores if row["model"] == BASE and row["value"] is not None}
     ceiling = next((r["value"] for r in found.scores if (r["model"], r["metric"]) == (REAL, "dino_i")), None)
-    if ceiling is None or not all(name in known for name in NEEDED):
+    if ceiling is None or not has_quality(clip) or not all(name in known for name in NEEDED):
         return None
     references = References(known, ceiling, clip)
     mine, other = (_of(found.terms, split, name) for name in (model, against))

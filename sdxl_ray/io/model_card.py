@@ -48,7 +48,7 @@ def card(manifest: Manifest, recipe: Recipe, scores: Mapping[str, Measured], ima
         "## Use",
         "In this folder, with [diffusers](https://github.com/huggingface/diffusers) and PEFT:",
         f"```python\n{snippet(recipe)}```",
-        'With sdxl-ray: `sdxl-ray generate FOLDER "PROMPT"`, or `sdxl-ray serve FOLDER` for an HTTP endpoint.',
+        'With sdxl-ray: `sdxl-ray generate FOLDER "PROMPT"`; `sdxl-ray serve compare --variant NAME=FOLDER` serves it.',
         "## Training",
         _table(("", ""), _facts(manifest, recipe)),
         _scores(manifest.step, recipe, scores),

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
+from sdxl_ray.errors import UserError
+
 #: A score with its 95 % interval: (value, low, high); the bounds are None where there was nothing to draw again.
 Measured = tuple[float, float | None, float | None]
 
@@ -27,8 +29,7 @@ NEEDED = ("dino_i", "clip_t")
 _FULL_KID = 8.0
 #: Cosine of images to their own captions less that to wrong ones: about .12 under CLIP ViT-B/32, and .6 under the
 #: embedded base's pair (its card).
-_CAPTION_SPAN = 0.12
-_CAPTION_SPANS = {"tiny-clip": 0.6}
+_CAPTION_SPANS = {"tiny-clip": 0.6, "clip-vit-b32": 0.12}
 #: The share of it that people see: .05 under CLIP ViT-B/32 (arXiv 2208.12242).
 _VISIBLE = 5 / 12
 
@@ -92,8 +93,23 @@ def _kept(scores: Mapping[str, float], references: References) -> list[float]:
     return [_share(share) for share in kept]
 
 
+def has_quality(clip: str) -> bool:
+    """Whether quality can be computed from the CLIP-T of this encoder: the span of its scale is known."""
+    return clip in _CAPTION_SPANS
+
+
+def require_quality(clip: str, setting: str) -> None:
+    """Raise UserError for an encoder whose scale of CLIP-T is not known; setting: what names it."""
+    if not has_quality(clip):
+        raise UserError(
+            f"{setting}={clip!r}: quality needs a CLIP whose scale is known ({', '.join(sorted(_CAPTION_SPANS))}): use "
+            "one of these here; sdxl-ray evaluate scores with any CLIP, without quality"
+        )
+
+
 def _span(clip: str) -> float:
-    return _CAPTION_SPANS.get(clip, _CAPTION_SPAN)
+    require_quality(clip, "clip")
+    return _CAPTION_SPANS[clip]
 
 
 def _share(value: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sdxl_ray.metrics.quality import NEEDED, References, learnt, quality, visible_loss
+from sdxl_ray.metrics.quality import NEEDED, References, has_quality, learnt, quality, visible_loss
 from sdxl_ray.report.facts import ArmFacts, ComparisonFacts, main_metric, value_of
 from sdxl_ray.report.metrics import BASE, Absent, Gain, Metric, Score, difference, metric_of
 
@@ -43,7 +43,8 @@ class Outcome:
 
 def allowed(facts: ComparisonFacts) -> float:
     """The loss of prompt fidelity that people see, on the scale of the encoder that measured it."""
-    return visible_loss(_clip(facts))
+    clip = _clip(facts)
+    return visible_loss(clip if has_quality(clip) else "clip-vit-b32")  # that of the paper, where none is known
 
 
 def unlike(facts: ComparisonFacts) -> float:
@@ -94,7 +95,7 @@ def decide(facts: ComparisonFacts) -> Outcome:
 def quality_of(facts: ComparisonFacts) -> dict[str, Score]:
     """The quality of every scored arm; empty unless all of them have one."""
     base, real = _values(facts, BASE), facts.score("real", "dino_i")
-    if not isinstance(real, Score) or any(name not in base for name in NEEDED):
+    if not isinstance(real, Score) or any(name not in base for name in NEEDED) or not has_quality(_clip(facts)):
         return {}
     references = References({name: score.value for name, score in base.items()}, real.value, _clip(facts))
     found = {}

@@ -98,7 +98,8 @@ class LocalEngine:
         self._optimizer = build_optimizer(optim, trainable)
         self._base_lr = [group["lr"] for group in self._optimizer.param_groups]
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-        self._clip, self._norm, self._micro = optim.max_grad_norm, 0.0, 0
+        self._clip, self._micro = optim.max_grad_norm, 0
+        self._norm: Tensor | float = 0.0  # on the device: reading it would wait for the step
 
     def __call__(self, *inputs: Any) -> Tensor:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
@@ -115,7 +116,7 @@ class LocalEngine:
         self._micro = 0
         self._scaler.unscale_(self._optimizer)
         parameters = [p for _, p in self.trainable.named]
-        self._norm = float(nn.utils.clip_grad_norm_(parameters, self._clip or float("inf")))
+        self._norm = nn.utils.clip_grad_norm_(parameters, self._clip or float("inf"))
         scale = self._scaler.get_scale()
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -130,7 +131,7 @@ class LocalEngine:
             group["lr"] = lr * multiplier
 
     def grad_norm(self) -> float:
-        return self._norm
+        return float(self._norm)
 
     def local(self, parameter: nn.Parameter) -> Tensor:
         return parameter.data

@@ -41,7 +41,7 @@ from sdxl_ray.evaluation.scores import LEAST_PHOTOS
 from sdxl_ray.evaluation.subject import Subject, photos_of, require_untrained, subject_name
 from sdxl_ray.io.collectives import Collectives, gathered
 from sdxl_ray.io.rows import OnRow
-from sdxl_ray.metrics.quality import Measured, References, quality
+from sdxl_ray.metrics.quality import Measured, References, quality, require_quality
 from sdxl_ray.models.base_model import Components
 from sdxl_ray.models.pipeline import generate
 from sdxl_ray.training.engine import TrainingEngine
@@ -117,6 +117,7 @@ def require_encoders(recipe: Recipe) -> None:
         settings = settings_of(recipe, identity=recipe.evaluation.identity, clip=recipe.evaluation.clip)
         for kind in ("identity", "clip"):
             locate_encoder(getattr(settings, kind), setting=f"evaluation.{kind}")
+        require_quality(settings.clip, "evaluation.clip")
 
 
 def scoring_settings(recipe: Recipe, *, size: int, precision: torch.dtype) -> EvaluationSettings:

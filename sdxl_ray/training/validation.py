@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 
@@ -19,18 +20,35 @@ def validation_loss(engine: TrainingEngine, parts: BatchEncoder, examples: Seque
     """Collective. Mean unweighted loss over every held-out example x `evaluation.draws` (noise, timestep) pairs.
 
     The timesteps of an example's draws lie evenly over the schedule, so few draws see easy and hard ones alike. The
-    value does not depend on the number of workers: terms are summed in a fixed order.
+    batches and the order of the sum do not depend on the number of workers, so neither does the value.
     """
     evaluation, group = parts.recipe.evaluation, engine.group
     terms = [(example, draw) for example in examples for draw in range(evaluation.draws)]
+    batches = _batches(examples, evaluation.draws, _batch_size(parts))
 
-    def loss(i: int) -> float:
-        example, draw = terms[i]
-        x = parts.inputs([replace(example, index=i)], 0, evaluation.seed, "validation")
-        x.t_B = torch.tensor([int((draw + 0.5) / evaluation.draws * parts.diffusion.steps)])
-        return float(parts.losses(engine, x.to(engine.device), weighted=False)[0])
+    def losses(batch: list[int]) -> list[float]:
+        x = parts.inputs([replace(terms[i][0], index=i) for i in batch], 0, evaluation.seed, "validation")
+        steps = parts.diffusion.steps
+        x.t_B = torch.tensor([int((terms[i][1] + 0.5) / evaluation.draws * steps) for i in batch])
+        found: list[float] = parts.losses(engine, x.to(engine.device), weighted=False).tolist()
+        return found
 
     engine.denoiser.eval()
-    losses = gathered(len(terms), lambda mine: [loss(i) for i in mine], group)
+    found = gathered(len(batches), lambda mine: [losses(batches[k]) for k in mine], group)
     engine.denoiser.train()
-    return math.fsum(losses) / len(losses)
+    return math.fsum(loss for batch in found for loss in batch) / len(terms)
+
+
+def _batch_size(parts: BatchEncoder) -> int:
+    """Examples of one forward: what training computes at once, so what fits there fits here."""
+    return parts.recipe.parallel.micro_batch or parts.recipe.optim.batch_size
+
+
+def _batches(examples: Sequence[Example], draws: int, most: int) -> list[list[int]]:
+    """Indices of terms (example-major), at most so many of one bucket in a batch."""
+    found: list[list[int]] = []
+    indexed = [(example.view.bucket, number) for number, example in enumerate(examples)]
+    for _, group in groupby(indexed, key=lambda pair: pair[0]):
+        terms = [number * draws + draw for _, number in group for draw in range(draws)]
+        found += [terms[start : start + most] for start in range(0, len(terms), most)]
+    return found

@@ -53,21 +53,23 @@ def test_the_gain_is_the_difference_of_the_composites() -> None:
 
 
 def test_hard_prompts_cancel_out() -> None:
-    gain = quality_gain(evaluation({"base": 0.2, "default": 0.5, "tuned": 0.53}), "final", "tuned", "default", "x")
+    gain = quality_gain(
+        evaluation({"base": 0.2, "default": 0.5, "tuned": 0.53}), "final", "tuned", "default", "tiny-clip"
+    )
     assert gain is not None and gain.low is not None and gain.high is not None
     assert gain.low > 0
     assert gain.high - gain.low < 0.1  # a single model's interval is about 0.2 wide: prompts differ by 0.1
 
 
 def test_a_model_against_itself_gains_nothing() -> None:
-    gain = quality_gain(evaluation({"base": 0.2, "tuned": 0.5}), "final", "tuned", "tuned", "x")
+    gain = quality_gain(evaluation({"base": 0.2, "tuned": 0.5}), "final", "tuned", "tuned", "tiny-clip")
     assert gain is not None
     assert (gain.value, gain.low, gain.high) == (0, 0, 0)
 
 
 def test_without_base_or_photos_there_is_none() -> None:
-    assert quality_gain(evaluation({"default": 0.5, "tuned": 0.6}), "final", "tuned", "default", "x") is None
+    assert quality_gain(evaluation({"default": 0.5, "tuned": 0.6}), "final", "tuned", "default", "tiny-clip") is None
     found = evaluation({"base": 0.2, "tuned": 0.5})
     rows = [row for row in found.scores if row["model"] != "real"]
     bare = EvaluationResult(rows, [], [], {}, found.terms)
-    assert quality_gain(bare, "final", "tuned", "base", "x") is None
+    assert quality_gain(bare, "final", "tuned", "base", "tiny-clip") is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sdxl_ray.errors import UserError
 from sdxl_ray.metrics.quality import NEEDED, Measured, References, composite, learnt, quality, visible_loss
 
 BASE = {"dino_i": 0.2, "clip_t": 0.30, "pres": 0.2, "class_kid": 0.0, "prior_loss": 0.1, "div": 0.5}
@@ -74,3 +75,8 @@ def test_the_interval_is_that_of_its_only_uncertain_score() -> None:
     wide = quality({**sure, "pres": (0.3, 0.25, 0.4), "dino_i": (0.6, 0.5, 0.7)}, REFERENCES)
     assert wide[1] is not None and wide[2] is not None
     assert 0 <= wide[1] < low < value < high < wide[2] <= 1
+
+
+def test_an_encoder_of_unknown_scale_is_an_error_that_names_those_known() -> None:
+    with pytest.raises(UserError, match=r"clip='clip-vit-l14': quality needs .*\(clip-vit-b32, tiny-clip\)"):
+        composite(GOOD, References(BASE, REAL, "clip-vit-l14"))

@@ -148,6 +148,19 @@ def test_the_clip_sees_every_trained_weight(components: Components) -> None:
     assert all(p.grad is None for _, p in held.named)
 
 
+def test_a_step_does_not_wait_for_the_gradients_norm(components: Components, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, float(tensor) waits for the device: the norm is read where it is logged."""
+    tuning = LoraTuning(rank=2)
+    denoiser = denoiser_of(components, tuning)
+    held = TUNINGS[LoraTuning].prepare(denoiser, tuning, 0)
+    engine = LocalEngine(denoiser, held, Optim(), accumulation=1, device=torch.device("cpu"), precision=torch.float32)
+    engine.backward(sum((p.square().sum() for _, p in held.named), torch.zeros(())))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__float__", lambda _: pytest.fail("a tensor was read"))
+        assert engine.step()
+    assert engine.grad_norm() > 0
+
+
 def test_the_average_follows_its_formula_and_gives_the_weights_back(components: Components) -> None:
     tuning = LoraTuning(rank=2)
     denoiser = denoiser_of(components, tuning)
