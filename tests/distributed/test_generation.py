@@ -104,7 +104,7 @@ def _draw_under(url: str, subject: Subject, tmp_path: Path, monkeypatch: pytest.
     models = [EvaluatedModel("base", Base()), EvaluatedModel("lora", Base(), artifact, "sks robot")]
     home = place.root / "judged"
     try:
-        draw_on_workers(models, subject, PROMPTS, SETTINGS, home=home, workers=2, place=place)
+        draw_on_workers(models, subject, PROMPTS, SETTINGS, home=home, workers=2, store=place)
     finally:
         shutil.rmtree(theirs, ignore_errors=True)
     monkeypatch.setattr("sdxl_ray.evaluation.runner.load_pipeline", None)  # this process only scores
