@@ -55,7 +55,10 @@ def ended(child: subprocess.Popen[str], signum: int) -> tuple[int, str]:
     return code, said
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.exhaustive)],
+)
 @pytest.mark.slow
 def test_a_run_of_this_process_ends_with_one_line(tmp_path: Path, signum: int, code: int) -> None:
     words = (

@@ -28,7 +28,7 @@ def test_small_images_are_enlarged_without_blur_and_stand_in_order() -> None:
     assert tuple(sheet[-1, -1]) == (255, 255, 255)
 
 
-def test_long_labels_wrap_and_never_cover_a_image() -> None:
+def test_long_labels_wrap_and_never_cover_an_image() -> None:
     long = "a photo of sks dog wearing a santa hat on the beach at night " + "x" * 80
     sheet = np.asarray(grid([[_plain("red"), _plain("red")]], [long], [long, ""]))
     assert int((sheet == (255, 0, 0)).all(axis=2).sum()) == 2 * 192 * 192

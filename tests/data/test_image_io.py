@@ -183,7 +183,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "TIFF"]),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
 )
-def test_any_damage_is_a_image_or_a_typed_error(kind: str, damage: list[tuple[float, int]]) -> None:
+def test_any_damage_is_an_image_or_a_typed_error(kind: str, damage: list[tuple[float, int]]) -> None:
     data = bytearray(encoded(gradient(), kind))
     for place, value in damage:
         data[int(place * len(data))] = value

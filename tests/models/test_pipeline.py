@@ -75,7 +75,7 @@ def _lora(folder: Path, rank: int = 3, alpha: int = 6, **kind: bool) -> Artifact
     return artifact
 
 
-def test_a_image_does_not_depend_on_its_neighbours(pipe: StableDiffusionXLPipeline) -> None:
+def test_an_image_does_not_depend_on_its_neighbours(pipe: StableDiffusionXLPipeline) -> None:
     seen: list[int] = []
     together = generate(pipe, PROMPTS, seeds=SEEDS, batch_size=4, on_image=lambda index, _: seen.append(index), **QUICK)
     alone = generate(pipe, PROMPTS, seeds=SEEDS, batch_size=1, **QUICK)

@@ -149,7 +149,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert found.winner in found.front
 
 
-def test_every_two_of_three_metrics_have_a_image(tmp_path: Path) -> None:
+def test_every_two_of_three_metrics_have_an_image(tmp_path: Path) -> None:
     several = {"metric": ["dino_i", "clip_t", "pres"], "searcher.kind": "nsga2", "scheduler": {"kind": "none"}}
     text = text_of(make(tmp_path, changes=several))
     assert "on the Pareto front of DINO-I, CLIP-T, PRES." in text

@@ -90,7 +90,7 @@ def test_a_cancelled_image_frees_its_place_within_a_step() -> None:
     asyncio.run(main())
 
 
-def test_a_deadline_ends_a_image_and_no_other() -> None:
+def test_a_deadline_ends_an_image_and_no_other() -> None:
     async def main() -> None:
         async with running(ServingEngine(Base(), settings=small())) as engine:
             other = asyncio.create_task(engine.draw(_quick(1, 10)))
@@ -125,7 +125,7 @@ def test_sizes_take_turns() -> None:
     asyncio.run(main())
 
 
-def test_a_image_that_overflows_fails_alone(plain: Plain) -> None:
+def test_an_image_that_overflows_fails_alone(plain: Plain) -> None:
     good = ImageRequest("a cat", 4, num_inference_steps=4)
 
     async def main() -> None:

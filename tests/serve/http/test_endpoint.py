@@ -210,7 +210,7 @@ def test_a_client_that_goes_frees_its_place(url: str) -> None:
     assert sum(said["engine"]["steps"] for said in after) - before < 90
 
 
-def test_a_image_that_is_late_is_given_up(url: str) -> None:
+def test_an_image_that_is_late_is_given_up(url: str) -> None:
     from ray import serve
 
     from serve.local import APPLICATION

@@ -53,7 +53,7 @@ def _check(load: Load, least: int) -> None:
     assert len(load.replies) >= least
 
 
-def test_a_image_on_a_replica_that_dies_is_drawn_again_to_the_last_byte(client: Client) -> None:
+def test_an_image_on_a_replica_that_dies_is_drawn_again_to_the_last_byte(client: Client) -> None:
     """Alone, since an image's companions in a batch may change its last bits."""
     body = {**_body(1), "num_inference_steps": 50, "size": "128x128"}
     _wait_until_whole()
@@ -75,6 +75,7 @@ def test_a_image_on_a_replica_that_dies_is_drawn_again_to_the_last_byte(client: 
     assert reply.data == expected
 
 
+@pytest.mark.exhaustive  # one killed replica is in the test above; `make soak` kills for a minute
 def test_replicas_that_die_cost_no_client_anything(client: Client, config: ServeConfig) -> None:
     """Every client gets its image, to within the one level that companions in a batch may change."""
     from serve.local import deploy
