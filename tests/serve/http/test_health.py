@@ -148,7 +148,7 @@ def test_a_group_that_may_have_no_replica_is_not_kept_awake(monkeypatch: pytest.
 
     async def main() -> None:
         handle = Counted({"hashes": {"base": "abc"}})
-        watch = Endpoint(ServeConfig(), _scaled(0), {"weights": handle}, Keys([]), count=count).watch
+        watch = Endpoint(ServeConfig(), _scaled(0), {"weights": handle}, Keys([]), count=count).health
         await asyncio.sleep(0.05)
         assert (handle.asked, watch.ready, watch.replicas("weights")) == (0, True, 1)
         for times in (1, 2):  # once for each time that a replica came
