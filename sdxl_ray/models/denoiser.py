@@ -34,13 +34,13 @@ class TextInputs:
         """The same on another device."""
 
         def move(x: _Moved | None) -> _Moved | None:
-            return None if x is None else x.to(device)
+            return None if x is None else x.to(device, non_blocking=True)
 
         return TextInputs(
             (move(self.hidden[0]), move(self.hidden[1])),
             (move(self.ids[0]), move(self.ids[1])),
             move(self.pooled_BP),
-            self.keep_B.to(device),
+            self.keep_B.to(device, non_blocking=True),
         )
 
 

@@ -69,7 +69,7 @@ class Diffusion:
         return len(self.alphas_cumprod_T)
 
     def _mix(self, t_B: Tensor, like_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        signal_B = self.alphas_cumprod_T.to(like_BCHW.device)[t_B]
+        signal_B = self.alphas_cumprod_T.to(like_BCHW.device, non_blocking=True)[t_B]
         signal_B111 = signal_B.view(-1, 1, 1, 1).to(like_BCHW.dtype)
         return signal_B111.sqrt(), (1 - signal_B111).sqrt()
 
@@ -89,7 +89,7 @@ class Diffusion:
 
     def snr(self, t_B: Tensor) -> Tensor:
         """Signal-to-noise ratio a / (1 - a), fp32 [B]."""
-        a_B = self.alphas_cumprod_T.to(t_B.device)[t_B]
+        a_B = self.alphas_cumprod_T.to(t_B.device, non_blocking=True)[t_B]
         return a_B / (1 - a_B)
 
 

@@ -32,9 +32,9 @@ class TokenIds:
     ids_NL: Tensor
     counts: tuple[int, ...]
 
-    def to(self, device: torch.device | str) -> TokenIds:
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenIds:
         """The same on another device."""
-        return TokenIds(self.ids_NL.to(device), self.counts)
+        return TokenIds(self.ids_NL.to(device, non_blocking=non_blocking), self.counts)
 
 
 def chunk_tokens(tokenizer: Any) -> int:
