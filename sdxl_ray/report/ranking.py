@@ -22,8 +22,8 @@ class Outcome:
     """winner None: nothing was scored, and `why` says so. second: the best of the others.
 
     quality: of every scored arm, where it decided; empty where subject fidelity alone did. obedient: whether the winner
-    lost no prompt fidelity that people see. separated: whether it is apart from the second by what decided.
-    dropped: arms with more subject fidelity than the winner, which gave up more for it.
+    lost no prompt fidelity that people see, as far as that is known. separated: whether it is apart from the second by
+    what decided. dropped: arms with more subject fidelity than the winner, which gave up more for it.
     """
 
     metric: Metric
@@ -41,10 +41,10 @@ class Outcome:
         return isinstance(self.gain, Gain) and self.gain.direction(self.metric.better) == "better"
 
 
-def allowed(facts: ComparisonFacts) -> float:
-    """The loss of prompt fidelity that people see, on the scale of the encoder that measured it."""
+def allowed(facts: ComparisonFacts) -> float | None:
+    """The loss of prompt fidelity that people see, on the scale of the encoder that measured it; None: not known."""
     clip = _clip(facts)
-    return visible_loss(clip if has_quality(clip) else "clip-vit-b32")  # that of the paper, where none is known
+    return visible_loss(clip) if has_quality(clip) else None
 
 
 def unlike(facts: ComparisonFacts) -> float:
@@ -62,7 +62,9 @@ def rule(facts: ComparisonFacts) -> str:
             "The winner has the highest quality: the share of the way to real photos, times the shares of prompt "
             "fidelity and of what the base could do that were kept."
         )
-    return "The winner has the highest subject fidelity; what it gave up for it cannot be weighed here."
+    clip = _clip(facts)
+    why = f": no scale of CLIP-T is known for {clip!r}, clip-vit-b32 has one" if clip and not has_quality(clip) else ""
+    return f"The winner has the highest subject fidelity; what it gave up for it cannot be weighed here{why}."
 
 
 def decide(facts: ComparisonFacts) -> Outcome:
@@ -138,6 +140,9 @@ def _clip(facts: ComparisonFacts) -> str:
 
 
 def _obeys(facts: ComparisonFacts, arm: ArmFacts) -> bool:
-    """Whether no more was lost than people overlook, beyond what real photos of the subject lack themselves."""
-    gain = facts.gain(arm.name, GUARD)
-    return isinstance(gain, Absent) or -gain.value <= unlike(facts) + allowed(facts)
+    """Whether no more was lost than people overlook, beyond what real photos of the subject lack themselves.
+
+    Also True where that cannot be said: the encoder's scale is not known.
+    """
+    gain, seen = facts.gain(arm.name, GUARD), allowed(facts)
+    return isinstance(gain, Absent) or seen is None or -gain.value <= unlike(facts) + seen

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_subject_that_is_unlike_its_class_is_no_disobedience(home: Path) -> None:
     seen = allowed(facts_of(home))
+    assert seen is not None
     for arm in TRAINED:
         rescore(home, arm, "clip_t", ENDS["base"]["clip_t"] - seen - 0.02, encoder="tiny-clip")
     assert not decide(facts_of(home)).obedient
@@ -54,6 +55,16 @@ def test_the_winner_has_the_highest_quality_not_the_most_fidelity(home: Path) ->
     assert [arm.name for arm in outcome.dropped][-1] == "dreambooth"
     text = text_of(home)
     assert "More like the subject, but not chosen" in text and "The winner has the highest quality" in text
+
+
+def test_an_encoder_of_unknown_scale_is_named_and_not_taken_for_another(home: Path) -> None:
+    for model in ("base", "real", *TRAINED):
+        value = ENDS["base"]["clip_t"] - (0.2 if model in TRAINED else 0.0)  # far beyond what ViT-B/32 allows
+        rescore(home, model, "clip_t", value, encoder="clip-vit-l14")
+    assert allowed(facts_of(home)) is None
+    text = text_of(home)
+    assert "no scale of CLIP-T is known for 'clip-vit-l14', clip-vit-b32 has one" in text
+    assert "a loss that people see" not in text
 
 
 def test_without_a_ceiling_subject_fidelity_decides_and_says_so(home: Path) -> None:

@@ -83,9 +83,10 @@ def _kept(facts: ComparisonFacts, outcome: Outcome) -> list[str]:
     if outcome.dropped:
         names = joined([arm.name for arm in outcome.dropped])
         sentences.append(f"More like the subject, but not chosen, for what was given up for it: {names}.")
-    if not outcome.obedient:
+    seen = allowed(facts)
+    if not outcome.obedient and seen is not None:
         sentences.append(
-            f"The winner lost more than {allowed(facts):.2g} prompt fidelity beyond what real photos of the subject "
+            f"The winner lost more than {seen:.2g} prompt fidelity beyond what real photos of the subject "
             "lack, a loss that people see."
         )
     worse, even = [], []
