@@ -9,10 +9,14 @@ from itertools import groupby
 
 import torch
 
+from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.data.batch_sampler import Example
 from sdxl_ray.io.collectives import gathered
 from sdxl_ray.training.batch import BatchEncoder
 from sdxl_ray.training.engine import TrainingEngine
+
+#: Examples of one forward where the recipe names no micro-batch.
+MOST_AT_ONCE = 8
 
 
 @torch.no_grad()
@@ -24,7 +28,7 @@ def validation_loss(engine: TrainingEngine, parts: BatchEncoder, examples: Seque
     """
     evaluation, group = parts.recipe.evaluation, engine.group
     terms = [(example, draw) for example in examples for draw in range(evaluation.draws)]
-    batches = _batches(examples, evaluation.draws, _batch_size(parts))
+    batches = _batches(examples, evaluation.draws, _batch_size(parts.recipe))
 
     def losses(batch: list[int]) -> list[float]:
         x = parts.inputs([replace(terms[i][0], index=i) for i in batch], 0, evaluation.seed, "validation")
@@ -39,9 +43,12 @@ def validation_loss(engine: TrainingEngine, parts: BatchEncoder, examples: Seque
     return math.fsum(loss for batch in found for loss in batch) / len(terms)
 
 
-def _batch_size(parts: BatchEncoder) -> int:
-    """Examples of one forward: what training computes at once, so what fits there fits here."""
-    return parts.recipe.parallel.micro_batch or parts.recipe.optim.batch_size
+def _batch_size(recipe: Recipe) -> int:
+    """Examples of one forward. Without a micro-batch, training divides the global batch among its workers.
+
+    The number of workers must not change the value, so a constant bounds the batch here instead.
+    """
+    return recipe.parallel.micro_batch or min(recipe.optim.batch_size, MOST_AT_ONCE)
 
 
 def _batches(examples: Sequence[Example], draws: int, most: int) -> list[list[int]]:
