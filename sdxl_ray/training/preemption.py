@@ -9,6 +9,8 @@ from sdxl_ray.io.collectives import Collectives
 
 #: Seconds between questions, at most; a step that takes longer is followed by one. Clouds give 30 to 120 s of notice.
 EVERY_S = 2.0
+#: Steps between questions, at most: pace is that of the past, and a step may suddenly take longer.
+MOST_STEPS = 10
 
 
 class PreemptionCheck:
@@ -32,5 +34,5 @@ class PreemptionCheck:
         now = self._clock()
         pace = max(self._group.gather((now - self._asked_at) / (done - self._asked)))
         self._asked, self._asked_at = done, now
-        self._next = done + max(1, int(EVERY_S / pace) if pace > 0 else 1)
+        self._next = done + min(MOST_STEPS, max(1, int(EVERY_S / pace) if pace > 0 else 1))
         return self._preempted()

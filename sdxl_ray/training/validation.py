@@ -54,7 +54,7 @@ def _batch_size(recipe: Recipe) -> int:
 def _batches(examples: Sequence[Example], draws: int, most: int) -> list[list[int]]:
     """Indices of terms (example-major), at most so many of one bucket in a batch."""
     found: list[list[int]] = []
-    indexed = [(example.view.bucket, number) for number, example in enumerate(examples)]
+    indexed = sorted((example.view.bucket, number) for number, example in enumerate(examples))
     for _, group in groupby(indexed, key=lambda pair: pair[0]):
         terms = [number * draws + draw for _, number in group for draw in range(draws)]
         found += [terms[start : start + most] for start in range(0, len(terms), most)]

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from sdxl_ray.io.collectives import SingleProcess
-from sdxl_ray.training.preemption import EVERY_S, PreemptionCheck
+from sdxl_ray.training.preemption import EVERY_S, MOST_STEPS, PreemptionCheck
 from tests.running import Threads, on_ranks
 
 
@@ -32,7 +32,18 @@ def test_short_steps_are_asked_for_at_most_every_two_seconds(seconds: float) -> 
     gaps = [(later - earlier) * seconds for earlier, later in pairwise(asked[1:])]
     assert gaps
     assert max(gaps) <= EVERY_S
-    assert len(asked) <= 200 * seconds / (EVERY_S - seconds) + 2
+    assert len(asked) <= max(200 * seconds / (EVERY_S - seconds), 200 / MOST_STEPS) + 2
+
+
+def test_steps_that_become_long_are_noticed_within_ten() -> None:
+    now, asked = [0.0], list[int]()
+    check = PreemptionCheck(SingleProcess(), lambda: False, 0, lambda: now[0])
+    for done in range(1, 60):
+        now[0] += 0.01 if done < 30 else 10.0
+        check._preempted = lambda done=done: bool(asked.append(done))
+        check(done)
+    assert min(step for step in asked if step >= 30) <= 30 + MOST_STEPS
+    assert asked[-10:] == list(range(50, 60))
 
 
 def test_ranks_of_different_pace_ask_after_the_same_steps() -> None:

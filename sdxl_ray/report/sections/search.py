@@ -276,7 +276,7 @@ def _samples(searched: Searched, on: Sequence[Trial]) -> Gallery | None:
     storage = searched.folder.parent
     found: dict[str, list[str]] = {}
     for trial in on:
-        folder = storage / trial.run / "samples" / f"step-{trial.kept or trial.step:07d}"
+        folder = storage / trial.run / "samples" / f"step-{trial.step if trial.kept is None else trial.kept:07d}"
         images = [path.relative_to(searched.folder).as_posix() for path in sorted(folder.glob("*.png"))]
         if images:
             found[searched.label(trial)] = images
