@@ -38,8 +38,14 @@ def empty_study(directions: list[str], by: optuna.samplers.BaseSampler | None = 
 
 
 def contains(known: Any, value: Any) -> bool:
-    """Whether a distribution has this value."""
+    """Whether a distribution of `distribution` has this value."""
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+
     try:
-        return bool(known._contains(known.to_internal_repr(value)))
-    except (TypeError, ValueError):
+        number = known.to_internal_repr(value)
+    except (TypeError, ValueError):  # a value of another type, or none of the choices
         return False
+    if isinstance(known, CategoricalDistribution):
+        return True
+    whole = not isinstance(known, IntDistribution) or float(number).is_integer()
+    return bool(whole and known.low <= number <= known.high)

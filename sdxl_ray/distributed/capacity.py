@@ -18,6 +18,7 @@ from typing import Any, Self
 import ray
 import yaml
 
+from sdxl_ray.distributed._ray_private import autoscaler_status, node_groups
 from sdxl_ray.distributed.nodes import alive
 
 NodeResources = Mapping[str, float]
@@ -59,7 +60,7 @@ class ClusterCapacity:
         reported = _reported()
         grows = (
             bool(reported)
-            or named_types(_status())
+            or named_types(autoscaler_status())
             or any(_TYPE_LABEL in node.get("Labels", {}) for node in ray.nodes())
         )
         if not grows:
@@ -123,15 +124,6 @@ def launched(file: Path) -> tuple[NodeKind, ...] | None:
 
 def _reported() -> tuple[NodeKind, ...] | None:
     """The groups of worker nodes that the platform reported to Ray; -1 nodes: no limit."""
-    found = ray._private.state.state.get_cluster_config()
-    groups = [] if found is None else [one for one in found.node_group_configs if one.max_count]
+    groups = [one for one in node_groups() if one.max_count]
     kinds = tuple(NodeKind(dict(one.resources), None if one.max_count < 0 else one.max_count) for one in groups)
     return kinds or None
-
-
-def _status() -> bytes | None:
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    status: bytes | None = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
-    return status

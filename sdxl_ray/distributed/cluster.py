@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.distributed._ray_private import ask_head, cluster_token
 from sdxl_ray.distributed.capacity import ClusterCapacity
 from sdxl_ray.distributed.exported import exported
 from sdxl_ray.errors import UserError
@@ -102,21 +103,16 @@ def require_answer(address: str) -> None:
         return
     socket.create_connection((host, int(port)), timeout=_ANSWER_WITHIN_S).close()
     import grpc
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # a compiled module
-    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
-    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
     # What Ray would send: since 2.60 it sends a token to an address that it was given only under RAY_AUTH_MODE=token.
-    token = AuthenticationTokenLoader.instance().get_token_for_http_header()
-    with grpc.insecure_channel(address) as channel:
-        ask = NodeInfoGcsServiceStub(channel).GetClusterId
-        try:
-            ask(GetClusterIdRequest(), timeout=_ANSWER_WITHIN_S, metadata=tuple(token.items()))
-        except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                has = "another token than this one" if token else "a token, and none is sent"
-                raise UserError(f"the Ray cluster at {address!r} wants {has}: {_WITH_A_TOKEN}") from None
-            raise OSError(f"something listens there, but no Ray answers ({error.code().name.lower()})") from None
+    token = cluster_token()
+    try:
+        ask_head(address, token, _ANSWER_WITHIN_S)
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            has = "another token than this one" if token else "a token, and none is sent"
+            raise UserError(f"the Ray cluster at {address!r} wants {has}: {_WITH_A_TOKEN}") from None
+        raise OSError(f"something listens there, but no Ray answers ({error.code().name.lower()})") from None
 
 
 def gpus_per_worker(recipe: Recipe) -> int:

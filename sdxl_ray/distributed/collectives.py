@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -19,6 +20,14 @@ class TorchGroup:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         dist.barrier(group=self._gloo)
+
+    def all_arrive(self, within_s: float) -> bool:
+        """Whether every rank calls this within `within_s` seconds; returns once all have, or that time is over."""
+        try:
+            dist.monitored_barrier(self._gloo, timeout=timedelta(seconds=within_s))
+        except RuntimeError:
+            return False
+        return True
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks in rank order, on every rank."""

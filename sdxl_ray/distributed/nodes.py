@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from sdxl_ray.distributed._ray_private import HEAD_RESOURCE
 from sdxl_ray.errors import UserError
 from sdxl_ray.io.storage import Storage, shown
 from sdxl_ray.io.storage.deadline import cause
@@ -37,7 +38,7 @@ class Node:
 def alive() -> list[Node]:
     """Every node that is alive, the head first."""
     nodes = [
-        Node(plain["NodeID"], plain["NodeManagerAddress"], "node:__internal_head__" in resources, resources)
+        Node(plain["NodeID"], plain["NodeManagerAddress"], HEAD_RESOURCE in resources, resources)
         for plain in ray.nodes()
         if plain["Alive"]
         for resources in [plain["Resources"]]

@@ -15,6 +15,7 @@ from typing import Any
 
 from sdxl_ray.config.notes import report_notes
 from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.distributed._ray_private import trainer_class
 from sdxl_ray.distributed.failures import cause
 from sdxl_ray.distributed.trackers import require_trackers
 from sdxl_ray.distributed.worker import train_worker
@@ -157,9 +158,8 @@ def _ended(run: RunFolder, on_row: OnRow) -> dict[str, Any] | None:
 
 
 def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: OnRow) -> dict[str, Any]:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from sdxl_ray.distributed.exported import exported
     from sdxl_ray.distributed.progress_channel import fatal_error, forwarded, open_channel
@@ -204,20 +204,6 @@ def _fit(recipe: Recipe, run: RunFolder, storage: Storage, gpus: int, on_row: On
             f"the workers ended without an artifact in {str(run.folder)!r}: their logs are in Ray's session folder"
         )
     return summary
-
-
-def trainer_class() -> type[Any]:
-    """TorchTrainer that leaves Ctrl-C to `sdxl_ray.interrupts`; defined here, since Ray is imported late.
-
-    Ray Train V2 installs a handler for SIGINT and leaves it after `fit`: what comes later would ignore Ctrl-C.
-    """
-    from ray.train.torch import TorchTrainer
-
-    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types here
-        def _register_sigint_handler(self, controller: Any) -> None:
-            pass
-
-    return Trainer
 
 
 def worker_config(recipe: Recipe, run: RunFolder, storage: Storage, channel: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +35,6 @@ def train_worker(config: dict[str, Any]) -> None:
     name: of the folder below the storage's root, which need not be where the driver has it.
     """
     _set_environment()
-    import torch.distributed as dist
-
     from sdxl_ray.distributed.collectives import TorchGroup
     from sdxl_ray.distributed.progress_channel import fatal_error, send_fatal_error
 
@@ -50,10 +47,8 @@ def train_worker(config: dict[str, Any]) -> None:
     except (RunError, UserError) as error:
         send_fatal_error(config["channel"], error)
         # If every rank hit this error, return. If only this one did, re-raise, so that Ray stops the group.
-        try:
-            dist.monitored_barrier(group._gloo, timeout=timedelta(seconds=10))
-        except RuntimeError:
-            raise error from None
+        if not group.all_arrive(within_s=10):
+            raise
 
 
 def _train(config: dict[str, Any], group: TorchGroup) -> None:

@@ -1,18 +1,16 @@
 """ZeroEngine: DeepSpeed ZeRO 0-3 behind the `Engine` that the training loop knows (arXiv 1910.02054).
 
 State leaves and enters as full tensors per parameter, through DeepSpeed's public accessors, so a checkpoint fits any
-number of workers and any stage. Two things are done here because DeepSpeed has no accessor for them: laying out zero
-moments before the first step, and putting a rank's slice into a padded ZeRO-3 partition.
+number of workers and any stage. `_deepspeed_private` has what the accessors lack. One thing is done here: putting a
+rank's slice into a padded ZeRO-3 partition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import deepspeed
-import deepspeed.ops
 import torch
 import torch.distributed as dist
 from deepspeed.utils import (
@@ -26,6 +24,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from sdxl_ray.config.schema import Optim, Parallel
+from sdxl_ray.distributed import _deepspeed_private
 from sdxl_ray.io.collectives import Collectives
 from sdxl_ray.models.adapters import Trainable
 from sdxl_ray.models.denoiser import Denoiser
@@ -33,8 +32,7 @@ from sdxl_ray.plan.memory import zero_settings
 from sdxl_ray.training.engine import MOMENTS, EngineState, hold_masters, load_optimizer_rest, optimizer_rest
 from sdxl_ray.training.optim import build_optimizer
 
-# On CPUs DeepSpeed would first compile a reduction for tensor-parallel inference (45 s, with g++) that no stage calls.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+_deepspeed_private.skip_shm_op()
 
 
 def deepspeed_config(
@@ -138,7 +136,7 @@ class ZeroEngine:
         return moved
 
     def hopeless(self) -> bool:
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        scaler = _deepspeed_private.loss_scaler(self._engine)
         return scaler is None or not scaler.dynamic or float(scaler.cur_scale) <= 1
 
     def set_lr(self, multiplier: float) -> None:
@@ -149,8 +147,7 @@ class ZeroEngine:
         return float(self._norm or 0.0)
 
     def local(self, parameter: nn.Parameter) -> Tensor:
-        shard: Tensor = parameter.ds_tensor if self._stage == 3 else parameter.data  # type: ignore[attr-defined]
-        return shard
+        return _deepspeed_private.shard(parameter) if self._stage == 3 else parameter.data
 
     def full(self, parameter: nn.Parameter, local: Tensor) -> Tensor:
         if self._stage != 3:
@@ -158,7 +155,7 @@ class ZeroEngine:
         local = local.to(self.device).flatten()
         whole = torch.empty(local.numel() * self.group.world, dtype=local.dtype, device=self.device)
         dist.all_gather_into_tensor(whole, local)
-        return whole[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
+        return _deepspeed_private.unpadded(parameter, whole)
 
     def part(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
         if self._stage != 3:
@@ -169,11 +166,8 @@ class ZeroEngine:
         return padded[size * self.group.rank : size * (self.group.rank + 1)]
 
     def refresh(self) -> None:
-        if self._stage == 3 and self._engine.optimizer.persistent_parameters:
-            # Small parameters keep a full copy beside their shard: drop it, and gather it from the shards again.
-            persistent = self._engine.optimizer.persistent_parameters
-            persistent[0].partition(persistent)
-            persistent[0].all_gather(persistent)
+        if self._stage == 3:
+            _deepspeed_private.gather_persistent(self._engine.optimizer)
 
     def whole(self) -> AbstractContextManager[None]:
         if self._stage != 3:
@@ -215,43 +209,29 @@ class ZeroEngine:
             load_optimizer_rest(self._torch_optimizer, state["optimizer"])
         self._link_moments()
         for name, value in state["scaler"].items():
-            setattr(self._engine.optimizer.loss_scaler, name, value)
+            setattr(_deepspeed_private.loss_scaler(self._engine), name, value)
 
-    @contextmanager
-    def _stepped_parameters(self) -> Iterator[None]:
+    def _stepped_parameters(self) -> AbstractContextManager[None]:
         """Inside, the torch optimizer's groups name the flat partitions; ZeRO-3 fills them for a step only."""
-        if self._stage != 3:
-            yield
-            return
-        self._engine.optimizer._set_fp32_optimizer_param_groups()
-        try:
-            yield
-        finally:
-            self._engine.optimizer._clear_fp32_optimizer_param_groups()
+        return _deepspeed_private.filled_groups(self._engine.optimizer) if self._stage == 3 else nullcontext()
 
     @property
     def _torch_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that steps: the client's own, which DeepSpeed has given its flat partitions."""
-        optimizer: torch.optim.Optimizer = self._engine.basic_optimizer
-        return optimizer
+        return _deepspeed_private.stepping_optimizer(self._engine)
 
     @property
     def _has_moments(self) -> bool:
         return isinstance(self._torch_optimizer, torch.optim.AdamW) and any(self._torch_optimizer.state.values())
 
     def _link_moments(self) -> None:
-        """Let DeepSpeed's accessors find the moments of ZeRO 1 and 2.
-
-        It links them by itself after the first group's first step, when those of the second group do not exist yet.
-        """
+        """Let DeepSpeed's accessors find the moments of ZeRO 1 and 2, once there are any."""
         if self._stage in (1, 2) and self._has_moments:
-            self._engine.optimizer._hp_optimizer_states_linked = False
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+            _deepspeed_private.link_moments(self._engine.optimizer)
         self._linked = True
 
     def _scaler(self) -> dict[str, Any]:
         """The counters of a dynamic loss scaler; empty for fp32 and bf16."""
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        scaler = _deepspeed_private.loss_scaler(self._engine)
         if scaler is None or not getattr(scaler, "dynamic", False):
             return {}
         return {name: value for name, value in vars(scaler).items() if isinstance(value, int | float)}

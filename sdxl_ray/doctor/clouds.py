@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdxl_ray.distributed._ray_private import azure_template
 from sdxl_ray.errors import UserError, nearest
 
 #: What Ray's code reads of `provider` beyond the properties of its schema, for any cloud and for one.
@@ -62,10 +63,7 @@ def _aws(machine: dict[str, Any], place: str, where: str) -> Iterator[str]:
 
 def _azure(machine: dict[str, Any], place: str, where: str) -> list[str]:
     """As Ray's template of a deployment has its parameters."""
-    import ray.autoscaler._private._azure as azure
-
-    template = json.loads((Path(azure.__file__).parent / "azure-vm-template.json").read_text(encoding="utf-8"))
-    parameters = dict.fromkeys({*template["parameters"], *READ_OF_AZURE})
+    parameters = dict.fromkeys({*azure_template()["parameters"], *READ_OF_AZURE})
     _require(machine, {"azure_arm_parameters": parameters, "tags": None}, _plain, place, where)
     return []
 

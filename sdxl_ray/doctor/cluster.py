@@ -18,6 +18,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.display.units import bytes_text
+from sdxl_ray.distributed._ray_private import dashboard_url
 from sdxl_ray.doctor.machine import FLOORS, MISSING, Finding, container_memory_bytes, package
 from sdxl_ray.io.storage import Storage, shown
 from sdxl_ray.plan.gpu_driver import Gpu, gpus_here
@@ -205,7 +206,5 @@ def _amount(nodes: list[Any], resource: str) -> int:
 
 def _dashboard_host() -> str | None:
     """The host that the head's dashboard was started on, as the cluster's own table says."""
-    from ray._private.services import get_webui_url_from_internal_kv
-
-    url = get_webui_url_from_internal_kv()
+    url = dashboard_url()
     return url.rpartition(":")[0].removeprefix("http://").strip("[]") if url else None

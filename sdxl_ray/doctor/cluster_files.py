@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from sdxl_ray.config.text_files import read_text
+from sdxl_ray.distributed._ray_private import launcher_config
 from sdxl_ray.doctor import clouds, kuberay
 from sdxl_ray.doctor.containers import unread
 from sdxl_ray.errors import UserError, nearest
@@ -61,11 +62,9 @@ def checked(path: str) -> Held:
 def launcher(plain: dict[str, Any], where: str) -> dict[str, Any]:
     """A cluster as `ray up` reads it. Raises UserError with the first key or value that Ray's schema does not know."""
     import jsonschema
-    from ray.autoscaler._private.util import prepare_config, validate_config
 
     try:
-        config: dict[str, Any] = prepare_config(copy.deepcopy(plain))
-        validate_config(config)
+        config = launcher_config(copy.deepcopy(plain))
     except jsonschema.ValidationError as error:
         at = ".".join(str(key) for key in error.absolute_path)
         if error.validator == "additionalProperties":

@@ -15,6 +15,7 @@ from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.search_parameters import Choice, Int, LogUniform
 from sdxl_ray.config.search_space import Space
 from sdxl_ray.io.search_records import Trial
+from sdxl_ray.search._optuna_private import generation_key
 
 if TYPE_CHECKING:
     import optuna
@@ -75,7 +76,7 @@ def _generation(study: optuna.Study) -> dict[str, Any]:
     if not isinstance(by, NSGAIISampler) or by.population_size is None:
         return {}
     known = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-    return {by._get_generation_key(): known // by.population_size}
+    return {generation_key(by): known // by.population_size}
 
 
 def intermediate(space: Space, trial: Trial) -> dict[int, float]:

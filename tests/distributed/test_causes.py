@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 
 from sdxl_ray.distributed.failures import cause
 
