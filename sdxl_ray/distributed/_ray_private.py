@@ -99,6 +99,18 @@ def azure_template() -> dict[str, Any]:
     return template
 
 
+def experiment_folder() -> tuple[Any, str]:
+    """In a training worker: pyarrow's file system of Ray Train's experiment folder, and the path in it.
+
+    Private: the public context has the experiment's name alone. Ray says of `get_storage` that what it returns may
+    change between minor versions.
+    """
+    from ray.train import get_context
+
+    storage = get_context().get_storage()
+    return storage.storage_filesystem, str(storage.experiment_fs_path)
+
+
 def trainer_class() -> type[Any]:
     """TorchTrainer that leaves Ctrl-C to `sdxl_ray.interrupts`; defined here, since Ray is imported late.
 

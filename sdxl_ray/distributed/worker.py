@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from sdxl_ray.io.collectives import Collectives
     from sdxl_ray.training.run_directory import RunFolder
 
-#: Rows after which the whole group reports to Ray Train (a barrier), and what of them is a metric. Scores are too.
-_METRICS = {"validation": ("step", "loss"), "checkpoint": ("step",)}
-
 #: Parts of rows that are for the records alone.
 _BULKY = ("examples", "rows")
 
@@ -54,10 +51,10 @@ def train_worker(config: dict[str, Any]) -> None:
 def _train(config: dict[str, Any], group: TorchGroup) -> None:
     """Collective. Raises RunError and UserError as the run does."""
     import torch
-    from ray import train
     from ray.train.torch import get_device
 
     from sdxl_ray.distributed.trackers import trackers
+    from sdxl_ray.distributed.train_reports import TrainReports
     from sdxl_ray.distributed.worker_paths import images_here, recipe_here
     from sdxl_ray.distributed.zero import ZeroEngine
     from sdxl_ray.training.disk_errors import named_when_full
@@ -89,15 +86,16 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
             sinks = [_to(config["channel"]), *run.senders(storage), *trackers(recipe, config["name"])]
             run_logger = stack.enter_context(closing(RunLogger(run.folder, sinks)))
 
-        def report(row: dict[str, Any]) -> None:
+        def log(row: dict[str, Any]) -> None:
             if run_logger is not None:
                 run_logger(row)
-            if row["kind"] in _METRICS:
-                train.report({f"{row['kind']}_{name}": row[name] for name in _METRICS[row["kind"]]})
-            elif row["kind"] == "scores":
-                train.report(
-                    {"step": row["step"], **row["metrics"]}
-                )  # under their own names, as a search asks for them
+
+        root = run.folder.parents[config["name"].count("/")]
+        reports = TrainReports(group.rank, storage or Storage(root), config["name"], log)
+
+        def report(row: dict[str, Any]) -> None:
+            log(row)
+            reports(row)
 
         context = RunContext(
             group,

@@ -56,9 +56,10 @@ class CheckpointStore:
         else:
             self._backend = FolderBackend(folder, group)
 
-    def save(self, step: int, meta: dict[str, Any], write: Callable[[Path], list[Path]]) -> None:
+    def save(self, step: int, meta: dict[str, Any], write: Callable[[Path], list[Path]]) -> str:
         """Collective. `write(folder)` writes this rank's files and returns them; `meta` is plain JSON.
 
+        Returns the manifest's own hash, which names this checkpoint and no other.
         Raises RunError on every rank when any rank could not write (a full disk); older checkpoints stay.
         """
         final = self._folder / f"step-{step:07d}"
@@ -71,7 +72,7 @@ class CheckpointStore:
             self._give_up(partial, step, problems[0])
         files = {name: digest for outcome in outcomes if isinstance(outcome, dict) for name, digest in outcome.items()}
         manifest = {"format": FORMAT, "step": step, "world": self._group.world, "files": files, "meta": meta}
-        manifest["sha256"] = own_hash(manifest)
+        manifest["sha256"] = digest = own_hash(manifest)
         problem = self._backend.commit(partial, final, manifest) if self._group.rank == 0 else None
         problem = self._group.gather(problem)[0]  # a barrier too: returning means committed
         if problem:
@@ -80,6 +81,7 @@ class CheckpointStore:
         if self._group.rank == 0:
             with contextlib.suppress(RunError):  # a store that cannot be listed just now keeps one too many
                 self._delete_old(step, meta)
+        return digest
 
     def latest(self) -> CheckpointInfo | None:
         """Collective. The newest checkpoint that is whole; damaged ones are named in the log and passed over."""

@@ -132,8 +132,8 @@ def save(run: TrainingLoop, step: int) -> None:
     """
     started = time.monotonic()
     run.report({"kind": "saving", "step": step})
-    run.store.save(step, run.best.meta(), lambda folder: write_state(run.engine, run.ema, folder))
-    run.report({"kind": "checkpoint", "step": step, "seconds": time.monotonic() - started})
+    digest = run.store.save(step, run.best.meta(), lambda folder: write_state(run.engine, run.ema, folder))
+    run.report({"kind": "checkpoint", "step": step, "sha256": digest, "seconds": time.monotonic() - started})
 
 
 def _step(run: TrainingLoop, step: int, global_batch: int, micro_batches: list[Batch]) -> list[tuple[Batch, Tensor]]:

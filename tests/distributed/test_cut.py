@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.distributed.ray_checkpoint import CheckpointPointer, resolve
+from sdxl_ray.errors import UserError
 from sdxl_ray.io.records import read
 from sdxl_ray.training.local import run_local
 from sdxl_ray.training.run_directory import RunFolder, open_run, scan_images
@@ -66,6 +69,51 @@ def test_a_finished_run_says_how_long_it_was(cuts: dict[str, Cut]) -> None:
     summary = cuts["lora-zero2"].run.summary()
     assert summary is not None
     assert summary["steps"] == cuts["lora-zero2"].recipe.optim.steps
+
+
+def test_ray_train_sees_every_checkpoint_and_ours_is_found_from_it(cuts: dict[str, Cut], tmp_path: Path) -> None:
+    from ray.train import Result
+
+    result = Result.from_path(str(cuts["lora-zero2"].run.folder.parents[1] / "ray" / "cuts"))
+    known = result.best_checkpoints or []
+    seen: dict[str, list[int]] = {}
+    for checkpoint, metrics in known:
+        pointer = CheckpointPointer.read(checkpoint.filesystem, checkpoint.path)
+        assert pointer.step == metrics["checkpoint_step"]
+        seen.setdefault(pointer.run, []).append(pointer.step)
+    saved = {name: _saved(cut) for name, cut in cuts.items()}
+    assert seen == {name: steps for name, steps in saved.items() if steps}
+
+    last = list(cuts)[-1]
+    assert result.checkpoint is not None
+    newest = cuts[last].run.folder / "checkpoints" / f"step-{saved[last][-1]:07d}"
+    assert resolve(result.checkpoint) == newest
+    scored = cuts["scored"]
+    best = result.get_best_checkpoint("quality", "max")
+    assert best is not None and resolve(best).is_relative_to(scored.run.folder)
+    with pytest.raises(UserError, match="gone or damaged"):  # a run keeps two
+        resolve(known[0][0])
+
+    # The files that it leads to are those that a run resumes from, here in one process.
+    recipe = cuts["lora-zero2"].recipe
+    one = recipe.model_copy(
+        update={"parallel": recipe.parallel.model_copy(update={"engine": "local", "workers": (1, 1)})}
+    )
+    again, rows = open_run(one, tmp_path, "again", scan_images(one)), list[dict[str, Any]]()
+    found = resolve(next(c for c, m in known if "/lora-zero2/" in _where(c) and m["checkpoint_step"] == 10))
+    shutil.copytree(found, again.folder / "checkpoints" / found.name)
+    run_local(one, again, rows.append)
+    assert [row["step"] for row in rows if row["kind"] == "resume"] == [10]
+    assert not [row for row in rows if row["kind"] == "step"]
+    assert final_state(again.folder).keys() == final_state(cuts["lora-zero2"].run.folder).keys()
+
+
+def _saved(cut: Cut) -> list[int]:
+    return [row["step"] for row in cut.rows if row["kind"] == "checkpoint"]
+
+
+def _where(checkpoint: Any) -> str:
+    return CheckpointPointer.read(checkpoint.filesystem, checkpoint.path).checkpoint
 
 
 @pytest.mark.exhaustive

@@ -10,6 +10,7 @@ import inspect
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -33,6 +34,7 @@ USED: dict[str, tuple[str, ...] | None] = {
     "ray.autoscaler._private.util:validate_config": ("config",),
     "ray.autoscaler._private._azure:__file__": None,
     "ray.train.torch:TorchTrainer._register_sigint_handler": ("self", "controller"),
+    "ray.train.v2.api.context:DistributedTrainContext.get_storage": ("self",),
 }
 
 
@@ -63,6 +65,14 @@ def test_a_cluster_config_has_the_fields_that_are_read() -> None:
     config = ClusterConfig()
     group = config.node_group_configs.add()
     assert {"resources", "max_count"} <= {field.name for field in group.DESCRIPTOR.fields}, why
+
+
+def test_a_storage_context_has_the_experiment_folder(tmp_path: Path) -> None:
+    from ray.train.v2._internal.execution.storage import StorageContext
+
+    context = StorageContext(str(tmp_path), "experiment", read_only=True)
+    assert context.experiment_fs_path == str(tmp_path / "experiment"), "experiment_folder has to change"
+    assert context.storage_filesystem.type_name == "local", "experiment_folder has to change"
 
 
 def test_the_head_has_the_resource_of_a_head() -> None:

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.train import Checkpoint
 
 from sdxl_ray.config.recipe import Recipe, override
+from sdxl_ray.distributed.ray_checkpoint import resolve
 from sdxl_ray.distributed.train import launch
 from sdxl_ray.distributed.worker import _run_folder
 from sdxl_ray.io.artifact import Artifact
@@ -82,6 +84,12 @@ def test_two_workers_are_killed_and_go_on_from_a_store(
     served: Bucket, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _same(_killed_and_resumed(LORA, served, tmp_path, monkeypatch), undisturbed)
+    storage = Storage.of(served.url("runs"))
+    files, root = storage.filesystem()
+    seen = [name for name in served.names() if name.startswith("runs/run/ray/") and name.endswith("/checkpoint.json")]
+    newest = max(seen, key=lambda name: name.rpartition("/step-")[2]).removesuffix("/checkpoint.json")
+    found = resolve(Checkpoint(f"{root}/{newest.removeprefix('runs/')}", filesystem=files), storage)
+    assert found.name == "step-0000020" and found.is_relative_to(storage.root)
 
 
 def test_a_trials_folder_is_found_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

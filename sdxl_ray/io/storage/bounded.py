@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ def bounded(files: Any, url: str) -> Any:
 
 
 class _Bounded(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
-    """Every call goes through `patiently`, and none is tried again."""
+    """Every call goes through `patiently`; none is tried again but the write of a whole file."""
 
     def __init__(self, files: Any, url: str) -> None:
         self._files, self._url = files, url
@@ -72,7 +73,18 @@ class _Bounded(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
         return self._stream(lambda: self._files.open_input_file(path), "r")
 
     def open_output_stream(self, path: str, metadata: Any) -> Any:
-        return self._stream(lambda: self._files.open_output_stream(path), "w")
+        """Sends the file when it is closed, with tries: one failed call must not end a run whose store is there.
+
+        Ray Train writes small files only, of which each replaces the one before.
+        """
+        return pa.PythonFile(_WholeFile(lambda data: self._write(path, data)), mode="w")
+
+    def _write(self, path: str, data: bytes) -> None:
+        def send(_: Any) -> None:
+            with self._files.open_output_stream(path) as sink:
+                sink.write(data)
+
+        self._tried(send, once=False)
 
     def open_append_stream(self, path: str, metadata: Any) -> Any:
         return self._stream(lambda: self._files.open_append_stream(path), "w")
@@ -82,10 +94,35 @@ class _Bounded(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
 
     def _call(self, work: Callable[[], T]) -> T:
         """Once: a run that has found its store gone waits for Ray Train's controller too, call after call."""
+        return self._tried(lambda _: work(), once=True)
+
+    def _tried(self, work: Callable[[Any], T], *, once: bool) -> T:
         try:
-            return patiently(lambda _: work(), f"storage {shown(self._url)!r} failed", self._url, once=True)
+            return patiently(work, f"storage {shown(self._url)!r} failed", self._url, once=once)
         except RunError as error:
             raise OSError(str(error)) from None
+
+
+class _WholeFile:
+    """What `pa.PythonFile` asks of a stream that is written: it holds the file until it is closed."""
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send, self._buffer = send, io.BytesIO()
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        return self._buffer.write(data)
+
+    def tell(self) -> int:
+        return self._buffer.tell()
+
+    def flush(self) -> None:
+        """Nothing: what is sent is whole."""
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._send(self._buffer.getvalue())
 
 
 class _BoundedStream:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,6 +140,32 @@ def test_what_may_heal_is_tried_again(store: Storage, fault: Exception, monkeypa
     Faulty.faults[:] = [fault] * 2
     with pytest.raises(RunError, match=str(fault)):
         store.names(store.root)
+
+
+def test_a_file_of_ray_train_is_sent_whole_and_again(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train ends a run whose controller fails to write its state once."""
+    files, root = store.filesystem()
+    files.create_dir(root)
+    opened, write = Faulty.open, list[str]()
+
+    def flaky(self: Faulty, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        write.append(mode)
+        if len(write) == 1:
+            raise OSError("reset")
+        return opened(self, path, mode, **kwargs)
+
+    monkeypatch.setattr(Faulty, "open", flaky)
+    with files.open_output_stream(f"{root}/state.json") as sink:
+        sink.write(b"a" * 10)
+        assert write == []  # nothing of it is there before it is whole
+        sink.write(b"b")
+    assert write == ["wb", "wb"]
+    with files.open_input_stream(f"{root}/state.json") as source:
+        assert source.read() == b"a" * 10 + b"b"
+    monkeypatch.setattr(f"{DEADLINE}._TRIES", 1)
+    write.clear()
+    with pytest.raises(OSError, match="reset"), files.open_output_stream(f"{root}/state.json") as sink:
+        sink.write(b"x")
 
 
 def test_a_dead_store_is_not_an_empty_one(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
