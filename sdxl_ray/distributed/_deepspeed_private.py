@@ -28,7 +28,7 @@ def shard(parameter: nn.Parameter) -> Tensor:
 
     Private: the public accessors return the fp32 master of a partition, not the partition that the forward uses.
     """
-    found: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+    found: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]  # set by ZeRO-3
     return found
 
 
@@ -37,7 +37,7 @@ def unpadded(parameter: nn.Parameter, flat: Tensor) -> Tensor:
 
     Private: a parameter under ZeRO-3 has an empty shape while it is not gathered.
     """
-    return flat[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
+    return flat[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]  # set by ZeRO-3
 
 
 def gather_persistent(optimizer: Any) -> None:

@@ -3,7 +3,7 @@
     draw_on_workers(models, subject, prompts, settings, home=folder, workers=2)
 
 The images and prior losses are then in `home`, which every node must see, and `evaluate` only scores. Under a URL
-each node works in its scratch, and images travel before anybody goes on with them. A worker that dies ends the
+each node works in its scratch, and images travel before any worker uses them. A worker that dies ends the
 drawing with one line; repeat the call to resume with what is missing.
 """
 

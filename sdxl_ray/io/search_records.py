@@ -223,7 +223,7 @@ def progress(trials: Sequence[Trial], metric: str, mode: MetricMode) -> list[tup
 
 
 def steps_taken(trials: Sequence[Trial]) -> int:
-    """Training steps of all trials, as far as their evaluations tell."""
+    """Training steps of all trials, as of their last evaluations."""
     return sum(trial.step for trial in trials)
 
 

@@ -57,7 +57,7 @@ class Summary:
 
     artifacts: hashes of the models that drew, "" for the base; adapters: `name=hash` of those that were asked for
     beside them. refused: how often a full server was asked again (offline alone). parts: medians of what the server
-    told (ms, and the mean batch), None where it reported none. throughput: answered
+    reported (ms, and the mean batch), None where it reported none. throughput: answered
     requests/s. generator_cpu: the largest share of one core that the load generator took;
     late_ms: 99 % of requests left within this time of their arrival (offline holds them back on purpose).
     """

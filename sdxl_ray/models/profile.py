@@ -1,4 +1,4 @@
-"""Takes the census of an architecture on the meta device: parameters, FLOP, activation bytes; no weight is in memory.
+"""Profiles an architecture on the meta device: parameters, FLOP, activation bytes; no weight is in memory.
 
     python -m sdxl_ray.models.profile census.json < configs.json
     python -m sdxl_ray.models.profile sdxl_ray/plan/profiles/tiny.json tiny
@@ -231,7 +231,7 @@ class Profiler:
 
 
 def take(name: str, configs: Configs) -> ModelProfile:
-    """The whole census; minutes for SDXL, since it follows some hundred forwards and backwards."""
+    """The whole profile; minutes for SDXL, since it follows some hundred forwards and backwards."""
     taker = Profiler(name, configs)
     works = ("unet", "vae_encode", "vae_decode", "text_encoder", "text_encoder_2")
     trains = ("unet", "text_encoder", "text_encoder_2")
@@ -308,7 +308,7 @@ def _per_rank(at: Polynomial, doubled: Polynomial) -> Polynomial:
 
 
 def known() -> dict[str, Configs]:
-    """Configs of the architectures whose census is shipped, by name."""
+    """Configs of the architectures whose profile is shipped, by name."""
     return {TINY: component_configs(locate(Base())), SDXL: sdxl_configs()}
 
 
@@ -318,7 +318,7 @@ def write(profile: ModelProfile, target: Path) -> None:
 
 
 def main() -> int:
-    """`FILE NAME` takes a known architecture's census, `FILE` one of the configs on stdin. Exit code 2: not an SDXL."""
+    """`FILE NAME` takes a known architecture's profile, `FILE` one of the configs on stdin. Exit 2: not an SDXL."""
     target, *names = sys.argv[1:]
     try:
         configs = known()[names[0]] if names else json.load(sys.stdin)

@@ -4,7 +4,7 @@
     plan.check()              # DoesNotFit names settings that fit
     print(plan.text())
 
-Nothing here loads a framework: sizes come from a census of the architecture that was taken on the meta device.
+Nothing here loads a framework: sizes come from a profile of the architecture that was measured on the meta device.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ Configs = dict[str, dict[str, Any]]
 
 SDXL = "sdxl-base-1.0"
 TINY = "tiny"
-#: The command that takes a census: configs on stdin, the file to write as its last argument.
+#: The command that profiles an architecture: configs on stdin, the file to write as its last argument.
 CHILD = [sys.executable, "-m", "sdxl_ray.models.profile"]
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
@@ -114,7 +114,7 @@ def sdxl_configs() -> Configs:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A base's census and, when its configs could not be read here, what was assumed instead."""
+    """A base's profile and, when its configs could not be read here, what was assumed instead."""
 
     profile: ModelProfile
     assumption: str | None = None
@@ -142,7 +142,7 @@ def of(base: Base) -> Architecture:
 
 
 def profile(configs: Configs) -> ModelProfile:
-    """The shipped or cached census of these configs, or a new one."""
+    """The shipped or cached profile of these configs, or a new one."""
     wanted = key(configs)
     shipped = _shipped().get(wanted)
     if shipped is not None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-#: Rank at which a census measures adapters.
+#: Rank at which a profile measures adapters.
 LORA_RANK = 16
 
 TuningMode = Literal["full", "lora", "lora_all"]

@@ -1,4 +1,4 @@
-"""What trains and what is written, counted from a census: trained scalars, adapter layers, files."""
+"""What trains and what is written, counted from a profile: trained scalars, adapter layers, files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEADER_PER_TENSOR = 180
 class PartSize:
     """One part that an engine holds.
 
-    trained, frozen: scalars. tensors: trained tensors. mode and rank: which record of the census describes its
+    trained, frozen: scalars. tensors: trained tensors. mode and rank: which record of the profile describes its
     activations; rank is the mean over its adapters. approximate: the record is of more layers than these targets adapt.
     """
 

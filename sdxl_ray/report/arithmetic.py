@@ -1,4 +1,4 @@
-"""What arithmetic says of the real SDXL, computed by `sdxl_ray.plan` from its census: nothing here is typed in."""
+"""What arithmetic says of the real SDXL, computed by `sdxl_ray.plan` from its profile: nothing here is typed in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: which recipe and images made it. The same command goes on; another one is refused."""
+"""The folder of a run: which recipe and images made it. The same command resumes it; another recipe is refused."""
 
 from __future__ import annotations
 

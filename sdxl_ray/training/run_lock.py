@@ -13,7 +13,7 @@ from filelock import AcquireReturnProxy, BaseFileLock, FileLock, SoftFileLock, T
 
 from sdxl_ray.errors import UserError
 
-#: A process that was killed a moment ago may still be ending, and on another node Ray is told of it a little later.
+#: A process that was killed a moment ago may still be ending, and on another node Ray learns of it a little later.
 _WAIT_S = 10.0
 
 

@@ -15,7 +15,7 @@ from serve.engine.request import NotDrawable
 
 @dataclass(eq=False)
 class CachedAdapter:
-    """A resident adapter, or one being loaded. pins: images that use it."""
+    """An adapter on the device, or one being loaded. pins: images that use it."""
 
     loading: asyncio.Task[LoadedAdapter]
     pins: int = 0
@@ -112,7 +112,7 @@ class AdapterCache:
         return True
 
     def _drop(self, one: str) -> None:
-        """Forget an adapter that no image uses, and tell whoever still holds its matrices."""
+        """Drop an adapter that no image uses, and notify whoever still holds its matrices."""
         loading = self._entries.pop(one).loading
         if loading.done() and not loading.cancelled() and loading.exception() is None:
             loading.result().evicted.set()

@@ -1,4 +1,4 @@
-"""Images of one size in flight, and one denoising step of all of them in one call of the UNet."""
+"""The running images of one size, and one denoising step of all of them in one call of the UNet."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class SizeGroup:
 
 
 class DenoiseLoop:
-    """Owns the UNet while it runs. `land(flight)` gets finished images."""
+    """Owns the UNet while it runs. `finish(image)` gets finished images."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class DenoiseLoop:
                 del self._groups[size]
 
     def _activate(self) -> None:
-        """Lay out the adapters of all images in flight, and no others."""
+        """Lay out the adapters of all running images, and no others."""
         running_images = [running for group in self._groups.values() for running in group.running_images]
         adapters = [s.adapter for running in running_images for s in running.job.strengths]
         if self._lora.suits(adapters):
@@ -185,7 +185,7 @@ class DenoiseLoop:
                 group.batch = DenoiseBatch(group.running_images, self._lora)
             group.batch.step(self._unet)
             self._pace.wait()
-        except Exception as error:  # out of memory, above all: these images fail, the engine goes on
+        except Exception as error:  # out of memory, above all: these images fail, the engine continues
             for running in running_images:
                 running.job.end(EngineFault.of("a denoising step", error))
             group.running_images, group.batch = [], None

@@ -1,4 +1,4 @@
-"""Engine: the base, its adapters and every image in flight, in one process.
+"""Engine: the base, its adapters and every running image, in one process.
 
     engine = Engine(Base(), adapters={"dog": Artifact.open("runs/dog/artifact")}, settings=EngineSettings())
     await engine.start()
@@ -161,7 +161,7 @@ class ServingEngine:
             self._without_adapters -= 1
 
     async def add_adapter(self, name: str, artifact: Artifact) -> None:
-        """Let requests name an artifact, and load it; images in flight go on. Raises UserError: it does not fit."""
+        """Let requests name an artifact, and load it; running images continue. Raises UserError: it does not fit."""
         if name in self._adapter_cache.known or name == self._fuse:
             raise UserError(f"adapter {name!r} is there already: remove it first, or choose another name")
         await asyncio.to_thread(require_mixable, name, artifact, self._base)
@@ -173,7 +173,7 @@ class ServingEngine:
             raise
 
     async def remove_adapter(self, name: str) -> None:
-        """Let no new request name it; images in flight that use it are finished. Raises UserError: unknown name."""
+        """Let no new request name it; running images that use it are finished. Raises UserError: unknown name."""
         self._adapter_cache.remove(name)
 
     async def check(self) -> None:

@@ -1,4 +1,4 @@
-"""What a client is told when it gets no image: the error envelope of the OpenAI API, with the status beside it."""
+"""What a client gets instead of an image: the error envelope of the OpenAI API, with the status beside it."""
 
 from __future__ import annotations
 

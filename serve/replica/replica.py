@@ -23,7 +23,7 @@ from serve.replica.placement import ReplicaGroup
 
 _LOG = logging.getLogger("ray.serve")
 _PERIOD_S = 1.0
-#: Before a fault is told: a replica that fails at once evaluations idle, and Serve would send it all that others could
+#: Before a fault is reported: a replica that fails at once looks idle, and Serve would send it all that others could
 #: draw.
 _FAULT_S = 0.5
 

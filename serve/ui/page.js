@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 const panes = [makePane("left"), makePane("right")];
 const strengths = new Map(); // adapter -> { element, values: { scale, down, mid, up }, show }
 const combined = new Map(); // model -> the adapters that it takes
-const shelf = []; // { prompt, seed, images }, newest first
+const recent = []; // { prompt, seed, images }, newest first
 let going = null; // aborts what is being drawn
 
 function makePane(role) {
@@ -183,10 +183,10 @@ async function drawBoth() {
 }
 
 function keep(asked, drawn) {
-  shelf.unshift({ ...asked, images: drawn.map(image), models: panes.map((pane) => pane.model.value) });
-  for (const old of shelf.splice(KEPT)) old.images.forEach(URL.revokeObjectURL);
+  recent.unshift({ ...asked, images: drawn.map(image), models: panes.map((pane) => pane.model.value) });
+  for (const old of recent.splice(KEPT)) old.images.forEach(URL.revokeObjectURL);
   $("past").hidden = false;
-  $("shelf").replaceChildren(...shelf.map(entry));
+  $("shelf").replaceChildren(...recent.map(entry));
 }
 
 function entry(one) {

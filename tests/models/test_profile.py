@@ -133,7 +133,7 @@ def test_an_unknown_architecture_is_counted_once_in_a_child(tmp_path: Path, monk
 
 
 def _fast_child(folder: Path) -> Path:
-    """The real child, for records of full fine-tuning only: a whole census takes a minute even of a small model."""
+    """The real child, for records of full fine-tuning only: a whole profile takes a minute even of a small model."""
     path = folder / "child.py"
     path.write_text(
         "from sdxl_ray.models import profile\nprofile.MODES = ('full',)\nraise SystemExit(profile.main())\n"
