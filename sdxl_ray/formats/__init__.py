@@ -1,0 +1,1 @@
+"""File formats of the field: what leaves this project, and what comes in."""
