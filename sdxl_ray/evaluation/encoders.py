@@ -23,9 +23,9 @@ from torch import Tensor
 
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.evaluation.preprocessing import Preprocessing
+from sdxl_ray.io.safetensors_files import PICKLES, content_revision, find_weights, read_json, weight_files
 from sdxl_ray.models import hub
 from sdxl_ray.models.base_model import own_memory
-from sdxl_ray.models.safetensors_files import PICKLES, content_revision, find_weights, read_json, weight_files
 from sdxl_ray.models.text_encoders import tokenize
 from sdxl_ray.models.truncation import Truncation, truncations
 from sdxl_ray.models.weight_loading import loading, require_finite

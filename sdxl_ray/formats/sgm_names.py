@@ -2,8 +2,8 @@
 
 Each function gives a table `diffusers prefix -> SGM prefix` that is derived from a component's config, because the
 numbers of blocks depend on it: the embedded base has other indices than SDXL. `Renaming` applies a table both ways.
-Source of the rules: kohya-ss/sd-scripts `library/sdxl_model_util.py` and diffusers' `convert_diffusers_to_original_sdxl`
-describe the same layout; the released SDXL checkpoint has it.
+Source of the rules: kohya-ss/sd-scripts, `library/sdxl_model_util.py`; diffusers' own exporter writes the same names,
+and the released SDXL checkpoint has them.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def unet(config: Mapping[str, Any]) -> Renaming:
 
 
 def vae(config: Mapping[str, Any]) -> Renaming:
-    """The VAE's names; SGM counts the decoder's blocks the other way round, and its attention is of 1x1 convolutions."""
+    """The VAE's names; SGM counts the decoder's blocks from the end, and its attention is made of 1x1 convolutions."""
     levels, layers = len(config["block_out_channels"]), config["layers_per_block"]
     table = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     for side in ("encoder", "decoder"):

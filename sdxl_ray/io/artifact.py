@@ -26,6 +26,10 @@ from sdxl_ray.io.file_hash import sha256
 from sdxl_ray.paths import local_folder
 
 MANIFEST = "manifest.json"
+#: The file of a LoRA that diffusers looks for in a folder.
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+#: The same LoRA in the names that ComfyUI, A1111 and Forge read.
+KOHYA_WEIGHTS = "kohya_lora.safetensors"
 FORMAT_VERSION: Literal[1] = 1
 _MAX_MANIFEST_BYTES = 10 * 2**20
 _PACKAGES = ("sdxl-ray", "torch", "diffusers", "transformers", "peft", "accelerate", "deepspeed", "ray", "safetensors")
@@ -64,6 +68,8 @@ class Manifest(BaseModel):
     files: dict[str, Sha256]
     versions: dict[str, str]
     created: str
+    #: How an artifact came to be that no run trained: "command" (import, extract, merge) and what it was made from.
+    origin: dict[str, Any] | None = None
 
     @property
     def max_token_length(self) -> MaxTokenLength:
@@ -74,7 +80,10 @@ class Manifest(BaseModel):
     @property
     def canonical(self) -> bytes:
         """The same bytes for equal manifests: sorted keys, no spaces."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+        plain = self.model_dump(mode="json")
+        if self.origin is None:
+            del plain["origin"]
+        return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True)
@@ -124,12 +133,13 @@ def write_manifest(
     step: int,
     versions: Mapping[str, str] | None = None,
     created: str | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Hash every file of a finished folder and write its manifest, last and atomically.
 
-    recipe: plain data, as `recipe.model_dump(mode="json")` gives it. versions: default, those of the packages here.
-    created: ISO 8601, default now in UTC. Raises UserError when the folder holds links, OSError when it cannot be
-    written.
+    recipe: plain data, as `recipe.model_dump(mode="json")` gives it. origin: as in `Manifest`. versions: default,
+    those of the packages here. created: ISO 8601, default now in UTC. Raises UserError when the folder holds links,
+    OSError when it cannot be written.
     """
     folder = Path(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -142,6 +152,7 @@ def write_manifest(
         files={name: sha256(folder / name) for name in sorted(_names(folder))},
         versions=dict(versions) if versions is not None else installed_versions(),
         created=created or datetime.now(UTC).isoformat(timespec="seconds"),
+        origin=dict(origin) if origin is not None else None,
     )
     write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n", durable=True)
     return Artifact(folder, manifest)

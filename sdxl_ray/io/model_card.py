@@ -49,7 +49,7 @@ def card(manifest: Manifest, recipe: Recipe, scores: Mapping[str, Measured], ima
         "In this folder, with [diffusers](https://github.com/huggingface/diffusers) and PEFT:",
         f"```python\n{snippet(recipe)}```",
         'With sdxl-ray: `sdxl-ray generate FOLDER "PROMPT"`; `sdxl-ray serve compare --variant NAME=FOLDER` serves it.',
-        "## Training",
+        "## Training" if manifest.origin is None else "## Origin",
         _table(("", ""), _facts(manifest, recipe)),
         _scores(manifest.step, recipe, scores),
         "Every setting is in `manifest.json`, with the SHA-256 of every file and the versions of the libraries.",
@@ -136,6 +136,8 @@ def _facts(manifest: Manifest, recipe: Recipe) -> list[tuple[str, str]]:
         rows.append(("weights", "every weight of the UNet"))
     if tuning.text_encoders:
         rows.append(("text encoders", f"trained: {', '.join(map(str, tuning.text_encoders))}"))
+    if manifest.origin is not None:
+        return [*rows, *_origin(manifest.origin), ("date", manifest.created)]
     rows.append(("steps", f"{manifest.step} of {optim.steps}, batch {optim.batch_size}"))
     rows.append(("optimizer", f"{optim.name}, rate {optim.lr:g}, {optim.lr_scheduler}"))
     if recipe.data.prior is not None:
@@ -144,6 +146,11 @@ def _facts(manifest: Manifest, recipe: Recipe) -> list[tuple[str, str]]:
         rows.append(("class images", f"{prior.num_class_images}, {weight}: `{recipe.data.class_prompt}`"))
     rows.append(("date", manifest.created))
     return rows
+
+
+def _origin(origin: Mapping[str, Any]) -> list[tuple[str, str]]:
+    plain = [(name, value) for name, value in origin.items() if isinstance(value, str | int | float)]
+    return [(name.replace("_", " "), f"{value:g}" if isinstance(value, float) else str(value)) for name, value in plain]
 
 
 def _scores(step: int, recipe: Recipe, scores: Mapping[str, Measured]) -> str:

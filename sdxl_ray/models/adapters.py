@@ -17,9 +17,13 @@ from torch import Tensor, nn
 
 from sdxl_ray.config.schema import FullTuning, LoraTuning, Section
 from sdxl_ray.errors import UserError, nearest
-from sdxl_ray.models.base_model import Components
+from sdxl_ray.formats.adapter import Adapter
+from sdxl_ray.formats.layer_names import LayerNames
+from sdxl_ray.formats.lora_files import write_lora
+from sdxl_ray.formats.peft_metadata import PeftAlphas
+from sdxl_ray.formats.reading import read_adapter
+from sdxl_ray.models.base_model import Components, component_configs
 from sdxl_ray.models.denoiser import Denoiser
-from sdxl_ray.models.safetensors_files import order_metadata
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -144,26 +148,24 @@ class Lora:
         return _trained(denoiser)
 
     def export(self, denoiser: Denoiser, components: Components, folder: Path, dtype: torch.dtype) -> None:
-        """`pytorch_lora_weights.safetensors` in diffusers' format, with rank and alpha in its metadata."""
-        from diffusers import StableDiffusionXLPipeline
+        """The adapters in diffusers' format and in kohya's (`formats.lora_files`)."""
+        names = LayerNames.of(component_configs(components.files))
+        write_lora(self.adapter(denoiser, names), names, folder, dtype=dtype)
+
+    def adapter(self, denoiser: Denoiser, names: LayerNames) -> Adapter:
+        """The trained adapters in neutral form; all parameters must be whole (gathered)."""
         from peft.utils import get_peft_model_state_dict
 
         modules = {"unet": denoiser.unet}
         modules |= {
             ("text_encoder" if n == 1 else "text_encoder_2"): encoder for n, encoder in _text_encoders(denoiser)
         }
-        layers: dict[str, Any] = {}
-        for name, module in modules.items():
-            state: dict[str, Tensor] = get_peft_model_state_dict(module)
-            layers[f"{name}_lora_layers"] = {key: value.detach().to("cpu", dtype) for key, value in state.items()}
-            # PEFT keeps names in sets, whose order changes from process to process: the same weights, the same file.
-            metadata = module.peft_config["default"].to_dict().items()
-            layers[f"{name}_lora_adapter_metadata"] = {
-                key: sorted(value) if isinstance(value, set) else value for key, value in metadata
-            }
-        StableDiffusionXLPipeline.save_lora_weights(folder, safe_serialization=True, **layers)
-        for file in folder.glob("*.safetensors"):
-            order_metadata(file)
+        states: dict[str, dict[str, Tensor]] = {part: get_peft_model_state_dict(one) for part, one in modules.items()}
+        tensors = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
+        alphas = PeftAlphas({part: one.peft_config["default"].to_dict() for part, one in modules.items()})
+        adapter, unused = read_adapter(tensors, {}, names, "the trained adapters", alphas)
+        assert not unused, unused
+        return adapter
 
     def _config(self, tuning: LoraTuning, names: list[str]) -> Any:
         from peft import LoraConfig

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
+from sdxl_ray.io.safetensors_files import find_weights, read_json, weight_files
 from sdxl_ray.models.base_model_files import MODELS, BaseFiles, component_configs, locate, single_file_changes
-from sdxl_ray.models.safetensors_files import find_weights, read_json, weight_files
 from sdxl_ray.models.weight_loading import loading, require_finite
 
 if TYPE_CHECKING:

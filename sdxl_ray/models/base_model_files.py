@@ -16,8 +16,7 @@ from typing import Any, Literal
 from sdxl_ray.config.file_names import did_you_mean, existing
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
-from sdxl_ray.models import hub, model_kinds
-from sdxl_ray.models.safetensors_files import (
+from sdxl_ray.io.safetensors_files import (
     MODEL_FILES,
     PICKLES,
     PIPELINE_FILES,
@@ -27,6 +26,7 @@ from sdxl_ray.models.safetensors_files import (
     read_header,
     read_json,
 )
+from sdxl_ray.models import hub, model_kinds
 from sdxl_ray.tiny import shipped
 
 #: The only classes a base may name: nothing else is imported on behalf of a model_index.json.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sdxl_ray.errors import UserError
+from sdxl_ray.io.safetensors_files import PIPELINE_TEXT
 from sdxl_ray.models.model_kinds import SDXL, SDXL_COMMIT
-from sdxl_ray.models.safetensors_files import PIPELINE_TEXT
 
 _PROBE_SECONDS = 10
 

@@ -12,7 +12,7 @@ from torch import nn
 from sdxl_ray.config.recipe import Recipe, parse_recorded
 from sdxl_ray.config.schema import FullTuning, LoraTuning
 from sdxl_ray.errors import UserError
-from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.artifact import LORA_WEIGHTS, Artifact
 from sdxl_ray.models.base_model_files import BaseFiles
 from sdxl_ray.models.denoiser import Denoiser
 
@@ -77,10 +77,10 @@ def _require_same_adapters(its: LoraTuning, mine: LoraTuning, where: str) -> Non
 def _load_adapters(module: nn.Module, folder: Path, part: str) -> None:
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-    prefix = f"{part}."
-    with safe_open(folder / "pytorch_lora_weights.safetensors", framework="pt") as file:
-        state = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
-    known = get_peft_model_state_dict(module)
+    prefix, known = f"{part}.", get_peft_model_state_dict(module)
+    with safe_open(folder / LORA_WEIGHTS, framework="pt") as file:
+        stored = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+        state = {_own_name(key.removeprefix(prefix), known): file.get_tensor(key) for key in stored}
     _require_known(state, known, folder, part)
     if state:
         set_peft_model_state_dict(module, state)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_ray.io.artifact import MANIFEST
-from sdxl_ray.models.safetensors_files import PICKLES, read_json
+from sdxl_ray.io.safetensors_files import PICKLES, read_json
 
 #: The base that most people mean, at one commit for ever.
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"

@@ -18,14 +18,13 @@ from safetensors.torch import load_file
 
 from sdxl_ray.config.schema import Base, MaxTokenLength
 from sdxl_ray.errors import RunError, UserError
-from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.artifact import LORA_WEIGHTS, Artifact
 from sdxl_ray.models.base_model import BaseFiles, load_components, locate, own_memory, vae_fix
 from sdxl_ray.models.base_model_files import check_folder
 from sdxl_ray.models.noise_schedule import scheduler_overrides
 from sdxl_ray.models.text_encoders import align, encode_prompts
 from sdxl_ray.models.weight_loading import loading, require_finite
 
-LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 ADAPTER = "tuned"
 
 

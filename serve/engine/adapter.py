@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
-from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.artifact import LORA_WEIGHTS, Artifact
 from sdxl_ray.models.noise_schedule import scheduler_overrides
-from sdxl_ray.models.pipeline import LORA_WEIGHTS, bare_name, require_same_base
+from sdxl_ray.models.pipeline import bare_name, require_same_base
 
 _METADATA = "lora_adapter_metadata"
 _DOWN, _UP = _HALVES = (".lora_A.weight", ".lora_B.weight")

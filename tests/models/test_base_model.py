@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
-from sdxl_ray.models import base_model, hub, safetensors_files
+from sdxl_ray.io import safetensors_files
+from sdxl_ray.models import base_model, hub
 from tests.models.single_file import write_single_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

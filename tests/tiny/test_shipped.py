@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
+from sdxl_ray.io.safetensors_files import read_json
 from sdxl_ray.models.base_model import load_components, locate
-from sdxl_ray.models.safetensors_files import read_json
 from sdxl_ray.tiny import shipped, unknown_words, vocabulary
 from sdxl_ray.tiny._build import layout
 

@@ -122,7 +122,7 @@ def test_killed_and_started_again_is_the_same_run(train: Train, recipe: Recipe, 
     assert all(torch.equal(w, theirs[name]) for name, w in mine.items())
     assert again.of("validation")[-1]["loss"].hex() == straight.of("validation")[-1]["loss"].hex()
     files = [p.relative_to(straight.folder) for p in (straight.folder / "artifact").rglob("*.safetensors")]
-    assert len(files) == {"lora": 1, "full": 4}[kind]
+    assert len(files) == {"lora": 2, "full": 4}[kind]
     for file in files:
         one, two = load_file(straight.folder / file), load_file(again.folder / file)
         assert one.keys() == two.keys()

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from sdxl_ray.errors import UserError
-from sdxl_ray.models.safetensors_files import order_metadata, read_header
+from sdxl_ray.io.safetensors_files import order_metadata, read_header
 from tests.cases import cases
 
 pytestmark = pytest.mark.chaos

@@ -1,0 +1,53 @@
+"""diffusers' LoRA files: PEFT's names below `unet.`, `text_encoder.` and `text_encoder_2.`, rank and alpha beside them.
+
+Text encoders' layers have `text_model.` in their names whatever transformers calls them in memory: ComfyUI and
+diffusers on transformers before 5.6 find them only so, and newer versions read both.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sdxl_ray.errors import UserError
+from sdxl_ray.formats.adapter import Adapter, Layer, LowRank
+from sdxl_ray.formats.peft_metadata import METADATA_KEY, packed, peft_configs
+
+
+def diffusers_tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, contiguous and on the CPU, and the file's metadata. dtype None: as they are.
+
+    Raises UserError for what diffusers' format cannot hold: LyCORIS' kinds, and DoRA in some layers of a part only.
+    """
+    if adapter.lycoris:
+        layer, change = next(iter(adapter.lycoris.items()))
+        raise UserError(
+            f"diffusers' LoRA format holds low-rank pairs only, and {layer.module} is {change.kind}: use kohya's format"
+        )
+    _require_dora_throughout(adapter)
+    tensors: dict[str, Tensor] = {}
+    for layer, pair in adapter.low_rank.items():
+        name = f"{layer.part}.{layer.module}"
+        roles = {"lora_A.weight": pair.down, "lora_B.weight": pair.up}
+        if pair.magnitude is not None:
+            roles["lora_magnitude_vector"] = _peft_magnitude(pair)
+        for role, tensor in roles.items():
+            tensors[f"{name}.{role}"] = tensor.detach().to("cpu", dtype).contiguous()
+    return tensors, {"format": "pt", METADATA_KEY: packed(peft_configs(adapter))}
+
+
+def _peft_magnitude(pair: LowRank) -> Tensor:
+    assert pair.magnitude is not None
+    convolution = pair.down.dim() == 4
+    return pair.magnitude.reshape(1, -1, 1, 1) if convolution else pair.magnitude
+
+
+def _require_dora_throughout(adapter: Adapter) -> None:
+    for part in adapter.parts:
+        pairs: dict[Layer, LowRank] = {layer: pair for layer, pair in adapter.low_rank.items() if layer.part == part}
+        without = [layer.module for layer, pair in pairs.items() if pair.magnitude is None]
+        if without and len(without) < len(pairs):
+            raise UserError(
+                f"diffusers' LoRA format has DoRA in all layers of the {part} or in none, and {without[0]} has no "
+                "magnitude: use kohya's format"
+            )

@@ -1,0 +1,95 @@
+"""An artifact from an adapter that no run trained: an imported file, an extraction, a merge.
+
+Its recorded recipe says what can be known: the base, the ranks, and, where the caller knows them, the subject's words.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.config.schema import LoraTuning
+from sdxl_ray.formats.adapter import Adapter, Layer, LowRank
+from sdxl_ray.formats.layer_names import LayerNames
+from sdxl_ray.formats.lora_files import write_lora
+from sdxl_ray.io.artifact import Artifact, write_manifest
+from sdxl_ray.io.atomic import publish
+from sdxl_ray.io.model_card import write_card
+from sdxl_ray.models.base_model_files import BaseFiles
+
+
+def write_lora_artifact(
+    folder: Path,
+    adapter: Adapter,
+    names: LayerNames,
+    files: BaseFiles,
+    recipe: Recipe,
+    *,
+    origin: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> Artifact:
+    """Write `folder` as a whole or not at all.
+
+    recipe: of the base (`base`) and, if known, of the subject (`data`); its tuning is replaced by the adapter's.
+    origin: as in `Manifest`, "command" first. dtype None: as the tensors are. Raises OSError.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        write_lora(adapter, names, draft, dtype=dtype)
+        recorded = recipe.model_copy(update={"tuning": tuning_of(adapter)})
+        artifact = write_manifest(
+            draft,
+            kind="lora",
+            recipe=recorded.model_dump(mode="json"),
+            recipe_identity=recorded.identity,
+            base_id=files.id,
+            base_revision=files.revision,
+            step=0,
+            origin=origin,
+        )
+        write_card(draft, artifact.manifest, recorded, {})
+        return Artifact(publish(draft, folder), artifact.manifest)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def tuning_of(adapter: Adapter) -> LoraTuning:
+    """The settings that would give the adapter's layers, ranks and strengths."""
+    pairs = adapter.low_rank
+    if not pairs:
+        return LoraTuning(rank=1)
+    rank = Counter(pair.rank for pair in pairs.values()).most_common(1)[0][0]
+    alpha = Counter(pair.alpha for pair in pairs.values()).most_common(1)[0][0]
+    return LoraTuning(
+        rank=rank,
+        alpha=alpha,
+        target_modules=_tails(pairs, "unet") or LoraTuning().target_modules,
+        text_target_modules=_tails(pairs, "text_encoder", "text_encoder_2") or LoraTuning().text_target_modules,
+        text_encoders=tuple(n for n, part in ((1, "text_encoder"), (2, "text_encoder_2")) if part in adapter.parts),
+        use_dora=any(pair.magnitude is not None for pair in pairs.values()),
+        rank_pattern={layer.module: pair.rank for layer, pair in pairs.items() if pair.rank != rank},
+        alpha_pattern={layer.module: pair.alpha for layer, pair in pairs.items() if pair.alpha != alpha},
+    )
+
+
+def _tails(pairs: Mapping[Layer, LowRank], *parts: str) -> tuple[str, ...]:
+    """Layers by the ends of their names, as `tuning.target_modules` has them: "to_q", "ff.net.2"."""
+    names = {layer.module for layer in pairs if layer.part in parts}
+    return tuple(
+        sorted(
+            {
+                re.sub(r"^.*(transformer_blocks|resnets|attentions|layers|self_attn|attn\d|mlp)\.(\d+\.)?", "", n)
+                for n in names
+            }
+        )
+    )
