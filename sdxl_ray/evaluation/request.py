@@ -19,6 +19,7 @@ from sdxl_ray.errors import UserError
 from sdxl_ray.evaluation.prompts import Split
 from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.io.rows import OnRow
+from sdxl_ray.models.opening import open_artifact
 from sdxl_ray.paths import local_folder
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def open_request(request: EvaluationRequest) -> OpenedRequest:
         near = round(request.size / 8) * 8
         raise UserError(f"--size {request.size}: images have multiples of 8 pixels, try {near}")
     named = _named(request.sources)
-    artifacts = {name: Artifact.open(path) for name, path in named.items() if path != "base"}
+    artifacts = {name: open_artifact(path, request.base) for name, path in named.items() if path != "base"}
     recipe = _recipe(artifacts, request.base)
     if request.class_name is None:
         _require_same_class(artifacts)
@@ -137,21 +138,34 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
         name, equals, path = source.partition("=")
         if not equals or Path(source).exists():
             path = source
-            folder = Path(source).absolute()
-            name = source if source == "base" else folder.parent.name if folder.name == "artifact" else folder.name
+            name = source if source == "base" else name_of(source)
         if name in named:
             raise UserError(f"two models are called {name!r}: write NAME=ARTIFACT for one of them")
         named[name] = path
     return named
 
 
+def name_of(source: str) -> str:
+    """What a model is called that was given no name: after its run, its folder, or its file."""
+    path = Path(source).absolute()
+    return path.parent.name if path.name == "artifact" else path.name.removesuffix(".safetensors")
+
+
 def _own_recipe(artifact: Artifact) -> Recipe:
     return recipe_files.parse_recorded(artifact.manifest.recipe, f"{artifact.folder}: recipe")
 
 
+def _trained(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """The artifacts whose photos are known: of runs, not of other tools' files."""
+    return {name: artifact for name, artifact in artifacts.items() if artifact.manifest.recipe["data"]["images"]}
+
+
 def _recipe(artifacts: Mapping[str, Artifact], base: Base | None) -> Recipe:
-    """The first artifact's recipe, whose settings hold for all; else the shipped LoRA recipe of the base."""
-    for artifact in artifacts.values():
+    """The first artifact's recipe, whose settings hold for all; else the shipped LoRA recipe of the base.
+
+    An imported file's recipe says little: one that was trained here goes first.
+    """
+    for artifact in (_trained(artifacts) or artifacts).values():
         recipe = _own_recipe(artifact)
         return recipe if base is None else recipe.model_copy(update={"base": base})
     base = base or Base()
@@ -182,10 +196,10 @@ def _subject(opened: OpenedRequest) -> Subject:
     where, other = opened.request.subject, opened.request.other
     if where is not None:
         photos, name = load_photos(where), subject_name(where)
-    elif opened.artifacts:
-        first = next(iter(opened.artifacts.values()))
+    elif trained := _trained(opened.artifacts):
+        first = next(iter(trained.values()))
         photos, name = held_out_photos(first), subject_name(str(first.manifest.recipe["data"]["images"]))
-        _require_same_photos(opened.artifacts, {photo.pixels for photo in photos})
+        _require_same_photos(trained, {photo.pixels for photo in photos})
     else:
         raise UserError("no subject is known: give a folder of photos, --subject DIR")
     others = load_photos(other, "--other") if other is not None else ()
@@ -210,7 +224,7 @@ def _require_same_photos(artifacts: Mapping[str, Artifact], pixels: set[str]) ->
 
 def _require_same_class(artifacts: Mapping[str, Artifact]) -> None:
     """Raise UserError when artifacts are of different classes, whose images no one prompt asks for."""
-    classes = {_own_recipe(artifact).data.known_class: name for name, artifact in artifacts.items()}
+    classes = {_own_recipe(artifact).data.known_class: name for name, artifact in _trained(artifacts).items()}
     if len(classes) > 1:
         listed = ", ".join(f"{name!r} of class {what!r}" for what, name in classes.items())
         raise UserError(f"the artifacts are of different classes ({listed}): evaluate them apart, or give --class-name")

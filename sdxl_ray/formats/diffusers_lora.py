@@ -17,7 +17,8 @@ from sdxl_ray.formats.peft_metadata import METADATA_KEY, packed, peft_configs
 def diffusers_tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name, contiguous and on the CPU, and the file's metadata. dtype None: as they are.
 
-    Raises UserError for what diffusers' format cannot hold: LyCORIS' kinds, and DoRA in some layers of a part only.
+    Raises UserError for what diffusers cannot load: LyCORIS' kinds, DoRA in some layers of a part only, and a text
+    encoder of which only other layers than attention are changed.
     """
     if adapter.lycoris:
         layer, change = next(iter(adapter.lycoris.items()))
@@ -25,6 +26,7 @@ def diffusers_tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> tup
             f"diffusers' LoRA format holds low-rank pairs only, and {layer.module} is {change.kind}: use kohya's format"
         )
     _require_dora_throughout(adapter)
+    _require_attention(adapter)
     tensors: dict[str, Tensor] = {}
     for layer, pair in adapter.low_rank.items():
         name = f"{layer.part}.{layer.module}"
@@ -50,4 +52,15 @@ def _require_dora_throughout(adapter: Adapter) -> None:
             raise UserError(
                 f"diffusers' LoRA format has DoRA in all layers of the {part} or in none, and {without[0]} has no "
                 "magnitude: use kohya's format"
+            )
+
+
+def _require_attention(adapter: Adapter) -> None:
+    """diffusers infers the spelling of a text encoder's tensors from its attention layers."""
+    for part in ("text_encoder", "text_encoder_2"):
+        modules = [layer.module for layer in adapter.low_rank if layer.part == part]
+        if modules and not any(".self_attn." in module for module in modules):
+            raise UserError(
+                f"diffusers loads a LoRA of a text encoder only where it has attention layers, and the {part} has "
+                f"only others, as {modules[0]}: use kohya's format"
             )

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.formats.peft_metadata import PeftAlphas
 from sdxl_ray.formats.reading import read_adapter
 from sdxl_ray.io.artifact import KOHYA_WEIGHTS, LORA_WEIGHTS
-from sdxl_ray.io.safetensors_files import order_metadata, read_header
+from sdxl_ray.io.safetensors_files import order_metadata, read_metadata
 
 
 def write_lora(
@@ -37,8 +36,8 @@ def write_lora(
     metadata: of kohya's file. dtype None: as the tensors are. Raises OSError when the disk is full.
     """
     if holds(adapter):
-        _write(folder / LORA_WEIGHTS, *diffusers_tensors(adapter, dtype))
-    _write(folder / KOHYA_WEIGHTS, kohya_tensors(adapter, names, dtype), dict(metadata or {}))
+        write_tensors(folder / LORA_WEIGHTS, *diffusers_tensors(adapter, dtype))
+    write_tensors(folder / KOHYA_WEIGHTS, kohya_tensors(adapter, names, dtype), dict(metadata or {}))
 
 
 def holds(adapter: Adapter) -> bool:
@@ -52,13 +51,11 @@ def holds(adapter: Adapter) -> bool:
 
 def read_lora(file: Path, names: LayerNames, where: str, alphas: PeftAlphas | None = None) -> tuple[Adapter, list[str]]:
     """The adapter of a file and the names of its unused tensors. Raises UserError as `read_adapter`, or for no file."""
-    read_header(file, where)
-    with safe_open(file, "pt") as opened:
-        metadata = opened.metadata() or {}
+    metadata = read_metadata(file, where)
     return read_adapter(load_file(file), metadata, names, where, alphas)
 
 
-def _write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     save_file(dict(tensors), file, dict(metadata) or None)
     if metadata:
         order_metadata(file)

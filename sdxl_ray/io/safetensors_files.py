@@ -114,6 +114,15 @@ def _other_content(start: bytes) -> str:
 
 def read_header(file: Path, where: str) -> dict[str, Any]:
     """Names, types and shapes of the tensors in a safetensors file; its length is checked against them."""
+    return _whole_header(file, where)[0]
+
+
+def read_metadata(file: Path, where: str) -> dict[str, str]:
+    """The metadata of a safetensors file, checked as `read_header` does."""
+    return _whole_header(file, where)[1]
+
+
+def _whole_header(file: Path, where: str) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -124,7 +133,7 @@ def read_header(file: Path, where: str) -> dict[str, Any]:
                 raise UserError(f"{where}: {file.name} is not a safetensors file{other}")
             stream.seek(8)
             header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
+            metadata = dict(header.pop("__metadata__", None) or {})
             end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
     except OSError as error:
         raise UserError(f"{where}: {file.name} cannot be read: {error.strerror}") from None
@@ -134,7 +143,7 @@ def read_header(file: Path, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: {file.name} has a broken header; copy or download it again") from None
     if size != 8 + length + end:
         raise UserError(f"{where}: {file.name} has {size} bytes of {8 + length + end}; copy or download it again")
-    return dict(header)
+    return dict(header), metadata
 
 
 def order_metadata(file: Path) -> None:

@@ -12,6 +12,7 @@ from sdxl_ray.config.schema import Base, MaxTokenLength
 from sdxl_ray.errors import UserError
 from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.io.rows import OnRow
+from sdxl_ray.models.opening import open_artifact
 from sdxl_ray.tiny.unknown_words import unknown_words
 
 if TYPE_CHECKING:
@@ -62,13 +63,13 @@ class GenerationSource:
 
     @classmethod
     def of(cls, source: str | Path | Artifact, base: Base | None = None) -> GenerationSource:
-        """An artifact, its folder, or the word "base"; `base` replaces the one that the artifact's recipe names.
+        """An artifact, its folder, another tool's file, or the word "base".
 
-        Raises UserError for an artifact that is missing or was changed.
+        base: in place of the one that the artifact's recipe names. Raises UserError as `open_artifact` does.
         """
         if source == "base":
             return cls(base or Base())
-        artifact = source if isinstance(source, Artifact) else Artifact.open(source)
+        artifact = source if isinstance(source, Artifact) else open_artifact(source, base)
         if base is None:
             base = recipe_files.parse_recorded(artifact.manifest.recipe, f"{artifact.folder}: recipe").base
         return cls(base, artifact)

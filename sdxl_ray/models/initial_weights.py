@@ -10,11 +10,12 @@ from safetensors import safe_open
 from torch import nn
 
 from sdxl_ray.config.recipe import Recipe, parse_recorded
-from sdxl_ray.config.schema import FullTuning, LoraTuning
+from sdxl_ray.config.schema import Base, FullTuning, LoraTuning
 from sdxl_ray.errors import UserError
 from sdxl_ray.io.artifact import LORA_WEIGHTS, Artifact
 from sdxl_ray.models.base_model_files import BaseFiles
 from sdxl_ray.models.denoiser import Denoiser
+from sdxl_ray.models.opening import open_artifact
 
 #: Settings of a LoRA that give its weights their meaning or shape: a run that starts from one has the same.
 _SAME = ("rank", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
@@ -23,7 +24,7 @@ _PARTS = {"unet": "unet", "text_encoder": "text_encoder_1", "text_encoder_2": "t
 
 def initial_artifact(recipe: Recipe) -> Artifact | None:
     """The verified artifact of `tuning.init`, if it is set. Raises UserError."""
-    return None if recipe.tuning.init is None else Artifact.open(recipe.tuning.init)
+    return None if recipe.tuning.init is None else open_artifact(recipe.tuning.init, recipe.base)
 
 
 def require_initial(recipe: Recipe, files: BaseFiles) -> None:
@@ -49,11 +50,11 @@ def require_initial(recipe: Recipe, files: BaseFiles) -> None:
         _require_same_adapters(its, recipe.tuning, where)
 
 
-def load_initial(denoiser: Denoiser, tuning: LoraTuning | FullTuning) -> None:
+def load_initial(denoiser: Denoiser, tuning: LoraTuning | FullTuning, base: Base) -> None:
     """Copy the weights of `tuning.init` into the model, after its adapters are there and before anything shards it."""
     if tuning.init is None:
         return
-    folder = Artifact.open(tuning.init).folder
+    folder = open_artifact(tuning.init, base).folder
     for part, attribute in _PARTS.items():
         module = getattr(denoiser, attribute)
         if module is not None:

@@ -105,7 +105,7 @@ def run_training(recipe: Recipe, images: Splits, context: RunContext) -> dict[st
     denoiser = denoiser_of(components, recipe.tuning)
     strategy = TUNINGS[type(recipe.tuning)]
     trainable = strategy.prepare(denoiser, recipe.tuning, recipe.seed)
-    load_initial(denoiser, recipe.tuning)
+    load_initial(denoiser, recipe.tuning, recipe.base)
     _prepare_forward(recipe, denoiser)
     accumulation = accumulation_of(recipe, len(sampler), context.group.world)
     micro_batch = -(-len(sampler) // (context.group.world * accumulation))

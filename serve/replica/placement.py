@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
-from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.models.base_model_files import component_configs, locate
+from sdxl_ray.models.opening import open_artifact
 from serve.config import ServeConfig, Variant
 from serve.deployment_config import DeploymentConfig, merged
 
@@ -38,10 +38,14 @@ class ReplicaGroup:
 
 @dataclass
 class VariantPlacement:
-    """Where a variant is served. `group` None: it is stopped, for `reason`."""
+    """Where a variant is served. `group` None: it is stopped, for `reason`.
+
+    artifact: its hash. folder: of the artifact; of another tool's file, the one that it was imported to.
+    """
 
     kind: VariantKind
     artifact: str = ""
+    folder: str | None = None
     group: str | None = None
     reason: str | None = None
 
@@ -75,11 +79,11 @@ def plan(config: ServeConfig) -> Placement:
     places: dict[str, VariantPlacement] = {}
     groups: dict[str, ReplicaGroup] = {}
     for name, variant in config.variants.items():
-        places[name] = place = _place(name, variant)
+        places[name] = place = _place(name, variant, config.base)
         if place.group is not None:
             group = groups.setdefault(place.group, ReplicaGroup())
             group.variants.append(name)
-            group.artifact = variant.artifact if place.kind == "full" else None
+            group.artifact = place.folder if place.kind == "full" else None
             group.fused = name if variant.fused else None
             if variant.deployment_config and place.group == SHARED:
                 raise UserError(
@@ -87,7 +91,7 @@ def plan(config: ServeConfig) -> Placement:
                     "or the file's own deployment_config"
                 )
             group.deployment_config = merged(config.deployment_config, variant.deployment_config)
-    loras = {name: variant.artifact for name, variant in config.variants.items() if places[name].kind == "lora"}
+    loras = {name: place.folder for name, place in places.items() if place.kind == "lora"}
     for group in groups.values():
         group.adapters = {name: str(folder) for name, folder in loras.items() if places[name].group is not None}
         if group.fused:  # weights with one LoRA in them are no base for another
@@ -95,11 +99,11 @@ def plan(config: ServeConfig) -> Placement:
     return Placement(_own_edge(config, groups), groups, places)
 
 
-def _place(name: str, variant: Variant) -> VariantPlacement:
+def _place(name: str, variant: Variant, base: Base) -> VariantPlacement:
     if variant.artifact is None:
         return VariantPlacement("base", group=SHARED)
     try:
-        artifact = Artifact.open(variant.artifact)
+        artifact = open_artifact(variant.artifact, base)
     except UserError as error:
         return VariantPlacement("unknown", reason=str(error))
     alone = artifact.manifest.kind == "full" or variant.own_replicas
@@ -107,7 +111,8 @@ def _place(name: str, variant: Variant) -> VariantPlacement:
         return VariantPlacement(
             "full", artifact.hash, reason=f"variant {name!r} is a full artifact: only a LoRA can be fused"
         )
-    return VariantPlacement(artifact.manifest.kind, artifact.hash, group=f"{SHARED}-{name}" if alone else SHARED)
+    group = f"{SHARED}-{name}" if alone else SHARED
+    return VariantPlacement(artifact.manifest.kind, artifact.hash, str(artifact.folder), group)
 
 
 def _own_edge(config: ServeConfig, groups: dict[str, ReplicaGroup]) -> int:

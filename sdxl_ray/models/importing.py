@@ -1,0 +1,112 @@
+"""Makes artifacts of other tools' files: LoRAs of every spelling and whole models.
+
+The caller chooses the folder; `models.opening` keeps imports in the cache. What a file is, is known by the names of its
+tensors alone; pickles are never loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from sdxl_ray.config import recipe as recipe_files
+from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.config.schema import Base, Data
+from sdxl_ray.errors import UserError
+from sdxl_ray.formats.layer_names import LayerNames
+from sdxl_ray.formats.lora_files import read_lora
+from sdxl_ray.formats.peft_metadata import PeftAlphas
+from sdxl_ray.formats.tensor_keys import split
+from sdxl_ray.io.artifact import LORA_WEIGHTS, Artifact
+from sdxl_ray.io.file_hash import sha256
+from sdxl_ray.io.safetensors_files import PICKLES, read_header, read_json, read_metadata
+from sdxl_ray.models import model_kinds
+from sdxl_ray.models.base_model_files import component_configs, locate
+from sdxl_ray.models.lora_artifact import write_lora_artifact
+
+#: What decides an import of a folder.
+FOLDER_FILES = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.txt")
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+Kind = Literal["lora", "checkpoint", "folder"]
+
+
+def kind_of(path: Path) -> Kind:
+    """What a file or folder is. Raises UserError for a pickle, a damaged file, and what is no model of SDXL."""
+    if path.is_dir() and (path / "model_index.json").is_file():
+        return "folder"
+    file = weights_of(path)
+    where = repr(str(path))
+    if file.suffix in PICKLES:
+        raise UserError(f"{where} is a pickle, which can run code when loaded: convert it to safetensors")
+    header = read_header(file, where)
+    if any(name.startswith(("model.diffusion_model.", "first_stage_model.", "conditioner.")) for name in header):
+        return "checkpoint"
+    if any(split(name) is not None for name in header):
+        return "lora"
+    raise UserError(f"{where} is not a LoRA or a model of SDXL but {model_kinds.of_header(header, set())}")
+
+
+def weights_of(path: Path) -> Path:
+    """The one weights file of a LoRA folder, or the file itself. Raises UserError for a folder with several."""
+    if path.is_file():
+        return path
+    for name in (PEFT_WEIGHTS, LORA_WEIGHTS):
+        if (path / name).is_file():
+            return path / name
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        raise UserError(f"{str(path)!r} holds {len(files)} .safetensors files: give one of them, as {str(files[0])!r}")
+    return files[0]
+
+
+def base_of(path: Path, base: Base | None) -> Base:
+    """`base`, else the one that the file itself names or is. Raises UserError when neither is known."""
+    if base is not None:
+        return base
+    if kind_of(path) != "lora":
+        return Base(id=str(path.absolute()))
+    made_on = read_metadata(weights_of(path), repr(str(path))).get("ss_sd_model_name")
+    if made_on == "tiny":
+        return Base(id="tiny")
+    named = f"; it says it was made on {made_on!r}" if made_on else ""
+    raise UserError(f"{str(path)!r} is a LoRA of another tool, and its base is not known{named}: give it with --base")
+
+
+def import_model(
+    path: Path, base: Base, folder: Path, *, allow_partial: bool, on_note: Callable[[str], None]
+) -> Artifact:
+    """Import `path`, a file or folder, as the artifact `folder`, whole or not at all.
+
+    Raises UserError as `kind_of`, `read_adapter` and `locate` do, and for tensors that fit nowhere, unless
+    `allow_partial` is set and some fit.
+    """
+    if kind_of(path) != "lora":
+        raise UserError(f"{str(path)!r} is a whole model")
+    return _import_lora(path, base, folder, allow_partial, on_note)
+
+
+def _import_lora(path: Path, base: Base, folder: Path, allow_partial: bool, on_note: Callable[[str], None]) -> Artifact:
+    files, file, where = locate(base), weights_of(path), repr(str(path))
+    names = LayerNames.of(component_configs(files))
+    config = file.parent / PEFT_CONFIG
+    alphas = PeftAlphas(dict.fromkeys(("unet",), read_json(config))) if file.name == PEFT_WEIGHTS else None
+    adapter, unused = read_lora(file, names, where, alphas)
+    if unused:
+        listed = ", ".join(sorted(unused)[:3]) + (", ..." if len(unused) > 3 else "")
+        of = f"{len(unused)} of {len(read_header(file, where))} tensors"
+        fits = f"{where}: {of} fit no layer of base {base.id!r} ({listed})"
+        if not adapter.layers:
+            raise UserError(f"{fits}: it was made for another model, give the base that it was made on with --base")
+        if not allow_partial:
+            raise UserError(f"{fits}: give the base that it was made on, or --allow-partial to use the rest")
+        on_note(f"note: {fits}; they are left out")
+    origin = {"command": "import", "file": path.name, "sha256": sha256(file), "unused_tensors": len(unused)}
+    return write_lora_artifact(folder, adapter, names, files, imported_recipe(base), origin=origin)
+
+
+def imported_recipe(base: Base) -> Recipe:
+    """What is recorded of a model whose training is not known: the base, and how it is usually drawn and scored."""
+    shipped = recipe_files.load("tiny_lora" if base.id == "tiny" else "lora")
+    return shipped.model_copy(update={"base": base, "data": Data()})
