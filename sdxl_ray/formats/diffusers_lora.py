@@ -32,7 +32,9 @@ def diffusers_tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> tup
         name = f"{layer.part}.{layer.module}"
         roles = {"lora_A.weight": pair.down, "lora_B.weight": pair.up}
         if pair.magnitude is not None:
-            roles["lora_magnitude_vector"] = _peft_magnitude(pair)
+            # transformers, which places the adapters of text encoders, does not find PEFT's own name for it.
+            name_of_magnitude = "lora_magnitude_vector" + ("" if layer.part == "unet" else ".weight")
+            roles[name_of_magnitude] = _peft_magnitude(pair)
         for role, tensor in roles.items():
             tensors[f"{name}.{role}"] = tensor.detach().to("cpu", dtype).contiguous()
     return tensors, {"format": "pt", METADATA_KEY: packed(peft_configs(adapter))}

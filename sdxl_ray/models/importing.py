@@ -100,7 +100,8 @@ def _import_lora(path: Path, base: Base, folder: Path, allow_partial: bool, on_n
         if not adapter.layers:
             raise UserError(f"{fits}: it was made for another model, give the base that it was made on with --base")
         if not allow_partial:
-            raise UserError(f"{fits}: give the base that it was made on, or --allow-partial to use the rest")
+            fix = "give the base that it was made on, or use the rest with `sdxl-ray import --allow-partial`"
+            raise UserError(f"{fits}: {fix}")
         on_note(f"note: {fits}; they are left out")
     origin = {"command": "import", "file": path.name, "sha256": sha256(file), "unused_tensors": len(unused)}
     return write_lora_artifact(folder, adapter, names, files, imported_recipe(base), origin=origin)
