@@ -37,8 +37,9 @@ def run(
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Make an artifact of a LoRA or model that another tool made (kohya, ComfyUI, A1111, PEFT, diffusers, LyCORIS).
+    """Make an artifact of another tool's LoRA.
 
+    It reads files of kohya's scripts, ComfyUI, A1111, PEFT and diffusers.
     `generate`, `evaluate`, `serve` and `tuning.init` take such files directly too, and import them into the cache.
     """
     from sdxl_ray.config.recipe import read_base

@@ -271,11 +271,17 @@ def _workers(value: Any) -> Any:
 class Parallel(Section):
     """How the same computation is laid over machines: the same losses, up to summation order and to `precision`."""
 
-    engine: Literal["zero", "local"] = Field("zero", description="zero: Ray Train + DeepSpeed; local: this process")
+    engine: Literal["zero", "local"] = Field(
+        "zero", description="zero: Ray Train, with DeepSpeed as zero_stage says; local: this process"
+    )
     workers: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_workers)] = Field(
         (1, 1), description="a number, or [min, max] for elastic training"
     )
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
+        "auto",
+        description="auto: DeepSpeed's stage 2 (3 with offload_parameters), but plain data parallelism in fp32 for "
+        "LoRA, whose gradients are a few MB, and for one worker",
+    )
     offload_optimizer: bool = Field(False, description="optimizer state in CPU memory (ZeRO 1-3)")
     offload_parameters: bool = Field(False, description="parameters in CPU memory (ZeRO 3)")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs")
@@ -289,7 +295,7 @@ class Parallel(Section):
             raise ValueError(f"workers {list(self.workers)}: the first number is the least, write [min, max]")
         if self.engine == "local" and self.workers != (1, 1):
             raise ValueError(f"engine local is one process, workers is {self.workers[1]}: use engine zero or workers 1")
-        if self.offload_parameters and self.zero_stage != 3:
+        if self.offload_parameters and self.zero_stage not in (3, "auto"):
             raise ValueError(f"offload_parameters needs zero_stage 3, got {self.zero_stage}")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")

@@ -17,9 +17,16 @@ from sdxl_ray.io.storage import Storage
 from sdxl_ray.io.storage.deadline import waits_reported
 
 if TYPE_CHECKING:
+    import torch
+
+    from sdxl_ray.config.recipe import Recipe
     from sdxl_ray.distributed.collectives import TorchGroup
     from sdxl_ray.io.collectives import Collectives
+    from sdxl_ray.models.adapters import Trainable
+    from sdxl_ray.models.denoiser import Denoiser
+    from sdxl_ray.training.engine import TrainingEngine
     from sdxl_ray.training.run_directory import RunFolder
+    from sdxl_ray.training.trainer import MakeEngine
 
 #: Parts of rows that are for the records alone.
 _BULKY = ("examples", "rows")
@@ -56,7 +63,6 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
     from sdxl_ray.distributed.trackers import trackers
     from sdxl_ray.distributed.train_reports import TrainReports
     from sdxl_ray.distributed.worker_paths import images_here, recipe_here
-    from sdxl_ray.distributed.zero import ZeroEngine
     from sdxl_ray.training.disk_errors import named_when_full
     from sdxl_ray.training.local import precision_on
     from sdxl_ray.training.loggers import RunLogger
@@ -66,19 +72,6 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
     storage = Storage.of(config["storage"]) if config.get("storage") else None
     run = _run_folder(config, group, storage)
     precision = precision_on(recipe, device)
-
-    def make_engine(denoiser: Any, trainable: Any, micro_batch: int, accumulation: int) -> ZeroEngine:
-        return ZeroEngine(
-            denoiser,
-            trainable,
-            recipe.optim,
-            recipe.parallel,
-            micro_batch=micro_batch,
-            accumulation=accumulation,
-            device=device,
-            precision=precision,
-            group=group,
-        )
 
     with named_when_full(run.folder), ExitStack() as stack:
         run_logger = None
@@ -101,7 +94,7 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
             group,
             torch.device(device),
             precision,
-            make_engine,
+            _engine_maker(recipe, torch.device(device), precision, group),
             run.folder,
             run.cache,
             report,
@@ -112,6 +105,31 @@ def _train(config: dict[str, Any], group: TorchGroup) -> None:
         stack.close()
         if group.rank == 0:
             run.finish(summary, storage)
+
+
+def _engine_maker(recipe: Recipe, device: torch.device, precision: torch.dtype, group: Collectives) -> MakeEngine:
+    """DeepSpeed where a ZeRO stage is wanted, else the engine of one process with one all-reduce a step."""
+    from sdxl_ray.config.layout import zero_stage
+    from sdxl_ray.distributed.data_parallel import DataParallelEngine
+
+    stage = zero_stage(recipe, group.world, half=precision.itemsize == 2)
+
+    def make(denoiser: Denoiser, trainable: Trainable, micro_batch: int, accumulation: int) -> TrainingEngine:
+        common: dict[str, Any] = {
+            "accumulation": accumulation,
+            "device": device,
+            "precision": precision,
+            "group": group,
+        }
+        if stage is None:
+            return DataParallelEngine(denoiser, trainable, recipe.optim, **common)
+        from sdxl_ray.distributed.zero import ZeroEngine  # DeepSpeed takes seconds to import
+
+        return ZeroEngine(
+            denoiser, trainable, recipe.optim, recipe.parallel, stage=stage, micro_batch=micro_batch, **common
+        )
+
+    return make
 
 
 def _run_folder(config: dict[str, Any], group: Collectives, storage: Storage | None) -> RunFolder:

@@ -39,6 +39,7 @@ def deepspeed_config(
     parallel: Parallel,
     optim: Optim,
     *,
+    stage: int,
     trained: int,
     micro_batch: int,
     accumulation: int,
@@ -49,8 +50,8 @@ def deepspeed_config(
 
     `trained` parameters size the communication buffers, as the plan counts them: the defaults take 1 GB for any LoRA.
     """
-    zero: dict[str, Any] = {"stage": parallel.zero_stage, "contiguous_gradients": True}
-    zero |= zero_settings(trained, parallel.zero_stage)
+    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True}
+    zero |= zero_settings(trained, stage)
     if parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if parallel.offload_parameters:
@@ -66,7 +67,7 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
-    if parallel.zero_stage == 0 and precision != torch.float32:
+    if stage == 0 and precision != torch.float32:
         # Stage 0 keeps fp32 weights whole, as plain data parallelism does; its forward runs under autocast.
         config["torch_autocast"] = {"enabled": True, "dtype": str(precision).removeprefix("torch.")}
     elif precision == torch.bfloat16:
@@ -86,6 +87,7 @@ class ZeroEngine:
         optim: Optim,
         parallel: Parallel,
         *,
+        stage: int,
         micro_batch: int,
         accumulation: int,
         device: torch.device,
@@ -94,7 +96,7 @@ class ZeroEngine:
     ) -> None:
         self.denoiser, self.trainable, self.group = denoiser, trainable, group
         self.device, self.accumulation, self.precision = device, accumulation, precision
-        self._stage, self._micro, self._linked = parallel.zero_stage, 0, False
+        self._stage, self._micro, self._linked = stage, 0, False
         self._norm: Any = None  # perhaps a tensor of the device: reading it would wait for the step
         if self._stage == 0:
             hold_masters(denoiser)
@@ -103,6 +105,7 @@ class ZeroEngine:
         config = deepspeed_config(
             parallel,
             optim,
+            stage=stage,
             trained=trainable.count,
             micro_batch=micro_batch,
             accumulation=accumulation,
@@ -208,8 +211,10 @@ class ZeroEngine:
         with self._stepped_parameters():
             load_optimizer_rest(self._torch_optimizer, state["optimizer"])
         self._link_moments()
+        scaler = _deepspeed_private.loss_scaler(self._engine)
         for name, value in state["scaler"].items():
-            setattr(_deepspeed_private.loss_scaler(self._engine), name, value)
+            if hasattr(scaler, name):  # not of torch's scaler, whose run goes on under ZeRO with a fresh one
+                setattr(scaler, name, value)
 
     def _stepped_parameters(self) -> AbstractContextManager[None]:
         """Inside, the torch optimizer's groups name the flat partitions; ZeRO-3 fills them for a step only."""

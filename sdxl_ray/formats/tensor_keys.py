@@ -28,7 +28,7 @@ _LYCORIS = {
 _LYCORIS_ROLES = {role: kind for kind, roles in _LYCORIS.items() for role in roles}
 
 
-class Key(NamedTuple):
+class TensorKey(NamedTuple):
     """A tensor's name in parts.
 
     role: "down", "up", "mid", "alpha", "dora_scale" (kohya's magnitude), "magnitude" (PEFT's), or LyCORIS' own name.
@@ -40,17 +40,17 @@ class Key(NamedTuple):
     kind: str
 
 
-def split(name: str) -> Key | None:
+def split(name: str) -> TensorKey | None:
     """The parts of a tensor's name, or None for one that no adapter format has."""
     if match := _PAIR.search(name):
         half = next(group for group in match.groups() if group)
-        return Key(name[: match.start()], _HALVES.get(half, half), "pair")
+        return TensorKey(name[: match.start()], _HALVES.get(half, half), "pair")
     if match := _MAGNITUDE.search(name):
-        return Key(name[: match.start()], "magnitude", "")
+        return TensorKey(name[: match.start()], "magnitude", "")
     for role in ("alpha", "dora_scale"):
         if name.endswith(f".{role}"):
-            return Key(name.removesuffix(f".{role}"), role, "")
+            return TensorKey(name.removesuffix(f".{role}"), role, "")
     for role, kind in _LYCORIS_ROLES.items():
         if name.endswith(f".{role}"):
-            return Key(name.removesuffix(f".{role}"), role, kind)
+            return TensorKey(name.removesuffix(f".{role}"), role, kind)
     return None

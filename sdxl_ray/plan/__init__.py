@@ -131,6 +131,9 @@ class Plan:
     def rows(self) -> list[dict[str, Any]]:
         """One row per ZeRO stage and offload: bytes per device at the peak of training, and what is needed in all."""
         rows: list[dict[str, Any]] = []
+        chosen = self.setting.recipe.parallel
+        if chosen.engine == "zero":  # an automatic stage is the row of the one that is used
+            chosen = chosen.model_copy(update={"zero_stage": self.setting.stage})
         for label, changes in self._layouts():
             s = setting(
                 override(self.setting.recipe, changes),
@@ -153,7 +156,7 @@ class Plan:
                     "host": counted.host_bytes,
                     "needed": counted.needed_bytes,
                     "fits": counted.needed_bytes <= self.setting.device.memory_bytes,
-                    "chosen": s.recipe.parallel == self.setting.recipe.parallel,
+                    "chosen": s.recipe.parallel == chosen,
                 }
             )
         return rows
@@ -192,7 +195,8 @@ class Plan:
             yield "one process", {}
             return
         for stage in range(1 if self.setting.recipe.parallel.precision == "fp16" else 0, 4):
-            yield f"ZeRO-{stage}", {"parallel.zero_stage": stage, optimizer: False, parameters: False}
+            label = f"ZeRO-{stage}" if stage else "data parallel"
+            yield label, {"parallel.zero_stage": stage, optimizer: False, parameters: False}
         if self.setting.device.kind == "gpu":
             yield "ZeRO-2, optimizer on CPU", {"parallel.zero_stage": 2, optimizer: True, parameters: False}
             yield "ZeRO-3, optimizer on CPU", {"parallel.zero_stage": 3, optimizer: True, parameters: False}

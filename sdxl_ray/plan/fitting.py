@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sdxl_ray.config.layout import zero_stage
 from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.config.schema import FullTuning, LoraTuning
 from sdxl_ray.errors import UserError
@@ -85,7 +86,7 @@ def _axes(recipe: Recipe, workers: int, gpu: bool) -> list[list[Edit]]:
         axes.append([Edit({"parallel.micro_batch": n}, 0.05 * (5 - n) / 4) for n in sizes])
     if parallel.engine == "zero":
         stages: list[Edit] = []
-        for stage in range(parallel.zero_stage + 1, 4):
+        for stage in range((zero_stage(recipe, workers, half=gpu) or 0) + 1, 4):
             stages.append(Edit({"parallel.zero_stage": stage}, 0.1 if stage < 3 else 0.4))
         if not parallel.offload_parameters and gpu:
             stages.append(Edit({"parallel.zero_stage": 3, "parallel.offload_parameters": True}, 2.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sdxl_ray.config.layout import zero_stage
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.schema import TOKEN_LENGTHS
 from sdxl_ray.errors import UserError
@@ -39,8 +40,8 @@ class RunShape:
 
     @property
     def stage(self) -> int:
-        """ZeRO stage; a local run is laid out like stage 0 on one worker."""
-        return 0 if self.recipe.parallel.engine == "local" else self.recipe.parallel.zero_stage
+        """ZeRO stage; without ZeRO every worker holds everything, as in stage 0."""
+        return zero_stage(self.recipe, self.workers, half=self.width == 2) or 0
 
     @property
     def text_chunks(self) -> int:

@@ -114,6 +114,7 @@ class LocalEngine:
         if self._micro < self.accumulation:
             return False
         self._micro = 0
+        self.mean_gradients()
         self._scaler.unscale_(self._optimizer)
         parameters = [p for _, p in self.trainable.named]
         self._norm = nn.utils.clip_grad_norm_(parameters, self._clip or float("inf"))
@@ -122,6 +123,9 @@ class LocalEngine:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return self._scaler.get_scale() >= scale
+
+    def mean_gradients(self) -> None:
+        """Before a step: gradients of one process are whole."""
 
     def hopeless(self) -> bool:
         return self._scaler.get_scale() < 1e-4
@@ -162,7 +166,7 @@ class LocalEngine:
         return {"scaler": self._scaler.state_dict(), "optimizer": optimizer_rest(self._optimizer)}
 
     def load_opaque(self, state: dict[str, Any]) -> None:
-        if self._scaler.is_enabled():
+        if self._scaler.is_enabled() and "scale" in state["scaler"]:  # not of DeepSpeed's scaler, which starts anew
             self._scaler.load_state_dict(state["scaler"])
         load_optimizer_rest(self._optimizer, state["optimizer"])
 

@@ -19,6 +19,7 @@ from arms import Arm, recipe
 from plain import WIDTHS
 from randomparts import random_pipeline
 
+from sdxl_ray.config.layout import zero_stage
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.data.batch_sampler import BatchSampler
 from sdxl_ray.data.latents import LatentSource, TextSource
@@ -124,7 +125,8 @@ def _engine(
     width = WIDTHS[settings.parallel.precision]
     accumulation = accumulation_of(settings, settings.optim.batch_size, 1)
     optim, parallel = settings.optim, settings.parallel
-    if parallel.engine == "local":
+    stage = zero_stage(settings, 1, half=WIDTHS[settings.parallel.precision].itemsize == 2)
+    if stage is None:
         return LocalEngine(denoiser, trainable, optim, accumulation=accumulation, device=device, precision=width)
     _join(device, folder)
     from sdxl_ray.distributed.collectives import TorchGroup
@@ -135,6 +137,7 @@ def _engine(
         trainable,
         optim,
         parallel,
+        stage=stage,
         micro_batch=-(-optim.batch_size // accumulation),
         accumulation=accumulation,
         device=device,

@@ -194,7 +194,7 @@ def test_the_reference_has_every_setting(here: Here) -> None:
     assert lines["optim.lr"].default == "0.0001"
     assert lines["data.prior.num_class_images"].default == "200"
     assert lines["tuning.rank [kind lora]"].values == "whole number >= 1"
-    assert lines["parallel.zero_stage"].values == "0 | 1 | 2 | 3"
+    assert lines["parallel.zero_stage"].values == "auto | 0 | 1 | 2 | 3"
     assert len(json.loads(here("config", "--json")[1])) == len(lines)
     assert here("config")[1].count("\n") >= len(lines)
 

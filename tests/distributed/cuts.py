@@ -15,7 +15,7 @@ from sdxl_ray.training.run_directory import RunFolder, open_run, scan_images
 from tests.distributed.conftest import quick
 
 
-def _cut(recipe: str, stage: int, **changes: Any) -> Recipe:
+def _cut(recipe: str, stage: int | str, **changes: Any) -> Recipe:
     # A constant rate: runs of other lengths must not differ in their schedule.
     settings = {"optim__lr_scheduler": "constant_with_warmup", "parallel__workers": 2}
     return quick(recipe, parallel__zero_stage=stage, **settings, **changes)
@@ -23,7 +23,8 @@ def _cut(recipe: str, stage: int, **changes: Any) -> Recipe:
 
 #: The reference of each is one process with the whole batch at once.
 CUTS = {
-    **{f"lora-zero{stage}": _cut("tiny_lora", stage, optim__steps=10) for stage in (0, 2)},
+    "lora-data-parallel": _cut("tiny_lora", "auto", optim__steps=10),
+    "lora-zero2": _cut("tiny_lora", 2, optim__steps=10),
     # Every layer is gathered over gloo: seconds a step where others use the cores.
     "lora-zero3": _cut("tiny_lora", 3, optim__steps=4),
     "dreambooth-accumulated-checkpointed": _cut(
@@ -32,7 +33,7 @@ CUTS = {
 }
 #: What those nearly prove.
 MORE = {
-    "lora-zero1": _cut("tiny_lora", 1),
+    **{f"lora-zero{stage}": _cut("tiny_lora", stage) for stage in (0, 1)},
     # Where UNet and text encoders move at once, what rounding differs grows fivefold in the four steps after these.
     **{f"dreambooth-zero{stage}": _cut("tiny_dreambooth", stage, optim__steps=12) for stage in (0, 1, 2)},
     "dreambooth-zero3": _cut("tiny_dreambooth", 3, optim__steps=8),

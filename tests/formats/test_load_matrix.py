@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from sdxl_ray.formats.kohya import kohya_tensors
 from sdxl_ray.io.safetensors_files import read_header
 from sdxl_ray.models.pipeline import load_pipeline
 from tests.formats.adapters import tiny_names
-from tests.formats.load_matrix import ADAPTERS, MISREAD
+from tests.formats.load_matrix import ADAPTERS, MISREAD, table
 from tests.models.single_file import write_single_file
 
 TINY = Base(id="tiny")
@@ -118,3 +119,7 @@ def test_comfyui_kohya_and_a1111_place_every_tensor_at_full_strength(what: str, 
         product = scale * (up.flatten(1) @ down.flatten(1))
         assert torch.allclose(product, pair.scale * (pair.up.flatten(1) @ pair.down.flatten(1)), atol=1e-6)
         assert up.shape[2:] == torch.Size([1] * (up.dim() - 2))
+
+
+def test_the_docs_have_the_matrix_as_it_is_tested() -> None:
+    assert table() in (resources.files("sdxl_ray") / "docs" / "formats.md").read_text(encoding="utf-8")
