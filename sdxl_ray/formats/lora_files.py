@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sdxl_ray.errors import UserError
@@ -19,25 +19,30 @@ from sdxl_ray.formats.kohya import kohya_tensors
 from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.formats.peft_metadata import PeftAlphas
 from sdxl_ray.formats.reading import read_adapter
+from sdxl_ray.formats.tensor_file import CONTENT_HASH, KOHYA_HASH, LEGACY_HASH, write_in_memory
 from sdxl_ray.io.artifact import KOHYA_WEIGHTS, LORA_WEIGHTS
-from sdxl_ray.io.safetensors_files import order_metadata, read_metadata
+from sdxl_ray.io.safetensors_files import read_metadata
 
 
 def write_lora(
     adapter: Adapter,
     names: LayerNames,
     folder: Path,
-    *,
+    metadata: Mapping[str, str],
     dtype: torch.dtype | None = None,
-    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write `pytorch_lora_weights.safetensors`, where the format can hold the adapter, and `kohya_lora.safetensors`.
 
     metadata: of kohya's file. dtype None: as the tensors are. Raises OSError when the disk is full.
     """
     if holds(adapter):
-        write_tensors(folder / LORA_WEIGHTS, *diffusers_tensors(adapter, dtype))
-    write_tensors(folder / KOHYA_WEIGHTS, kohya_tensors(adapter, names, dtype), dict(metadata or {}))
+        write_in_memory(folder / LORA_WEIGHTS, *diffusers_tensors(adapter, dtype))
+    write_kohya(folder / KOHYA_WEIGHTS, kohya_tensors(adapter, names, dtype), metadata)
+
+
+def write_kohya(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write kohya's file with the hashes of its content in the metadata, where tools look them up."""
+    write_in_memory(file, tensors, metadata, (CONTENT_HASH, KOHYA_HASH, LEGACY_HASH))
 
 
 def holds(adapter: Adapter) -> bool:
@@ -53,9 +58,3 @@ def read_lora(file: Path, names: LayerNames, where: str, alphas: PeftAlphas | No
     """The adapter of a file and the names of its unused tensors. Raises UserError as `read_adapter`, or for no file."""
     metadata = read_metadata(file, where)
     return read_adapter(load_file(file), metadata, names, where, alphas)
-
-
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    save_file(dict(tensors), file, dict(metadata) or None)
-    if metadata:
-        order_metadata(file)

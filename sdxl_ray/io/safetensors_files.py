@@ -146,21 +146,6 @@ def _whole_header(file: Path, where: str) -> tuple[dict[str, Any], dict[str, str
     return dict(header), metadata
 
 
-def order_metadata(file: Path) -> None:
-    """Put the metadata of a safetensors file in order, so that equal weights are equal files.
-
-    The library writes it in the order of a hash map, which is another one each time. Every length stays.
-    """
-    with file.open("r+b") as stream:
-        length = struct.unpack("<Q", stream.read(8))[0]
-        header = json.loads(stream.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        assert len(ordered) <= length
-        stream.seek(8)
-        stream.write(ordered.ljust(length))  # the format pads its header with spaces
-
-
 def content_revision(path: Path, patterns: Sequence[str] = ()) -> str:
     """SHA-256 over the names and hashes of the files in a folder that match `patterns`, or of one file.
 

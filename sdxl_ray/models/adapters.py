@@ -15,11 +15,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.schema import FullTuning, LoraTuning, Section
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.formats.adapter import Adapter
+from sdxl_ray.formats.diffusers_folder import make_readable
 from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.formats.lora_files import write_lora
+from sdxl_ray.formats.metadata import lora_metadata
 from sdxl_ray.formats.peft_metadata import PeftAlphas
 from sdxl_ray.formats.reading import read_adapter
 from sdxl_ray.models.base_model import Components, component_configs
@@ -52,8 +55,10 @@ class Strategy(Protocol):
     def prepare(self, denoiser: Denoiser, tuning: Any, seed: int) -> Trainable:
         """Freeze, inject, free; the parameters that train."""
 
-    def export(self, denoiser: Denoiser, components: Components, folder: Path, dtype: torch.dtype) -> None:
-        """Write the tuned weights; all parameters must be whole (gathered)."""
+    def export(
+        self, denoiser: Denoiser, components: Components, folder: Path, recipe: Recipe, dtype: torch.dtype
+    ) -> None:
+        """Write the tuned weights; all parameters must be whole (gathered). recipe: for the files' metadata."""
 
 
 def denoiser_of(components: Components, tuning: LoraTuning | FullTuning) -> Denoiser:
@@ -104,7 +109,9 @@ class Full:
                 p.requires_grad_(not name.startswith(dead) if dead else True)
         return _trained(denoiser)
 
-    def export(self, denoiser: Denoiser, components: Components, folder: Path, dtype: torch.dtype) -> None:
+    def export(
+        self, denoiser: Denoiser, components: Components, folder: Path, recipe: Recipe, dtype: torch.dtype
+    ) -> None:
         """A standalone diffusers folder that plain `StableDiffusionXLPipeline.from_pretrained` loads."""
         from transformers.utils import logging
 
@@ -117,6 +124,7 @@ class Full:
             for module in cast:
                 nn.Module.to(module, dtype)
             components.pipeline().save_pretrained(folder, safe_serialization=True)
+            make_readable(folder)
         finally:
             for module, kept in zip(cast, before, strict=True):
                 nn.Module.to(module, kept)
@@ -147,10 +155,14 @@ class Lora:
                 module.add_adapter(self._config(tuning, names))
         return _trained(denoiser)
 
-    def export(self, denoiser: Denoiser, components: Components, folder: Path, dtype: torch.dtype) -> None:
+    def export(
+        self, denoiser: Denoiser, components: Components, folder: Path, recipe: Recipe, dtype: torch.dtype
+    ) -> None:
         """The adapters in diffusers' format and in kohya's (`formats.lora_files`)."""
         names = LayerNames.of(component_configs(components.files))
-        write_lora(self.adapter(denoiser, names), names, folder, dtype=dtype)
+        adapter = self.adapter(denoiser, names)
+        pixels = recipe.data.resolution or components.native_resolution
+        write_lora(adapter, names, folder, lora_metadata(adapter, recipe, pixels), dtype)
 
     def adapter(self, denoiser: Denoiser, names: LayerNames) -> Adapter:
         """The trained adapters in neutral form; all parameters must be whole (gathered)."""

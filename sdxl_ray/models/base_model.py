@@ -45,6 +45,12 @@ class Components:
     files: BaseFiles
     force_zeros_for_empty_prompt: bool = True
 
+    @property
+    def native_resolution(self) -> int:
+        """Pixels of a side that the UNet was made for."""
+        doublings = len(self.vae.config.block_out_channels) - 1
+        return int(self.unet.config.sample_size) << doublings
+
     def pipeline(self) -> StableDiffusionXLPipeline:
         """The parts as a pipeline; nothing is copied, so what trains here is what draws there."""
         from diffusers import StableDiffusionXLPipeline

@@ -7,15 +7,17 @@ from typing import Literal
 
 import torch
 
+from sdxl_ray.config.recipe import parse_recorded
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
 from sdxl_ray.formats.adapter import Adapter
 from sdxl_ray.formats.diffusers_lora import diffusers_tensors
 from sdxl_ray.formats.kohya import kohya_tensors
 from sdxl_ray.formats.layer_names import LayerNames
-from sdxl_ray.formats.lora_files import read_lora, write_tensors
+from sdxl_ray.formats.lora_files import read_lora, write_kohya
+from sdxl_ray.formats.metadata import lora_metadata
+from sdxl_ray.formats.tensor_file import write_in_memory
 from sdxl_ray.io.artifact import KOHYA_WEIGHTS, LORA_WEIGHTS, Artifact
-from sdxl_ray.io.atomic import whole_file
 from sdxl_ray.models.base_model_files import component_configs, locate
 
 LoraFormat = Literal["diffusers", "kohya"]
@@ -36,13 +38,14 @@ def export_lora(
     Raises UserError for a LoRA that the format cannot hold.
     """
     adapter = adapter_of(artifact, names)
-    if form == "diffusers":
-        tensors, metadata = diffusers_tensors(adapter, dtype)
-    else:
-        tensors, metadata = kohya_tensors(adapter, names, dtype), {}
     target.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(target) as draft:
-        write_tensors(draft, tensors, metadata)
+    if form == "diffusers":
+        write_in_memory(target, *diffusers_tensors(adapter, dtype))
+    else:
+        recipe = parse_recorded(artifact.manifest.recipe, f"{artifact.folder}: recipe")
+        write_kohya(
+            target, kohya_tensors(adapter, names, dtype), lora_metadata(adapter, recipe, recipe.data.resolution)
+        )
     if form == "kohya" and any(pair.magnitude is not None for pair in adapter.low_rank.values()):
         return [
             "note: this LoRA is a DoRA. ComfyUI scales DoRA by the norm of the base's weight instead of the changed "

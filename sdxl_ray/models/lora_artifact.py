@@ -19,6 +19,7 @@ from sdxl_ray.config.schema import LoraTuning
 from sdxl_ray.formats.adapter import Adapter, Layer, LowRank
 from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.formats.lora_files import write_lora
+from sdxl_ray.formats.metadata import lora_metadata
 from sdxl_ray.io.artifact import Artifact, write_manifest
 from sdxl_ray.io.atomic import publish
 from sdxl_ray.io.model_card import write_card
@@ -45,8 +46,8 @@ def write_lora_artifact(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        write_lora(adapter, names, draft, dtype=dtype)
         recorded = recipe.model_copy(update={"tuning": tuning_of(adapter)})
+        write_lora(adapter, names, draft, lora_metadata(adapter, recorded), dtype)
         artifact = write_manifest(
             draft,
             kind="lora",

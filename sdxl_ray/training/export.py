@@ -68,7 +68,7 @@ def _write_artifact(
     recipe = run.recipe
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    TUNINGS[type(recipe.tuning)].export(run.engine.denoiser, components, beside, precision)
+    TUNINGS[type(recipe.tuning)].export(run.engine.denoiser, components, beside, recipe, precision)
     artifact = write_manifest(
         beside,
         kind="lora" if isinstance(recipe.tuning, LoraTuning) else "full",

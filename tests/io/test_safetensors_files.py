@@ -10,11 +10,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 
 from sdxl_ray.errors import UserError
-from sdxl_ray.io.safetensors_files import order_metadata, read_header
+from sdxl_ray.io.safetensors_files import read_header
 from tests.cases import cases
 
 pytestmark = pytest.mark.chaos
@@ -74,15 +73,3 @@ def test_the_whole_file_is_read(tmp_path: Path) -> None:
     assert header is not None and set(header) == {"a", "b"}
     with pytest.raises(UserError, match=r"here: gone\.safetensors cannot be read: No such file"):
         read_header(tmp_path / "gone.safetensors", "here")
-
-
-def test_equal_weights_are_equal_files_once_their_metadata_is_in_order(tmp_path: Path) -> None:
-    weights, metadata = {"a": torch.arange(5.0)}, {name: f'"{name}"\n\u00e9' for name in "fedcba"}
-    files = [tmp_path / f"{number}.safetensors" for number in range(8)]
-    for file in files:
-        save_file(weights, file, metadata=metadata)
-        order_metadata(file)
-    assert len({file.read_bytes() for file in files}) == 1
-    with safe_open(files[0], "pt") as opened:
-        assert opened.metadata() == metadata
-        assert torch.equal(opened.get_tensor("a"), weights["a"])

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdxl_ray.formats.diffusers_folder import make_readable
 from sdxl_ray.tiny._build.layout import MAX_TOKENS, MODEL_INDEX, configs
 from sdxl_ray.models.quiet_libraries import quiet_libraries
 from sdxl_ray.tiny.vocabulary import END, bpe
@@ -46,6 +47,7 @@ def write_base(folder: Path, vae: nn.Module, unet: nn.Module, text_encoder: nn.M
     _write_tokenizer(folder / "tokenizer", END)
     _write_tokenizer(folder / "tokenizer_2", "!")
     _write_json(folder / "model_index.json", MODEL_INDEX)
+    make_readable(folder)
     _share(folder)
 
 
