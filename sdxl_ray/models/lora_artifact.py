@@ -6,7 +6,6 @@ Its recorded recipe says what can be known: the base, the ranks, and, where the 
 from __future__ import annotations
 
 import re
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from sdxl_ray.formats.adapter import Adapter, Layer, LowRank
 from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.formats.lora_files import write_lora
 from sdxl_ray.io.artifact import Artifact, write_manifest
-from sdxl_ray.io.atomic import publish
+from sdxl_ray.io.atomic import whole_folder
 from sdxl_ray.io.model_card import write_card
 from sdxl_ray.models.base_model_files import BaseFiles
 
@@ -40,13 +39,9 @@ def write_lora_artifact(
     recipe: of the base (`base`) and, if known, of the subject (`data`); its tuning is replaced by the adapter's.
     origin: as in `Manifest`, "command" first. dtype None: as the tensors are. Raises OSError.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    try:
+    recorded = recipe.model_copy(update={"tuning": tuning_of(adapter)})
+    with whole_folder(folder) as draft:
         write_lora(adapter, names, draft, dtype=dtype)
-        recorded = recipe.model_copy(update={"tuning": tuning_of(adapter)})
         artifact = write_manifest(
             draft,
             kind="lora",
@@ -58,9 +53,7 @@ def write_lora_artifact(
             origin=origin,
         )
         write_card(draft, artifact.manifest, recorded, {})
-        return Artifact(publish(draft, folder), artifact.manifest)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    return Artifact(folder, artifact.manifest)
 
 
 def tuning_of(adapter: Adapter) -> LoraTuning:
