@@ -64,32 +64,29 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Merge LoRAs into one LoRA or into the base's weights."""
+    from sdxl_ray.config.merging import Merging, read_blocks
     from sdxl_ray.config.recipe import read_base
+    from sdxl_ray.config.schema_errors import validated
     from sdxl_ray.display.progress import Progress
 
-    if into not in ("lora", "model"):
-        raise UserError(f"--into {into!r}: {nearest(into, ('lora', 'model'))}")
     if dtype not in (None, *_DTYPES):
         raise UserError(f"--dtype {dtype!r}: {nearest(str(dtype), _DTYPES)}")
+    plain = {"method": method, "density": density, "rank": rank, "seed": seed, "into": into}
+    merging = validated(Merging, {**plain, "blocks": read_blocks(blocks)}, "merge")
     with libraries_on_stderr(), Progress(sys.stderr) as progress:
         progress.row({"kind": "phase", "name": "loading the libraries"})
-        from sdxl_ray.formats.block_strengths import BlockStrengths
-        from sdxl_ray.formats.merging import Merging
         from sdxl_ray.models.device import DTYPES
-        from sdxl_ray.models.merge import merge_into_lora, merge_into_model
+        from sdxl_ray.models.merge import merge
         from sdxl_ray.models.merge_sources import open_merge, open_source, parse_source, require_new
 
         opened = open_merge(
             [open_source(*parse_source(text)) for text in sources],
-            Merging.read(method, density, rank, seed),
-            BlockStrengths.parse(blocks),
-            into_model=into == "model",
+            merging,
             base=read_base(base) if base is not None else None,
         )
         require_new(out, opened.sources)
-        make = merge_into_model if into == "model" else merge_into_lora
         try:
-            result = make(opened, out, dtype=DTYPES[dtype] if dtype else None, on_row=progress.row)
+            result = merge(opened, out, dtype=DTYPES[dtype] if dtype else None, on_row=progress.row)
         except OSError as error:
             raise RunError(f"--out {str(out)!r} cannot be written: {error.strerror or error}") from None
     if json:

@@ -1,12 +1,11 @@
-"""Strength by block: `down=1,mid=0.5,up=0.2`, a single block as `down_blocks.1`, or its name in a single file.
+"""Strength by block: `down`, `mid`, `up`, a text encoder, a single block as `down_blocks.1` or as a single file has it.
 
-strengths = BlockStrengths.parse("up=0.2,up_blocks.0.attentions.1=1")
+strengths = BlockStrengths({"up": 0.2, "up_blocks.0.attentions.1": 1})
 strengths.of(Layer("unet", "up_blocks.0.resnets.0.conv1"), names)     # 0.2
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -24,36 +23,19 @@ class BlockStrengths:
 
     strengths: Mapping[str, float] = field(default_factory=dict)
 
-    @classmethod
-    def parse(cls, text: str, option: str = "--blocks") -> BlockStrengths:
-        """Read `NAME=STRENGTH,...`. Raises UserError: no number, or a name twice."""
-        strengths: dict[str, float] = {}
-        for item in filter(None, (item.strip() for item in text.split(","))):
-            name, _, value = item.partition("=")
-            try:
-                strength = float(value)
-            except ValueError:
-                strength = math.nan
-            if not math.isfinite(strength):
-                raise UserError(f"{option} {item!r}: write NAME=STRENGTH with a finite number, for example mid=0.5")
-            if name.strip() in strengths:
-                raise UserError(f"{option} has {name.strip()!r} twice: keep one")
-            strengths[name.strip()] = strength
-        return cls(strengths)
-
     def of(self, layer: Layer, names: LayerNames) -> float:
         """The strength of a layer."""
         fitting = [name for name in self.strengths if _fits(name, layer, names)]
         return self.strengths[max(fitting, key=_length)] if fitting else 1.0
 
-    def require_known(self, layers: Iterable[Layer], names: LayerNames, option: str = "--blocks") -> None:
+    def require_known(self, layers: Iterable[Layer], names: LayerNames) -> None:
         """Raise UserError for a name that begins the name of none of `layers`."""
         layers = list(layers)
         for name in self.strengths:
             if not any(_fits(name, layer, names) for layer in layers):
                 blocks = {".".join(layer.module.split(".")[:2]) for layer in layers if layer.part == "unet"}
                 known = {*GROUPS, *PARTS[1:], *blocks}
-                raise UserError(f"{option} {name!r} is no block with a layer of these adapters: {nearest(name, known)}")
+                raise UserError(f"blocks: {name!r} is no block with a layer of these adapters: {nearest(name, known)}")
 
 
 def _length(name: str) -> int:

@@ -21,52 +21,14 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdxl_ray.errors import UserError, nearest
+from sdxl_ray.config.merging import SUMS, Merging
 from sdxl_ray.formats.adapter import Layer, LowRank
-
-Method = Literal["linear", "concat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
-METHODS: tuple[Method, ...] = get_args(Method)
-SUMS = frozenset({"linear", "concat", "svd"})
-RANDOM = frozenset({"dare_linear", "dare_ties"})
-DENSITY = 0.5
-
-
-@dataclass(frozen=True)
-class Merging:
-    """How adapters become one. rank: of every layer; None: what holds the sum, and with svd the largest of them.
-
-    density: share of values that stay, for the methods that prune. seed: of those that prune at random.
-    """
-
-    method: Method = "linear"
-    density: float | None = None
-    rank: int | None = None
-    seed: int | None = None
-
-    @classmethod
-    def read(cls, method: str, density: float | None, rank: int | None, seed: int | None) -> Merging:
-        """Raise UserError for an unknown method, a number that it cannot have, or one that it would not use."""
-        known = next((one for one in METHODS if one == method), None)
-        if known is None:
-            raise UserError(f"--method {method!r}: {nearest(method, METHODS)}; there are {', '.join(METHODS)}")
-        if density is not None and known in SUMS:
-            raise UserError(f"--density {density:g} prunes nothing with --method {method}: leave it out, or take ties")
-        if density is not None and not 0 < density <= 1:
-            raise UserError(f"--density {density:g}: the share of values that stay is above 0 and at most 1")
-        if seed is not None and known not in RANDOM:
-            raise UserError(f"--seed {seed}: nothing is random in --method {method}, leave it out")
-        if rank is not None and rank < 1:
-            raise UserError(f"--rank {rank}: a rank is 1 or more")
-        if rank is not None and known == "concat":
-            raise UserError(f"--rank {rank}: --method concat keeps every rank; linear and svd take --rank")
-        return cls(known, density, rank, seed)
 
 
 class Weighted(NamedTuple):
@@ -109,7 +71,7 @@ def merged_delta(layer: Layer, changes: Sequence[Weighted], merging: Merging) ->
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns that density 1 prunes nothing
         torch.manual_seed(_seed(layer, merging.seed or 0))
-        merged: Tensor = function(deltas, weights, density=DENSITY if merging.density is None else merging.density)
+        merged: Tensor = function(deltas, weights, density=merging.kept)
     return merged
 
 

@@ -1,7 +1,7 @@
 """LoRA artifacts become one: a LoRA, or a whole model.
 
 sources = [open_source(*parse_source(text)) for text in ("runs/dog/artifact=0.8", "runs/cat/artifact=0.6")]
-merge_into_lora(open_merge(sources, Merging("ties")), Path("merged"))
+merge(open_merge(sources, Merging(method="ties")), Path("merged"))
 """
 
 from __future__ import annotations
@@ -32,10 +32,19 @@ class MergeResult:
     residual: float = 0.0
 
 
-def merge_into_lora(
+def merge(
     opened: OpenedMerge, out: Path, *, dtype: torch.dtype | None = None, on_row: OnRow = lambda row: None
 ) -> MergeResult:
-    """Write a LoRA artifact, layer by layer in fp32. dtype: of the files; None: fp32. Raises OSError."""
+    """Write the artifact `out`, whole or not at all.
+
+    dtype: of its files; None: fp32 for a LoRA, the base's own for a model. Raises OSError.
+    """
+    make = _into_model if opened.merging.into == "model" else _into_lora
+    return make(opened, out, dtype, on_row)
+
+
+def _into_lora(opened: OpenedMerge, out: Path, dtype: torch.dtype | None, on_row: OnRow) -> MergeResult:
+    """Layer by layer in fp32."""
     merged: dict[Layer, Merged] = {}
     layers = opened.layers
     for number, layer in enumerate(layers):
@@ -51,13 +60,8 @@ def merge_into_lora(
     return MergeResult(artifact, len(merged), (ranks[0], ranks[-1]), left_out)
 
 
-def merge_into_model(
-    opened: OpenedMerge, out: Path, *, dtype: torch.dtype | None = None, on_row: OnRow = lambda row: None
-) -> MergeResult:
-    """Write a full artifact: the base's weights with the change added in fp32. dtype None: the base's own.
-
-    Raises OSError.
-    """
+def _into_model(opened: OpenedMerge, out: Path, dtype: torch.dtype | None, on_row: OnRow) -> MergeResult:
+    """The base's weights with the change added in fp32."""
     on_row({"kind": "phase", "name": f"loading the base {opened.recipe.base.id}"})
     stored = stored_dtype(opened.files)
     dtype = dtype or stored

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdxl_ray.config.merging import SUMS, Merging, weight_problem
 from sdxl_ray.config.recipe import Recipe, parse_recorded
 from sdxl_ray.config.schema import Base, Data
 from sdxl_ray.errors import UserError
@@ -15,7 +16,7 @@ from sdxl_ray.formats.adapter import PARTS, Adapter, Layer
 from sdxl_ray.formats.block_strengths import BlockStrengths
 from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.formats.lora_files import read_lora
-from sdxl_ray.formats.merging import DENSITY, RANDOM, SUMS, Merging, Weighted
+from sdxl_ray.formats.merging import Weighted
 from sdxl_ray.io.artifact import KOHYA_WEIGHTS, LORA_WEIGHTS, Artifact
 from sdxl_ray.models.base_model_files import BaseFiles, component_configs, locate
 from sdxl_ray.models.noise_schedule import scheduler_overrides
@@ -46,11 +47,6 @@ class OpenedMerge:
     names: LayerNames
 
     @property
-    def dora(self) -> bool:
-        """Whether the one source is a DoRA, whose change depends on the base's weights."""
-        return any(pair.magnitude is not None for adapter in self.adapters for pair in adapter.low_rank.values())
-
-    @property
     def layers(self) -> list[Layer]:
         """Every layer that is changed: first the UNet's, in the order of the sources."""
         found = dict.fromkeys(layer for adapter in self.adapters for layer in adapter.layers)
@@ -66,16 +62,7 @@ class OpenedMerge:
     @property
     def origin(self) -> dict[str, Any]:
         """What the result was made from, for its manifest."""
-        merging = self.merging
-        known: dict[str, Any] = {"command": "merge", "method": merging.method}
-        if merging.method not in SUMS:
-            known["density"] = DENSITY if merging.density is None else merging.density
-        if merging.method in RANDOM:
-            known["seed"] = merging.seed or 0
-        if merging.rank is not None:
-            known["rank"] = merging.rank
-        if self.blocks.strengths:
-            known["blocks"] = dict(self.blocks.strengths)
+        known: dict[str, Any] = {"command": "merge", **self.merging.origin}
         known["sources"] = [
             {"name": s.name, "weight": s.weight, "hash": s.artifact.hash, "subject": s.recipe.data.subject}
             for s in self.sources
@@ -97,16 +84,9 @@ def parse_source(text: str) -> tuple[str, float]:
         weight = float(value)
     except ValueError:
         raise UserError(f"{text!r}: the weight {value!r} is no number, and there is no folder of this name") from None
-    return path, require_weight(weight, path)
-
-
-def require_weight(weight: float, of: str) -> float:
-    """The weight. Raises UserError for one that is not finite, or 0."""
-    if not math.isfinite(weight):
-        raise UserError(f"{of!r}: the weight {weight} is not finite: give a number such as 0.8")
-    if weight == 0:
-        raise UserError(f"{of!r}: the weight 0 takes nothing of it: leave it out")
-    return weight
+    if problem := weight_problem(weight):
+        raise UserError(f"{path!r}: {problem}")
+    return path, weight
 
 
 def open_source(path: str | Path, weight: float = 1.0) -> MergeSource:
@@ -125,9 +105,7 @@ def open_source(path: str | Path, weight: float = 1.0) -> MergeSource:
 def open_merge(
     sources: Sequence[MergeSource],
     merging: Merging,
-    blocks: BlockStrengths | None = None,
     *,
-    into_model: bool = False,
     base: Base | None = None,
 ) -> OpenedMerge:
     """Read the adapters and check that they can become one.
@@ -135,9 +113,6 @@ def open_merge(
     base: default, the one that the first source's recipe names. Raises UserError: no source, the same adapter twice,
     other bases or predictions, LyCORIS kinds, DoRA (which goes into a model alone), blocks that have no layer.
     """
-    if into_model and (merging.rank is not None or merging.method == "svd"):
-        what = "--method svd" if merging.rank is None else f"--rank {merging.rank}"
-        raise UserError(f"{what} is of a LoRA, a model holds the whole change: leave it out, or take --into lora")
     if not sources:
         raise UserError(
             "nothing to merge: give LoRA artifacts, for example runs/dog/artifact=0.8 runs/cat/artifact=0.6"
@@ -151,12 +126,12 @@ def open_merge(
         require_same_base(recipe.base, source.artifact)
     names = LayerNames.of(component_configs(files))
     adapters = [_adapter(source, names) for source in sources]
-    _require_mergeable(sources, adapters, merging, into_model)
-    blocks = blocks or BlockStrengths()
+    _require_mergeable(sources, adapters, merging)
+    blocks = BlockStrengths(merging.blocks)
     blocks.require_known((layer for adapter in adapters for layer in adapter.layers), names)
     opened = OpenedMerge(sources, adapters, merging, blocks, recipe, files, names)
     if not opened.layers:
-        raise UserError("--blocks leaves no layer: give one of them a strength other than 0")
+        raise UserError("blocks leave no layer: give one of them a strength other than 0")
     if merging.rank is not None:
         _require_rank(merging.rank, opened)
     return opened
@@ -233,9 +208,7 @@ def _said(overrides: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in overrides.items()) or "of the base"
 
 
-def _require_mergeable(
-    sources: Sequence[MergeSource], adapters: Sequence[Adapter], merging: Merging, into_model: bool
-) -> None:
+def _require_mergeable(sources: Sequence[MergeSource], adapters: Sequence[Adapter], merging: Merging) -> None:
     for source, adapter in zip(sources, adapters, strict=True):
         if adapter.lycoris:
             layer, change = next(iter(adapter.lycoris.items()))
@@ -244,10 +217,10 @@ def _require_mergeable(
                 "low-rank pairs only, leave it out"
             )
         dora = any(pair.magnitude is not None for pair in adapter.low_rank.values())
-        if dora and (len(sources) > 1 or not into_model or merging.method not in SUMS):
+        if dora and (len(sources) > 1 or merging.into == "lora" or merging.method not in SUMS):
             raise UserError(
                 f"{source.name!r} is a DoRA, whose change depends on the weights below it and does not add up with "
-                "others: merge it alone, with --into model"
+                "others: merge it alone, into a model (--into model)"
             )
 
 
@@ -255,4 +228,4 @@ def _require_rank(rank: int, opened: OpenedMerge) -> None:
     shapes = (opened.names.shapes[layer] for layer in opened.layers)
     largest = max(min(shape[0], math.prod(shape[1:])) for shape in shapes)
     if rank > largest:
-        raise UserError(f"--rank {rank}: the layers of these adapters have rank {largest} at most")
+        raise UserError(f"rank {rank}: the layers of these adapters have rank {largest} at most")

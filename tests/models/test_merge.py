@@ -12,12 +12,11 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
+from sdxl_ray.config.merging import Merging
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
-from sdxl_ray.formats.block_strengths import BlockStrengths
-from sdxl_ray.formats.merging import Merging
 from sdxl_ray.io.artifact import LORA_WEIGHTS, Artifact, write_manifest
-from sdxl_ray.models.merge import merge_into_lora, merge_into_model
+from sdxl_ray.models.merge import merge
 from sdxl_ray.models.merge_sources import open_merge, open_source, parse_source
 from sdxl_ray.models.pipeline import load_pipeline
 from sdxl_ray.tiny import shipped
@@ -45,9 +44,9 @@ def _latents(pipe: StableDiffusionXLPipeline) -> torch.Tensor:
 
 def _merge(two: tuple[Artifact, ...], out: Path, merging: Merging | None = None, **settings: Any) -> Artifact:
     sources = [open_source(a.folder, weight) for a, weight in zip(two, WEIGHTS, strict=False)]
-    make = merge_into_model if settings.get("into_model") else merge_into_lora
     # The embedded base is stored in fp16, which rounds more than what is compared here.
-    return make(open_merge(sources, merging or Merging(), **settings), out, dtype=torch.float32).artifact
+    merging = (merging or Merging()).model_copy(update=settings)
+    return merge(open_merge(sources, merging), out, dtype=torch.float32).artifact
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +61,16 @@ def live(two: tuple[Artifact, Artifact]) -> torch.Tensor:
     return _latents(pipe)
 
 
-@pytest.mark.parametrize("into_model", [False, True])
+@pytest.mark.parametrize("into", ["lora", "model"])
 def test_a_merge_draws_what_the_adapters_draw_live(
-    two: tuple[Artifact, Artifact], live: torch.Tensor, tmp_path: Path, into_model: bool
+    two: tuple[Artifact, Artifact], live: torch.Tensor, tmp_path: Path, into: str
 ) -> None:
-    merged = _merge(two, tmp_path / "merged", into_model=into_model)
+    merged = _merge(two, tmp_path / "merged", into=into)
     drawn = _latents(load_pipeline(Base(), Artifact.open(merged.folder), dtype=torch.float32, device="cpu"))
     base = _latents(load_pipeline(Base(), None, dtype=torch.float32, device="cpu"))
     assert float((live - base).abs().max()) > 0.05
     torch.testing.assert_close(drawn, live, rtol=1e-4, atol=1e-4)
-    assert merged.manifest.kind == ("full" if into_model else "lora")
+    assert merged.manifest.kind == ("full" if into == "model" else "lora")
     assert merged.manifest.origin is not None
     assert [s["weight"] for s in merged.manifest.origin["sources"]] == list(WEIGHTS)
     assert [s["hash"] for s in merged.manifest.origin["sources"]] == [a.hash for a in two]
@@ -82,28 +81,28 @@ def test_a_merge_draws_what_the_adapters_draw_live(
 
 def test_a_model_alone_holds_pruned_merges_whole(two: tuple[Artifact, Artifact], tmp_path: Path) -> None:
     """A LoRA of full rank and the model are the same; one of a low rank says what it leaves out."""
-    merging = Merging("dare_ties", density=0.5, seed=3, rank=128)
+    merging = Merging(method="dare_ties", density=0.5, seed=3, rank=128)
     unet = (random_artifact(tmp_path / "c", 3, parts=("unet",)), random_artifact(tmp_path / "d", 4, parts=("unet",)))
     lora = _merge(unet, tmp_path / "lora", merging)
-    model = _merge(unet, tmp_path / "model", Merging("dare_ties", density=0.5, seed=3), into_model=True)
+    model = _merge(unet, tmp_path / "model", Merging(method="dare_ties", density=0.5, seed=3), into="model")
     drawn = [_latents(load_pipeline(Base(), a, dtype=torch.float32, device="cpu")) for a in (lora, model)]
     torch.testing.assert_close(*drawn, rtol=1e-3, atol=1e-3)
     assert lora.manifest.origin is not None
     assert lora.manifest.origin["residual"] < 1e-5
-    low = _merge(unet, tmp_path / "low", Merging("dare_ties", density=0.5, seed=3))
+    low = _merge(unet, tmp_path / "low", Merging(method="dare_ties", density=0.5, seed=3))
     assert low.manifest.origin is not None
     assert 0.1 < low.manifest.origin["residual"] < 1
 
 
 @pytest.mark.parametrize("method", ["linear", "dare_linear"])
 def test_the_same_merge_has_the_same_bytes(two: tuple[Artifact, Artifact], tmp_path: Path, method: Any) -> None:
-    first, second = (_merge(two, tmp_path / name, Merging(method)) for name in ("first", "second"))
+    first, second = (_merge(two, tmp_path / name, Merging(method=method)) for name in ("first", "second"))
     assert first.manifest.files == second.manifest.files
 
 
 def test_blocks_scale_their_layers(two: tuple[Artifact, Artifact], tmp_path: Path) -> None:
     plain = load_file(_merge(two, tmp_path / "plain").folder / LORA_WEIGHTS)
-    blocks = BlockStrengths.parse("down=0.5,mid=0,text_encoder=2")
+    blocks = {"down": 0.5, "mid": 0.0, "text_encoder": 2.0}
     scaled = load_file(_merge(two, tmp_path / "scaled", blocks=blocks).folder / LORA_WEIGHTS)
     factors = {"unet.down_blocks": 0.5, "unet.up_blocks": 1.0, "text_encoder.": 2.0, "text_encoder_2.": 1.0}
     assert not any(name.startswith("unet.mid_block") for name in scaled)
@@ -137,17 +136,17 @@ def test_a_dora_goes_into_a_model(two: tuple[Artifact, Artifact], tmp_path: Path
     pipe = load_pipeline(Base(), dora, dtype=torch.float32, device="cpu")
     pipe.set_adapters(["tuned"], [0.8])
     wanted = _latents(pipe)
-    merged = _merge((dora,), tmp_path / "model", into_model=True)
+    merged = _merge((dora,), tmp_path / "model", into="model")
     drawn = _latents(load_pipeline(Base(), merged, dtype=torch.float32, device="cpu"))
     torch.testing.assert_close(drawn, wanted, rtol=1e-4, atol=1e-4)
-    for sources, settings in (((dora,), {}), ((dora, two[0]), {"into_model": True})):
-        with pytest.raises(UserError, match=r"'dora' is a DoRA, .* merge it alone, with --into model"):
+    for sources, settings in (((dora,), {}), ((dora, two[0]), {"into": "model"})):
+        with pytest.raises(UserError, match=r"'dora' is a DoRA, .* merge it alone, into a model"):
             _merge(sources, tmp_path / "no", **settings)
 
 
 def test_a_model_has_the_dtype_that_is_asked_for(two: tuple[Artifact, Artifact], tmp_path: Path) -> None:
-    opened = open_merge([open_source(two[0].folder)], Merging(), into_model=True)
-    model = merge_into_model(opened, tmp_path / "model", dtype=torch.float16).artifact
+    opened = open_merge([open_source(two[0].folder)], Merging(into="model"))
+    model = merge(opened, tmp_path / "model", dtype=torch.float16).artifact
     for part, file in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model"), ("text_encoder_2", "model")):
         weights = load_file(model.folder / part / f"{file}.safetensors")
         assert {t.dtype for t in weights.values() if t.is_floating_point()} == {torch.float16}
@@ -188,13 +187,13 @@ def test_input_that_does_not_fit_together_is_one_line(
         ((one, str(v.folder)), "'dog' was trained with objective of the base, 'v' with prediction_type=v_prediction"),
         ((one, str(elsewhere.folder)), "'dog' was made on base 'tiny'"),
         ((one, str(nan)), "NaN or infinity"),
-        ((one, other, "--method", "tise"), "did you mean 'ties'"),
-        ((one, other, "--rank", "4096"), "--rank 4096: the layers of these adapters have rank"),
-        ((one, other, "--rank", "4", "--into", "model"), "--rank 4 is of a LoRA"),
-        ((one, "--into", "modle"), "did you mean 'model'?"),
+        ((one, other, "--method", "tise"), "method = 'tise': input should be 'linear'"),
+        ((one, other, "--rank", "4096"), "rank 4096: the layers of these adapters have rank"),
+        ((one, other, "--rank", "4", "--into", "model"), "rank 4 is of a LoRA"),
+        ((one, "--into", "modle"), "into = 'modle': input should be 'lora' or 'model'"),
         ((one, "--dtype", "fp8"), "choose from bf16, fp16, fp32"),
         ((one, "--blocks", "mdi=1"), "did you mean 'mid'?"),
-        ((one, "--blocks", "down=0,mid=0,up=0,text_encoder=0,text_encoder_2=0"), "--blocks leaves no layer"),
+        ((one, "--blocks", "down=0,mid=0,up=0,text_encoder=0,text_encoder_2=0"), "blocks leave no layer"),
         ((one, "--out", "full"), "'full' is there already"),
         ((one, "--out", f"{one}/inside"), "is inside"),
         ((one, "--base", "nowhere"), "base 'nowhere'"),

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from sdxl_ray.config.base_lineage import of_embedded_base
+from sdxl_ray.config.merging import Merging
 from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.config.schema import Base
 from sdxl_ray.evaluation.defaults import settings_of
-from sdxl_ray.formats.merging import Merging
 from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.models.base_model import locate
-from sdxl_ray.models.merge import merge_into_model
+from sdxl_ray.models.merge import merge
 from sdxl_ray.models.merge_sources import open_merge, open_source
 from sdxl_ray.tiny import shipped
 from serve.engine.engine import ServingEngine
@@ -30,8 +30,8 @@ from tests.serve.engine.plain import running, small
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A full model of the embedded base, which differs in every part."""
     home = tmp_path_factory.mktemp("model")
-    opened = open_merge([open_source(random_artifact(home / "lora", 1).folder)], Merging(), into_model=True)
-    return merge_into_model(opened, home / "dog" / "artifact", dtype=torch.float32).artifact.folder
+    opened = open_merge([open_source(random_artifact(home / "lora", 1).folder)], Merging(into="model"))
+    return merge(opened, home / "dog" / "artifact", dtype=torch.float32).artifact.folder
 
 
 @pytest.mark.slow
