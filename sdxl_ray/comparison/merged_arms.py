@@ -31,8 +31,8 @@ def require_makeable(run: ArmRun, folder: Path) -> None:
     That is: artifacts that cannot be opened, read or added to each other, and a folder that holds something else.
     """
     assert run.merge is not None
-    given = [open_source(source, weight) for source, weight in run.sources if not isinstance(source, ArmRun)]
     try:
+        given = [open_source(source, weight) for source, weight in run.sources if not isinstance(source, ArmRun)]
         if given:
             open_merge(given, run.merge.model_copy(update={"rank": None, "blocks": {}}), base=run.recipe.base)
     except UserError as error:

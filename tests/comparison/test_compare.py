@@ -322,14 +322,6 @@ def test_what_is_trained_under_another_name_is_not_trained_again(here: Here, tmp
     assert "against denoising steps" in text
     assert "merge" in text
 
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*both*/artifact/*")}
-    made["arms"]["both"]["merge"]["method"] = "svd"
-    (tmp_path / "mine.yaml").write_text(json.dumps({**made, "training_seeds": [0]}))
-    code, out, err = here("compare", "mine.yaml", "--json")
-    assert code == 0, err
-    again = {path for path, time in before.items() if path.stat().st_mtime_ns == time}
-    assert {path.parent.parent.name for path in again} == {"mine-both-robot-1", "mine-both-frog-1"}
-
 
 def test_what_is_wrong_with_an_experiment_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no experiment named 'dmeo': did you mean 'demo'"):
