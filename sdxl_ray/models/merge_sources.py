@@ -26,12 +26,23 @@ from sdxl_ray.paths import local_folder
 
 @dataclass(frozen=True)
 class MergeSource:
-    """A LoRA and its weight. name: what messages and the result's origin call it."""
+    """A LoRA and its weight. name: what the result's origin calls it."""
 
     name: str
     artifact: Artifact
     weight: float
     recipe: Recipe
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return repr(str(self.artifact.folder))
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of its weights alone: the same adapter may lie in artifacts of different dates."""
+        files = self.artifact.manifest.files
+        return files.get(LORA_WEIGHTS) or files.get(KOHYA_WEIGHTS) or self.artifact.hash
 
 
 @dataclass(frozen=True)
@@ -174,10 +185,10 @@ def _adapter(source: MergeSource, names: LayerNames) -> Adapter:
 def _require_different(sources: Sequence[MergeSource]) -> None:
     seen: dict[str, MergeSource] = {}
     for source in sources:
-        before = seen.setdefault(source.artifact.hash, source)
+        before = seen.setdefault(source.weights_hash, source)
         if before is not source:
             raise UserError(
-                f"{str(before.artifact.folder)!r} and {str(source.artifact.folder)!r} are the same adapter: give it "
+                f"{before.where} and {source.where} are the same adapter: give it "
                 f"once, with the weight {before.weight + source.weight:g}"
             )
 
@@ -188,7 +199,7 @@ def _require_one_base(sources: Sequence[MergeSource]) -> None:
         one, other = first.artifact.manifest.base, source.artifact.manifest.base
         if one.revision != other.revision:
             raise UserError(
-                f"{first.name!r} was made on base {one.id!r} at {one.revision[:12]}, {source.name!r} on {other.id!r} "
+                f"{first.where} was made on base {one.id!r} at {one.revision[:12]}, {source.where} on {other.id!r} "
                 f"at {other.revision[:12]}: merge adapters of one base"
             )
 
@@ -199,7 +210,7 @@ def _require_one_prediction(sources: Sequence[MergeSource]) -> None:
         one, other = (scheduler_overrides(s.recipe.objective.model_dump(mode="json")) for s in (first, source))
         if one != other:
             raise UserError(
-                f"{first.name!r} was trained with objective {_said(one)}, {source.name!r} with {_said(other)}: their "
+                f"{first.where} was trained with objective {_said(one)}, {source.where} with {_said(other)}: their "
                 "sum predicts neither, merge adapters of one objective"
             )
 
@@ -213,13 +224,13 @@ def _require_mergeable(sources: Sequence[MergeSource], adapters: Sequence[Adapte
         if adapter.lycoris:
             layer, change = next(iter(adapter.lycoris.items()))
             raise UserError(
-                f"{source.name!r} holds {change.kind} in {len(adapter.lycoris)} layers, as {layer.module}: merge takes "
+                f"{source.where} holds {change.kind} in {len(adapter.lycoris)} layers, as {layer.module}: merge takes "
                 "low-rank pairs only, leave it out"
             )
         dora = any(pair.magnitude is not None for pair in adapter.low_rank.values())
         if dora and (len(sources) > 1 or merging.into == "lora" or merging.method not in SUMS):
             raise UserError(
-                f"{source.name!r} is a DoRA, whose change depends on the weights below it and does not add up with "
+                f"{source.where} is a DoRA, whose change depends on the weights below it and does not add up with "
                 "others: merge it alone, into a model (--into model)"
             )
 

@@ -140,7 +140,7 @@ def test_a_dora_goes_into_a_model(two: tuple[Artifact, Artifact], tmp_path: Path
     drawn = _latents(load_pipeline(Base(), merged, dtype=torch.float32, device="cpu"))
     torch.testing.assert_close(drawn, wanted, rtol=1e-4, atol=1e-4)
     for sources, settings in (((dora,), {}), ((dora, two[0]), {"into": "model"})):
-        with pytest.raises(UserError, match=r"'dora' is a DoRA, .* merge it alone, into a model"):
+        with pytest.raises(UserError, match=r"/dora' is a DoRA, .* merge it alone, into a model"):
             _merge(sources, tmp_path / "no", **settings)
 
 
@@ -172,7 +172,7 @@ def test_input_that_does_not_fit_together_is_one_line(
 ) -> None:
     one, other = (str(a.folder) for a in two)
     v = random_artifact(tmp_path / "v", 5, **{"objective.prediction": "v_prediction"})
-    elsewhere = _rewritten(two[0], tmp_path / "elsewhere", base_revision="f" * 64)
+    elsewhere = _rewritten(two[1], tmp_path / "elsewhere", base_revision="f" * 64)
     nan = tmp_path / "nan"
     _rewritten(two[0], nan)
     tensors = {name: t * float("nan") for name, t in load_file(nan / LORA_WEIGHTS).items()}
@@ -183,9 +183,10 @@ def test_input_that_does_not_fit_together_is_one_line(
         ((f"{one}=nan", other), "the weight nan is not finite"),
         ((f"{one}=0", other), "the weight 0 takes nothing of it"),
         ((one, f"{one}=0.5"), "are the same adapter: give it once, with the weight 1.5"),
+        (("copy", other, one), "are the same adapter: give it once, with the weight 2"),
         (("nowhere", other), "no such folder"),
-        ((one, str(v.folder)), "'dog' was trained with objective of the base, 'v' with prediction_type=v_prediction"),
-        ((one, str(elsewhere.folder)), "'dog' was made on base 'tiny'"),
+        ((one, str(v.folder)), "/v' with prediction_type=v_prediction"),
+        ((one, str(elsewhere.folder)), "/dog' was made on base 'tiny'"),
         ((one, str(nan)), "NaN or infinity"),
         ((one, other, "--method", "tise"), "method = 'tise': input should be 'linear'"),
         ((one, other, "--rank", "4096"), "rank 4096: the layers of these adapters have rank"),
@@ -198,6 +199,7 @@ def test_input_that_does_not_fit_together_is_one_line(
         ((one, "--out", f"{one}/inside"), "is inside"),
         ((one, "--base", "nowhere"), "base 'nowhere'"),
     ]  # fmt: skip
+    _rewritten(two[0], tmp_path / "copy")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     before = sorted(path.name for path in tmp_path.iterdir())
