@@ -1,18 +1,27 @@
-"""An artifact without training: a random LoRA on one layer of the embedded base, in the folder of a run."""
+"""Artifacts without training: a random LoRA on one layer of the embedded base, in the folder of a run, or on many."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from sdxl_ray.config.recipe import Recipe
+from sdxl_ray.config.recipe import Recipe, override
+from sdxl_ray.config.schema import Base
 from sdxl_ray.data.dataset import scan
+from sdxl_ray.formats.adapter import Adapter, LowRank
+from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.io.artifact import Artifact, write_manifest
+from sdxl_ray.models.base_model_files import component_configs, locate
+from sdxl_ray.models.lora_artifact import write_lora_artifact
 from sdxl_ray.tiny import shipped
 
 _LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -45,3 +54,28 @@ def random_run(run: Path, recipe: Recipe, *, strength: float = 1.0) -> Artifact:
         base_revision=shipped.revision(),
         step=7,
     )
+
+
+#: Layers of every kind that adapters change: attention, a feed-forward, a convolution, both text encoders.
+TARGETS = {
+    "unet": ("attn1.to_q", "attn2.to_v", "ff.net.2", "resnets.0.conv1"),
+    "text_encoder": ("q_proj",),
+    "text_encoder_2": ("k_proj", "fc1"),
+}
+
+
+def random_artifact(
+    folder: Path, seed: int, *, rank: int = 2, alpha: float = 3, parts: Collection[str] = TARGETS, **changes: Any
+) -> Artifact:
+    """A LoRA artifact with random factors on `TARGETS`; `changes` are settings of its recorded recipe."""
+    files = locate(Base())
+    names = LayerNames.of(component_configs(files))
+    rng = torch.Generator().manual_seed(seed)
+    layers = {}
+    for layer, shape in names.shapes.items():
+        if layer.part in parts and layer.module.endswith(TARGETS[layer.part]):
+            down = torch.randn(rank, *shape[1:], generator=rng) / math.prod(shape[1:]) ** 0.5
+            up = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=rng) / (4 * rank)
+            layers[layer] = LowRank(down, up, float(alpha))
+    recipe = override(Recipe(), {"data.subject": "sks dog", **changes})
+    return write_lora_artifact(folder, Adapter(layers), names, files, recipe, origin={"command": "test"})

@@ -18,9 +18,11 @@ EXAMPLES = (
 
 #: What each format is, as --help shows it.
 FORMATS = {
-    "diffusers": "a LoRA as diffusers and PEFT read it",
-    "kohya": "a LoRA as ComfyUI, A1111, Forge and model sites read it",
-    "comfyui": "the same as kohya",
+    "diffusers": "a LoRA file, or the folder of a full model",
+    "kohya": "a LoRA for ComfyUI, A1111, Forge and model sites",
+    "comfyui": "a LoRA as kohya, a full model as single-file",
+    "single-file": "a full model in one file",
+    "merged": "a LoRA added to its base: a folder, or one file where --out ends in .safetensors",
 }
 
 
@@ -45,19 +47,18 @@ def run(
         raise UserError(f"--to {to!r}: {nearest(to, FORMATS)}")
 
     from sdxl_ray.config.recipe import read_base
-    from sdxl_ray.evaluation.request import name_of
     from sdxl_ray.models.device import DTYPES
-    from sdxl_ray.models.exporting import export_artifact
+    from sdxl_ray.models.exporting import Export, export_artifact
     from sdxl_ray.models.generation import GenerationSource
+    from sdxl_ray.models.opening import name_of
 
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: {nearest(dtype, DTYPES)}")
     model = GenerationSource.of(source, read_base(base) if base else None)
     if model.artifact is None:
         raise UserError("'base' is no artifact: give the artifact folder of a run")
-    target, notes = export_artifact(
-        model.artifact, model.base, to, out, name=name_of(source), dtype=DTYPES[dtype] if dtype else None
-    )
+    what = Export(model.artifact, model.base, name_of(source), DTYPES[dtype] if dtype else None)
+    target, notes = export_artifact(what, to, out)
     for note in notes:
         typer.echo(note, err=True)
     if json:

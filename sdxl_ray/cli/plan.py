@@ -34,12 +34,13 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Say what a run needs, and refuse what cannot fit (exit 2)."""
+    from sdxl_ray.config.base_lineage import of_embedded_base
     from sdxl_ray.plan import CPU, DEVICES, Plan
 
     chosen = read_recipe(recipe, settings, base)
     device = named(gpu, gpu_memory) or gpu_here()
     if device is None:
-        device = CPU if chosen.base.id == "tiny" else DEVICES[DEFAULT_GPU]
+        device = CPU if of_embedded_base(chosen.base.id) else DEVICES[DEFAULT_GPU]
         typer.echo(f"no GPU named and none here: planned for {device.name} (--gpu NAME, --gpu-memory 24GiB)", err=True)
     plan = Plan.of(chosen, device, workers, price, images or count_images(chosen))
     notes = _notes(chosen)

@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from sdxl_ray.comparison.evaluate import judge, require_evaluable
+from sdxl_ray.comparison.merged_arms import make_merge
 from sdxl_ray.config.experiment import ArmRun, Experiment
 from sdxl_ray.config.notes import NOTE
 from sdxl_ray.data.image_grid import grid
@@ -87,7 +88,7 @@ def compare(
     """
     store = Storage.usable(storage)
     require_evaluable(experiment, runs, store, name)
-    zero = [run.recipe for run in runs if run.recipe.parallel.engine == "zero"]
+    zero = [run.recipe for run in runs if run.recipe.parallel.engine == "zero" and run.merge is None]
     workers = max((recipe.parallel.workers[1] for recipe in zero), default=0)
     cpus = max((recipe.parallel.workers[1] * recipe.resources.cpus_per_worker for recipe in zero), default=0)
     home = store.root / f"{name}-comparison"
@@ -121,14 +122,20 @@ def compare(
 
 
 def _train(name: str, runs: Sequence[ArmRun], store: Storage, address: str | None, on_row: OnRow) -> list[RunResult]:
-    results, row = [], _notes_once(on_row)
+    results, row = list[RunResult](), _notes_once(on_row)
+    made: dict[int, RunResult] = {}
     for number, run in enumerate(runs, start=1):
         folder = run.named(name)
         what = f"arm {run.arm}{f' ({run.label})' if run.label else ''}"
+        if run.merge is not None:
+            on_row({"kind": "note", "text": f"{what}: {number} of {len(runs)}, a merge"})
+            results.append(make_merge(run, made, store.root / folder, store, on_row))
+            continue
         same = None if (store.root / folder).exists() else finished_run(run.recipe, store.root)
         known = f", trained already as {same}" if same else ""
         on_row({"kind": "note", "text": f"{what}: {number} of {len(runs)}{known}"})
         results.append(launch(run.recipe, storage=store, name=same or folder, address=address, on_row=row))
+        made[id(run)] = results[-1]
     return results
 
 
@@ -159,7 +166,7 @@ def _card(
         mine = [(run, r, a) for run, r, a in zip(runs, results, artifacts, strict=True) if run.arm == arm]
         arms[arm] = ArmCard(
             run=_labelled({run.label: result.folder.name for run, result, _ in mine}),
-            recipe=mine[0][0].recipe.model_dump(mode="json"),
+            recipe=mine[0][2].manifest.recipe if mine[0][0].merge else mine[0][0].recipe.model_dump(mode="json"),
             artifact=_labelled({run.label: artifact.hash for run, _, artifact in mine}),
         )
     base = {"id": first.base.id, "revision": first.base.revision}
@@ -172,30 +179,35 @@ def _labelled(values: dict[str, str]) -> dict[str, str] | str:
 
 
 def _row(arm: str, results: Sequence[RunResult]) -> dict[str, Any]:
-    """What an arm took: means over its runs, the largest of counts and bytes."""
+    """What an arm took: means over its runs, the largest of counts and bytes. A merge took no training."""
+    size = max(sum(f.stat().st_size for f in r.artifact.rglob("*.safetensors")) for r in results)
+    known: dict[str, Any] = {"arm": arm, "runs": len(results)}
+    if not results[0].summary:
+        untrained = {column.key: None for column in COLUMNS if column.key not in known}
+        return {**known, **untrained, "file_bytes": size, "artifact": str(results[0].artifact)}
     steps = [read(result.folder / "records", "steps") for result in results]
     losses = [read(result.folder / "records", "validation")["loss"].to_pylist() for result in results]
-    known = [some for some in losses if some]
+    validated = [some for some in losses if some]
     return {
-        "arm": arm,
-        "runs": len(results),
+        **known,
         "trainable": max(result.summary["trainable"] for result in results),
-        "file_bytes": max(sum(f.stat().st_size for f in r.artifact.rglob("*.safetensors")) for r in results),
+        "file_bytes": size,
         "train_s": statistics.fmean(sum(some["seconds"].to_pylist()) for some in steps),
         "samples_per_s": statistics.fmean(statistics.median(some["samples_per_s"].to_pylist()) for some in steps),
         "peak_bytes": max(max(some["peak_bytes"].to_pylist()) for some in steps),
-        "loss_before": statistics.fmean(some[0] for some in known) if known else None,
-        "loss_after": statistics.fmean(some[-1] for some in known) if known else None,
+        "loss_before": statistics.fmean(some[0] for some in validated) if validated else None,
+        "loss_after": statistics.fmean(some[-1] for some in validated) if validated else None,
         "artifact": str(results[0].artifact),
     }
 
 
 def _grid(runs: Sequence[ArmRun], results: Sequence[RunResult]) -> Image.Image:
-    """Rows are (prompt, seed), columns the base and each arm's last evaluation in its first run."""
-    first = {run.arm: result for run, result in reversed(list(zip(runs, results, strict=True)))}
+    """Rows are (prompt, seed), columns the base and each arm's last evaluation in its first run; no merges."""
+    trained = [(run, result) for run, result in zip(runs, results, strict=True) if run.merge is None]
+    first = {run.arm: result for run, result in reversed(trained)}
     recipe, some = runs[0].recipe, results[0]
     prompts, each = recipe.evaluation.prompts, recipe.evaluation.samples_per_prompt
-    arms = list(dict.fromkeys(run.arm for run in runs))
+    arms = list(dict.fromkeys(run.arm for run, _ in trained))
     columns = {"base": _sample_files(some, 0)} | {arm: _sample_files(first[arm], -1) for arm in arms}
     shown = min(len(images) for images in columns.values())
     rows = [[Image.open(images[i]) for images in columns.values()] for i in range(shown)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sdxl_ray.comparison.merged_arms import require_makeable
 from sdxl_ray.config.experiment import ArmRun, Experiment
 from sdxl_ray.config.notes import report_notes
 from sdxl_ray.config.recipe import Recipe
@@ -63,7 +64,11 @@ def require_evaluable(experiment: Experiment, runs: Sequence[ArmRun], store: Sto
     scanned = {data: scan_images(recipe) for data, recipe in some_of.items()}
     _require_one_base(runs)
     for run in runs:
-        if run.recipe.data in scanned:
+        if run.merge is not None:
+            folder = store.root / run.named(name)
+            store.get_folder(folder)
+            require_makeable(run, folder)
+        elif run.recipe.data in scanned:
             folder = store.root / run.named(name)
             store.get_folder(folder, APART)
             fix = "give another --storage, or move the folder away"

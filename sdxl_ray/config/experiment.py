@@ -6,27 +6,32 @@ prompts: dreambooth_objects                       # how they are judged; also se
 load: {rates: [2], queries: 16}                   # base and arms behind one endpoint, under load
 arms:
   lora: {recipe: lora, settings: {tuning.rank: 8}}
+  both: {merge: {sources: {lora: 0.7, runs/style/artifact: 0.5}, method: ties}}   # of other arms, once they are trained
 
 With `subjects` every arm is trained on each of them, with `training_seeds` once per seed: one run each, and scores over
-all of them.
+all of them. A merge takes the runs of its subject and seed, and those of another subject as ARM-SUBJECT.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from sdxl_ray.config import plain_data
 from sdxl_ray.config.load_profile import LoadProfile
+from sdxl_ray.config.merging import MergedArm, Merging
 from sdxl_ray.config.recipe import Recipe, load, override
-from sdxl_ray.config.schema import ImagesPath, Section
+from sdxl_ray.config.schema import ImagesPath, LoraTuning, Section
 from sdxl_ray.config.schema_errors import validated
-from sdxl_ray.errors import UserError
+from sdxl_ray.errors import UserError, nearest
+from sdxl_ray.paths import local_path
 
 #: Part of a folder's name, and a row of every table.
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.+ -]*[A-Za-z0-9_+-])?$")]
@@ -35,10 +40,19 @@ _TAKEN = ("base", "real", "other")
 
 
 class ArmSettings(Section):
-    """One way of tuning: a recipe by name or file, and what is different about it."""
+    """One way of tuning: a recipe by name or file, and what is different about it; or a merge of other arms."""
 
-    recipe: str
+    recipe: str | None = None
+    merge: MergedArm | None = None
     settings: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ArmSettings:
+        if (self.recipe is None) == (self.merge is None):
+            raise ValueError("an arm has a recipe or a merge: give one of them")
+        if self.merge is not None and self.settings:
+            raise ValueError(f"settings of a merge are those of its sources: set {next(iter(self.settings))} there")
+        return self
 
 
 class Taught(Section):
@@ -52,12 +66,18 @@ class Taught(Section):
 
 @dataclass(frozen=True)
 class ArmRun:
-    """One training of an arm. label: its subject and seed where there are several, else empty."""
+    """One training of an arm, or one merge. label: its subject and seed where there are several, else empty.
+
+    merge: how it is made of `sources`, runs or artifact folders with their weights; its recipe is then that of a run
+    that is judged by the same photos.
+    """
 
     arm: str
     subject: str
     label: str
     recipe: Recipe
+    merge: Merging | None = None
+    sources: tuple[tuple[ArmRun | str, float], ...] = ()
 
     def named(self, experiment: str) -> str:
         """The name of its run folder."""
@@ -100,25 +120,83 @@ class Experiment(Section):
         return values
 
     def runs(self, changes: dict[str, Any]) -> list[ArmRun]:
-        """Every training with its complete recipe, seed by seed, so that a cut leaves whole rounds.
+        """Every training with its complete recipe, seed by seed, so that a cut leaves whole rounds; merges
+        come after them.
 
         `changes` (the command line's) win over everything. Raises UserError that names the arm and the subject.
         """
         seeds: list[dict[str, Any]] = [{"seed": seed} for seed in self.training_seeds] or [{}]
         subjects = {name: taught.settings for name, taught in self.subjects.items()} or {"": {}}
-        found = []
-        for seed, (subject, taught), (name, arm) in product(seeds, subjects.items(), self.arms.items()):
-            label = "-".join([*filter(None, [subject]), *(str(number) for number in seed.values())])
-            try:
-                settings = {**self.settings, **taught, **arm.settings, **seed, **changes}
-                recipe = override(load(arm.recipe), settings)
-                recipe.require_complete()
-            except UserError as error:
-                about = f", subject {subject!r}" if subject else ""
-                raise UserError(f"arm {name!r}{about}: {error}") from None
-            found.append(ArmRun(name, subject, label, recipe))
+        found: list[ArmRun] = []
+        for seed in seeds:
+            trained = [
+                ArmRun(name, subject, _label(subject, seed), self._recipe(name, arm, subject, taught, seed, changes))
+                for (subject, taught), (name, arm) in product(subjects.items(), self.arms.items())
+                if arm.recipe is not None
+            ]
+            merged = [
+                _merged(name, arm.merge, subject, [run for run in trained if run.subject == subject], trained)
+                for subject, (name, arm) in product(subjects, self.arms.items())
+                if arm.merge is not None
+            ]
+            found += [*trained, *merged]
         _require_own_folders(found)
         return found
+
+    def _recipe(
+        self,
+        name: str,
+        arm: ArmSettings,
+        subject: str,
+        taught: dict[str, Any],
+        seed: dict[str, Any],
+        changes: dict[str, Any],
+    ) -> Recipe:
+        assert arm.recipe is not None
+        try:
+            recipe = override(load(arm.recipe), {**self.settings, **taught, **arm.settings, **seed, **changes})
+            recipe.require_complete()
+        except UserError as error:
+            about = f", subject {subject!r}" if subject else ""
+            raise UserError(f"arm {name!r}{about}: {error}") from None
+        return recipe
+
+
+def _merged(name: str, merge: MergedArm, subject: str, own: Sequence[ArmRun], trained: Sequence[ArmRun]) -> ArmRun:
+    """A merge as it is judged on a subject. own: the trainings on it; trained: those on all subjects, of one seed.
+
+    Raises UserError for a source that is neither an arm nor a path, or that cannot be merged.
+    """
+    if not own:
+        raise UserError(f"arm {name!r}: no arm has a recipe, and a merge is judged beside one that is trained: add one")
+    known = {f"{run.arm}-{run.subject}": run for run in trained if run.subject} | {run.arm: run for run in own}
+    sources: list[tuple[ArmRun | str, float]] = []
+    for source, weight in merge.sources.items():
+        run = known.get(source)
+        if run is not None:
+            _require_mergeable(name, merge, source, run.recipe)
+        elif not Path(local_path(source)).exists():
+            raise UserError(
+                f"arm {name!r}: merge.sources {source!r} is no arm that is trained, and no artifact: "
+                f"{nearest(source, known)}"
+            )
+        sources.append((run or local_path(source), weight))
+    first = next((run for run, _ in sources if isinstance(run, ArmRun) and run in own), own[0])
+    return ArmRun(name, subject, first.label, first.recipe, merge, tuple(sources))
+
+
+def _require_mergeable(name: str, merge: MergedArm, source: str, recipe: Recipe) -> None:
+    if not isinstance(recipe.tuning, LoraTuning):
+        raise UserError(f"arm {name!r}: merge.sources {source!r} trains a full model, and a merge takes LoRAs")
+    if recipe.tuning.use_dora and (len(merge.sources) > 1 or merge.into == "lora"):
+        raise UserError(
+            f"arm {name!r}: merge.sources {source!r} is a DoRA, which does not add up with others: merge it alone, "
+            "with into: model"
+        )
+
+
+def _label(subject: str, seed: dict[str, Any]) -> str:
+    return "-".join([*filter(None, [subject]), *(str(number) for number in seed.values())])
 
 
 def _require_own_folders(runs: list[ArmRun]) -> None:

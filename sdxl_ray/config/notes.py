@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from sdxl_ray.config.base_lineage import of_embedded_base
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.schema import LoraTuning
 from sdxl_ray.config.validation import value_and_default
@@ -59,7 +60,7 @@ def _rates(recipe: Recipe) -> Iterator[str]:
                 "constant or cosine"
             )
     else:
-        least, most = _LR[tuning.kind, recipe.base.id == "tiny"]
+        least, most = _LR[tuning.kind, of_embedded_base(recipe.base.id)]
         for path in ("optim.lr", "optim.text_lr"):
             lr = value_and_default(recipe, path)[0]
             if lr is not None and not least <= lr <= most:

@@ -118,8 +118,8 @@ class Recipe(Section):
 def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     """What of a plain recipe decides the result: whole sections, and the precision of `parallel`.
 
-    Of absolute paths the last part alone (of `tuning.init` two): the same folder elsewhere (another mount, the package
-    of a Ray job) gives the same result.
+    Of absolute paths the last part alone, two of `tuning.init` and of a run's `artifact`: the same folder elsewhere
+    (another mount, the package of a Ray job) gives the same result.
     """
     kept = {section: value for section, value in plain.items() if section not in NOT_IDENTITY}
     kept = copy.deepcopy(kept) | {"parallel": {"precision": plain.get("parallel", {}).get("precision", "auto")}}
@@ -127,7 +127,8 @@ def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
         value = plain_data.value_at(kept, path)
         if isinstance(value, str) and Path(value).is_absolute():
             # Every artifact folder is called "artifact": its run distinguishes them.
-            parts = Path(value).parts[-2:] if path == "tuning.init" else Path(value).parts[-1:]
+            of_run = path == "tuning.init" or Path(value).name == "artifact"
+            parts = Path(value).parts[-2:] if of_run else Path(value).parts[-1:]
             plain_data.assign(kept, path, "/".join(parts))
     return kept
 

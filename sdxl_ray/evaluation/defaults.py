@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sdxl_ray.config.base_lineage import of_embedded_base
 from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.config.schema import MaxTokenLength
 from sdxl_ray.evaluation.image_store import GenerationSettings
@@ -32,7 +33,7 @@ def settings_of(
         batch_size=batch,
         max_token_length=max_token_length,
     )
-    tiny = recipe.base.id == "tiny"
+    tiny = of_embedded_base(recipe.base.id)
     return EvaluationSettings(
         drawing,
         identity=identity or ("tiny-identity" if tiny else "dinov2-base"),

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from pydantic import Field, ValidationError, field_validator
 
 from sdxl_ray.config import plain_data
+from sdxl_ray.config.base_lineage import of_embedded_base
 from sdxl_ray.config.schema import Section
 from sdxl_ray.config.schema_errors import validated
 from sdxl_ray.config.text_files import read_text
@@ -75,7 +76,7 @@ def load_prompts(name_or_path: str) -> Prompts:
 
 def default_prompts(base_id: str, class_name: str) -> str:
     """The shipped list for a base and a class."""
-    if base_id == "tiny":
+    if of_embedded_base(base_id):
         return "tiny"
     return "dreambooth_live" if class_name in load_prompts("dreambooth_live").classes else "dreambooth_objects"
 

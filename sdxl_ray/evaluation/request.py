@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdxl_ray.config import recipe as recipe_files
+from sdxl_ray.config.base_lineage import of_embedded_base
 from sdxl_ray.config.notes import report_notes
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.schema import Base, MaxTokenLength
@@ -19,7 +20,7 @@ from sdxl_ray.errors import UserError
 from sdxl_ray.evaluation.prompts import Split
 from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.io.rows import OnRow
-from sdxl_ray.models.opening import open_artifact
+from sdxl_ray.models.opening import name_of, open_artifact
 from sdxl_ray.paths import local_folder
 
 if TYPE_CHECKING:
@@ -145,12 +146,6 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def name_of(source: str) -> str:
-    """What a model is called that was given no name: after its run, its folder, or its file."""
-    path = Path(source).absolute()
-    return path.parent.name if path.name == "artifact" else path.name.removesuffix(".safetensors")
-
-
 def _own_recipe(artifact: Artifact) -> Recipe:
     return recipe_files.parse_recorded(artifact.manifest.recipe, f"{artifact.folder}: recipe")
 
@@ -169,7 +164,7 @@ def _recipe(artifacts: Mapping[str, Artifact], base: Base | None) -> Recipe:
         recipe = _own_recipe(artifact)
         return recipe if base is None else recipe.model_copy(update={"base": base})
     base = base or Base()
-    return recipe_files.load("tiny_lora" if base.id == "tiny" else "lora").model_copy(update={"base": base})
+    return recipe_files.load("tiny_lora" if of_embedded_base(base.id) else "lora").model_copy(update={"base": base})
 
 
 def _models(opened: OpenedRequest) -> list[EvaluatedModel]:
@@ -236,6 +231,6 @@ def _report_unknown_words(opened: OpenedRequest, prompts: Prompts, on_row: OnRow
     from sdxl_ray.tiny.unknown_words import unknown_words
 
     texts = [fill(prompt, opened.class_name, article=True) for prompt in prompts.of(opened.split)]
-    unknown = unknown_words(texts) if opened.recipe.base.id == "tiny" else []
+    unknown = unknown_words(texts) if of_embedded_base(opened.recipe.base.id) else []
     if unknown:
         on_row({"kind": "note", "text": f"note: the embedded base does not know {', '.join(map(repr, unknown))}"})

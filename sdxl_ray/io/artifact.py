@@ -19,13 +19,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sdxl_ray.config import base_lineage
 from sdxl_ray.config.schema import MaxTokenLength
 from sdxl_ray.errors import UserError
 from sdxl_ray.io.atomic import write_text
 from sdxl_ray.io.file_hash import sha256
 from sdxl_ray.paths import local_folder
 
-MANIFEST = "manifest.json"
+MANIFEST = base_lineage.MANIFEST
 #: The file of a LoRA that diffusers looks for in a folder.
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 #: The same LoRA in the names that ComfyUI, A1111 and Forge read.

@@ -58,3 +58,20 @@ def publish(draft: str | Path, final: str | Path) -> Path:
     draft.rename(final)
     shutil.rmtree(before, ignore_errors=True)
     return final
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty draft beside `path`; afterwards it is published there, or removed if the block raised.
+
+    Folders above `path` are made. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        yield draft
+        publish(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -63,7 +63,7 @@ def snippet(recipe: Recipe) -> str:
     lora = isinstance(recipe.tuning, LoraTuning)
     source = '"."'
     if lora:
-        here = recipe.base.id if _is_hub_id(recipe.base.id) else Path(recipe.base.id).name
+        here = _folder_or_id(recipe.base.id)
         source = "shipped.folder()" if recipe.base.id == "tiny" else f'"{here}"'
     revision = f', revision="{recipe.base.revision}"' if lora and recipe.base.revision else ""
     of_file = lora and recipe.base.id.endswith(".safetensors")
@@ -123,7 +123,15 @@ def _base_name(recipe: Recipe) -> str:
     """The base without the folders of this machine."""
     if recipe.base.id == "tiny":
         return "the embedded base of sdxl-ray"
-    return recipe.base.id if _is_hub_id(recipe.base.id) else Path(recipe.base.id).name
+    return _folder_or_id(recipe.base.id)
+
+
+def _folder_or_id(base: str) -> str:
+    """A hub id, or a folder's name; every run's result is called "artifact", so its run is named too."""
+    if _is_hub_id(base):
+        return base
+    path = Path(base)
+    return f"{path.parent.name}/{path.name}" if path.name == "artifact" else path.name
 
 
 def _facts(manifest: Manifest, recipe: Recipe) -> list[tuple[str, str]]:
@@ -150,7 +158,11 @@ def _facts(manifest: Manifest, recipe: Recipe) -> list[tuple[str, str]]:
 
 def _origin(origin: Mapping[str, Any]) -> list[tuple[str, str]]:
     plain = [(name, value) for name, value in origin.items() if isinstance(value, str | int | float)]
-    return [(name.replace("_", " "), f"{value:g}" if isinstance(value, float) else str(value)) for name, value in plain]
+    rows = [(name.replace("_", " "), f"{value:g}" if isinstance(value, float) else str(value)) for name, value in plain]
+    sources = ", ".join(
+        f"{one['name']} x {one['weight']:g} (`{one['hash'][:12]}`)" for one in origin.get("sources", ())
+    )
+    return [*rows, ("made of", sources)] if sources else rows
 
 
 def _scores(step: int, recipe: Recipe, scores: Mapping[str, Measured]) -> str:

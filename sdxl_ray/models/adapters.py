@@ -19,7 +19,6 @@ from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.schema import FullTuning, LoraTuning, Section
 from sdxl_ray.errors import UserError, nearest
 from sdxl_ray.formats.adapter import Adapter
-from sdxl_ray.formats.diffusers_folder import make_readable
 from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.formats.lora_files import write_lora
 from sdxl_ray.formats.metadata import lora_metadata
@@ -113,23 +112,8 @@ class Full:
         self, denoiser: Denoiser, components: Components, folder: Path, recipe: Recipe, dtype: torch.dtype
     ) -> None:
         """A standalone diffusers folder that plain `StableDiffusionXLPipeline.from_pretrained` loads."""
-        from transformers.utils import logging
-
-        # Masters may be fp32; what is kept is what the run computed with. diffusers' own `to` warns about every cast.
-        cast = [m for m in (denoiser.unet, *(e for _, e in _text_encoders(denoiser))) if m.dtype != dtype]
-        before = [m.dtype for m in cast]
-        bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            for module in cast:
-                nn.Module.to(module, dtype)
-            components.pipeline().save_pretrained(folder, safe_serialization=True)
-            make_readable(folder)
-        finally:
-            for module, kept in zip(cast, before, strict=True):
-                nn.Module.to(module, kept)
-            if bars:
-                logging.enable_progress_bar()
+        # Masters may be fp32; what is kept is what the run computed with.
+        components.save(folder, [denoiser.unet, *(encoder for _, encoder in _text_encoders(denoiser))], dtype)
 
 
 class Lora:

@@ -10,7 +10,7 @@ torch and diffusers are imported inside the functions that need them, so that a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
+from sdxl_ray.formats.diffusers_folder import make_readable
 from sdxl_ray.io.safetensors_files import find_weights, read_json, weight_files
 from sdxl_ray.models.base_model_files import MODELS, BaseFiles, component_configs, locate, single_file_changes
+from sdxl_ray.models.quiet_libraries import quiet_libraries
 from sdxl_ray.models.weight_loading import loading, require_finite
 
 if TYPE_CHECKING:
@@ -66,6 +68,30 @@ class Components:
             force_zeros_for_empty_prompt=self.force_zeros_for_empty_prompt,
             add_watermarker=False,
         )
+
+    def save(self, folder: Path, cast: Sequence[Any], dtype: torch.dtype) -> None:
+        """Write a standalone diffusers folder, which older versions of the libraries read too.
+
+        cast: the models that are written in `dtype`, the others as they are. Raises OSError.
+        """
+        with quiet_libraries(), _in_dtype(cast, dtype):
+            self.pipeline().save_pretrained(folder, safe_serialization=True)
+        make_readable(folder)
+
+
+@contextmanager
+def _in_dtype(modules: Sequence[Any], dtype: torch.dtype) -> Iterator[None]:
+    """Inside, modules of another dtype are cast; diffusers' own `to` warns about every cast."""
+    from torch import nn
+
+    cast = [(module, module.dtype) for module in modules if module.dtype != dtype]
+    try:
+        for module, _ in cast:
+            nn.Module.to(module, dtype)
+        yield
+    finally:
+        for module, before in cast:
+            nn.Module.to(module, before)
 
 
 def own_memory(*models: Any) -> None:

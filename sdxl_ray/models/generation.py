@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdxl_ray.config import recipe as recipe_files
+from sdxl_ray.config.base_lineage import of_embedded_base
 from sdxl_ray.config.schema import Base, MaxTokenLength
 from sdxl_ray.errors import UserError
 from sdxl_ray.io.artifact import Artifact
@@ -81,7 +82,7 @@ class GenerationSource:
 
     def notes(self, request: GenerationRequest) -> list[str]:
         """On the embedded base, the words that it was never taught: they are spelled in pieces and hardly steer it."""
-        unknown = unknown_words([*request.prompts, request.negative or ""]) if self.base.id == "tiny" else []
+        unknown = unknown_words([*request.prompts, request.negative or ""]) if of_embedded_base(self.base.id) else []
         if not unknown:
             return []
         return [

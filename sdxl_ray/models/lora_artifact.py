@@ -6,7 +6,6 @@ Its recorded recipe says what can be known: the base, the ranks, and, where the 
 from __future__ import annotations
 
 import re
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +15,13 @@ import torch
 
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.schema import LoraTuning
+from sdxl_ray.errors import UserError
 from sdxl_ray.formats.adapter import Adapter, Layer, LowRank
 from sdxl_ray.formats.layer_names import LayerNames
-from sdxl_ray.formats.lora_files import write_lora
+from sdxl_ray.formats.lora_files import read_lora, write_lora
 from sdxl_ray.formats.metadata import lora_metadata
-from sdxl_ray.io.artifact import Artifact, write_manifest
-from sdxl_ray.io.atomic import publish
+from sdxl_ray.io.artifact import KOHYA_WEIGHTS, LORA_WEIGHTS, Artifact, write_manifest
+from sdxl_ray.io.atomic import whole_folder
 from sdxl_ray.io.model_card import write_card
 from sdxl_ray.models.base_model_files import BaseFiles
 
@@ -41,12 +41,8 @@ def write_lora_artifact(
     recipe: of the base (`base`) and, if known, of the subject (`data`); its tuning is replaced by the adapter's.
     origin: as in `Manifest`, "command" first. dtype None: as the tensors are. Raises OSError.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    try:
-        recorded = recipe.model_copy(update={"tuning": tuning_of(adapter)})
+    recorded = recipe.model_copy(update={"tuning": tuning_of(adapter)})
+    with whole_folder(folder) as draft:
         write_lora(adapter, names, draft, lora_metadata(adapter, recorded), dtype)
         artifact = write_manifest(
             draft,
@@ -59,9 +55,22 @@ def write_lora_artifact(
             origin=origin,
         )
         write_card(draft, artifact.manifest, recorded, {})
-        return Artifact(publish(draft, folder), artifact.manifest)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    return Artifact(folder, artifact.manifest)
+
+
+def read_lora_artifact(artifact: Artifact, names: LayerNames) -> Adapter:
+    """The adapter of a LoRA artifact, from the file that holds all of it.
+
+    Raises UserError as `read_lora` does, for an artifact without weights, and for weights that fit no layer.
+    """
+    where = f"artifact {str(artifact.folder)!r}"
+    file = next((f for f in (LORA_WEIGHTS, KOHYA_WEIGHTS) if (artifact.folder / f).is_file()), None)
+    if file is None:
+        raise UserError(f"{where} holds no {LORA_WEIGHTS}")
+    adapter, unused = read_lora(artifact.folder / file, names, where)
+    if unused:
+        raise UserError(f"{where}: {len(unused)} tensors fit no layer of the base, as {unused[0]}: give its own base")
+    return adapter
 
 
 def tuning_of(adapter: Adapter) -> LoraTuning:

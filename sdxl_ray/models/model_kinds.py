@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,23 @@ def of_header(header: Mapping[str, Any], encoders: set[str]) -> str:
 
 
 def _artifact(folder: Path) -> str | None:
-    base = read_json(folder / MANIFEST).get("base") if (folder / MANIFEST).is_file() else None
+    if not (folder / MANIFEST).is_file():
+        return _run(folder)
+    manifest = read_json(folder / MANIFEST)
+    base = manifest.get("base")
     if not isinstance(base, dict) or "id" not in base:
         return None
+    if manifest.get("kind") == "lora":
+        merge = shlex.join(["sdxl-ray", "merge", str(folder), "--into", "model", "--out", "MODEL"])
+        return f"it is a LoRA on base {base['id']!r}: give that base, or make a model of both first: {merge}"
     return f"it is the artifact of a run on base {base['id']!r}: give that base, and the artifact to generate or serve"
+
+
+def _run(folder: Path) -> str | None:
+    """A run's folder, whose artifact is one level down; `_neighbour` names a whole model there."""
+    inside = folder / "artifact"
+    whole = (inside / "model_index.json").is_file()
+    return _artifact(inside) if (inside / MANIFEST).is_file() and not whole else None
 
 
 def _lora(folder: Path) -> str | None:

@@ -60,3 +60,9 @@ def is_foreign(path: Path) -> bool:
             return False
         return (path / "model_index.json").is_file() or any(path.glob("*.safetensors"))
     return path.is_file()
+
+
+def name_of(source: str | Path) -> str:
+    """What a model is called that was given no name: after its run, its folder, or its file."""
+    path = Path(source).absolute()
+    return path.parent.name if path.name == "artifact" else path.name.removesuffix(".safetensors")

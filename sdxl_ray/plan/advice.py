@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sdxl_ray.config import recipe as recipe_files
+from sdxl_ray.config.base_lineage import of_embedded_base
 from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.display.units import bytes_text
 from sdxl_ray.errors import UserError
-from sdxl_ray.plan.architecture import TINY
 
 RECIPES = ("lora", "dreambooth_lora", "dreambooth")
 _NAMES = {"lora": "LoRA", "dreambooth_lora": "DreamBooth + LoRA", "dreambooth": "DreamBooth"}
@@ -59,7 +59,7 @@ def advise(
     recipe: Recipe, images: int | None, workers: int, needed: Callable[[Recipe, int], int], limit: int
 ) -> Advice:
     """Advice for a recipe's data. `needed(recipe, workers)` gives bytes on each worker, `limit` what a device has."""
-    prefix = "tiny_" if recipe.base.id == TINY else ""
+    prefix = "tiny_" if of_embedded_base(recipe.base.id) else ""
     choices: list[MethodPlan] = []
     for name in RECIPES:
         try:

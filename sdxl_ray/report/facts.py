@@ -32,6 +32,7 @@ from sdxl_ray.report.scores import FinalScores
 from sdxl_ray.report.source import ArmCard, ComparisonCard, RunSource, Source
 
 LORA, DREAMBOOTH, BOTH, NO_PRIOR = "LoRA", "DreamBooth", "DreamBooth + LoRA", "DreamBooth without prior"
+MERGE = "merge"
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,13 @@ def _arm(name: str, card: ArmCard, source: Source) -> ArmFacts:
     curves = tuple(_curves(name, label, run, source.tables["scores"]) for label, run in runs.items())
     photos = _least([run.photos for run in runs.values()], _why(runs, "the run's list of training images"))
     hashes = tuple(card.hashes.values()) or tuple(r.artifact.hash for r in runs.values() if r.artifact is not None)
-    return ArmFacts(name, method_of(recipe), recipe, photos, _cost(runs), curves, hashes, tuple(card.runs.values()))
+    method = MERGE if any(_is_merge(run) for run in runs.values()) else method_of(recipe)
+    return ArmFacts(name, method, recipe, photos, _cost(runs), curves, hashes, tuple(card.runs.values()))
+
+
+def _is_merge(run: RunSource) -> bool:
+    origin = run.artifact.manifest.origin if run.artifact is not None else None
+    return origin is not None and origin.get("command") == "merge"
 
 
 def _cost(runs: Mapping[str, RunSource]) -> Cost:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sdxl_ray.config.experiment import load_experiment, names
 from sdxl_ray.errors import UserError
+from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.io.records import ALL_SUBJECTS
 from sdxl_ray.training.run_directory import open_run, scan_images
 from tests.conftest import Cli, Here
@@ -97,6 +98,10 @@ def _ordinary(**changes: Any) -> dict[str, Any]:
     return {"settings": settings | changes.pop("settings", {}), "arms": {"a": {"recipe": "tiny_lora"}}, **changes}
 
 
+def _merged(merge: dict[str, Any], arm: str = "a", recipe: str = "tiny_lora", **changes: Any) -> dict[str, Any]:
+    return _ordinary(arms={arm: {"recipe": recipe}, "m": {"merge": merge}}, **changes)
+
+
 @pytest.mark.parametrize(
     ("experiment", "line"),
     [
@@ -159,6 +164,25 @@ def _ordinary(**changes: Any) -> dict[str, Any]:
             "arm 'a', subject 'frog': recipe: no setting 'data.imges'",
         ),
         (_ordinary(subjets={}), "did you mean 'subjects'"),
+        (
+            _merged({"sources": {"b": 1}}),
+            "arm 'm': merge.sources 'b' is no arm that is trained, and no artifact: choose",
+        ),
+        (_merged({"sources": {"m": 1}}), "arm 'm': merge.sources 'm' is no arm that is trained"),
+        (_merged({"sources": {"aa": 1}}, "aaa"), "did you mean 'aaa'?"),
+        (_merged({"sources": {"a": 0}}), "'a': the weight 0 takes nothing of it"),
+        (_merged({"sources": {}}), "arms.m.merge.sources"),
+        (_merged({"sources": {"a": 1}, "method": "tise"}), "arms.m.merge.method = 'tise'"),
+        (_merged({"sources": {"a": 1}, "density": 0.5}), "density 0.5 prunes nothing with method linear"),
+        (_merged({"sources": {"a": 1}, "mehtod": "ties"}), "did you mean 'method'?"),
+        (_merged({"sources": {"a": 1, "empty.txt": 1}}), "empty.txt'"),
+        (_ordinary(arms={"m": {"merge": {"sources": {"empty.txt": 1}}}}), "no arm has a recipe"),
+        (_ordinary(arms={"m": {}}), "an arm has a recipe or a merge"),
+        (
+            _merged({"sources": {"a": 1}}, recipe="tiny_dreambooth", settings={"data.class_name": "robot"}),
+            "'a' trains a full model, and a merge takes LoRAs",
+        ),
+        (_merged({"sources": {"a": 1}}, settings={"tuning.use_dora": True}), "'a' is a DoRA"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(
@@ -239,6 +263,24 @@ def test_subjects_and_seeds_make_runs_seed_by_seed() -> None:
     assert whole.recipe.identity == same.recipe.identity  # so that `photos` finds it trained
 
 
+def test_a_merge_takes_the_runs_of_its_subject_and_seed(tmp_path: Path) -> None:
+    subjects = {name: {"settings": {"data.images": f"subject:{name}"}} for name in ("robot", "frog")}
+    (tmp_path / "loras").mkdir()
+    merge = {"sources": {"a": 0.5, "a-frog": 1, str(tmp_path / "loras"): -1}, "method": "dare_ties", "seed": 3}
+    made = _ordinary(subjects=subjects, training_seeds=[1, 11], arms={"m": {"merge": merge}, "a": {"recipe": "lora"}})
+    (tmp_path / "mine.yaml").write_text(json.dumps(made))
+    runs = load_experiment(str(tmp_path / "mine.yaml")).runs({})
+    assert [run.named("x") for run in runs] == [
+        f"x-{arm}-{subject}-{seed}" for seed in (1, 11) for arm in "am" for subject in ("robot", "frog")
+    ]
+    for run in runs:
+        if run.merge is not None:
+            assert (run.merge.method, run.merge.seed) == ("dare_ties", 3)
+            names = [(s if isinstance(s, str) else s.label, weight) for s, weight in run.sources]
+            assert names == [(run.label, 0.5), (f"frog-{run.recipe.seed}", 1.0), (str(tmp_path / "loras"), -1.0)]
+            assert run.recipe.data.images == f"subject:{run.subject}"
+
+
 @pytest.mark.slow
 def test_what_is_trained_under_another_name_is_not_trained_again(here: Here, tmp_path: Path) -> None:
     """Two subjects, two seeds, a run that `train` made: it is found, and scores are joined over all."""
@@ -251,19 +293,24 @@ def test_what_is_trained_under_another_name_is_not_trained_again(here: Here, tmp
     settings = {key: json.loads(value) if value[0].isdigit() else value for key, value in quick.items()}
     settings |= {"evaluation.draws": 1, "optim.steps": 1, "checkpoint.every": 1}
     (tmp_path / "two.txt").write_text("a photo of {a_subject}\na photo of {a_subject} in a forest\n")
+    both = {"merge": {"sources": {"lora-robot": 0.7, "lora-frog": 0.7}, "method": "ties", "rank": 4}}
     made = {"settings": settings, "subjects": subjects, "training_seeds": [0, 1], "prompts": "two.txt", "seeds": 1,
-            "class_images": 2, "steps": [1, 2], "arms": {"lora": {"recipe": "tiny_lora"}}}  # fmt: skip
+            "class_images": 2, "steps": [1, 2], "arms": {"both": both, "lora": {"recipe": "tiny_lora"}}}  # fmt: skip
     (tmp_path / "mine.yaml").write_text(json.dumps(made))
     words = [f"{key}={json.dumps(value)}" for key, value in {**settings, **subjects["robot"]["settings"]}.items()]
     code, _, err = here("train", "tiny_lora", *words, "--name", "earlier")
     assert code == 0, err
     code, out, err = here("compare", "mine.yaml", "--json")
     assert code == 0, err
-    assert "arm lora (robot-0): 1 of 4, trained already as earlier" in err
+    assert "arm lora (robot-0): 1 of 8, trained already as earlier" in err
     folders = {path.parent.name for path in (tmp_path / "runs").glob("*/summary.json")}
     assert folders == {"earlier", "mine-lora-robot-1", "mine-lora-frog-0", "mine-lora-frog-1"}
     reported = json.loads(out)
-    assert reported["arms"][0]["runs"] == 4
+    merged, lora = reported["arms"]
+    assert (merged["arm"], merged["runs"], merged["train_s"], lora["runs"]) == ("both", 4, None, 4)
+    assert all(
+        Artifact.open(merge).manifest.origin["rank"] == 4 for merge in (tmp_path / "runs").glob("*both*/artifact")
+    )
     values = {(r["model"], r["subject"], r["metric"], r["split"]): r["value"] for r in reported["scores"]}
     for metric in ("dino_i", "clip_t", "pres", "dino_i_gain"):
         mean = (values["lora", "robot", metric, "final"] + values["lora", "frog", metric, "final"]) / 2
@@ -273,6 +320,7 @@ def test_what_is_trained_under_another_name_is_not_trained_again(here: Here, tmp
     text = (tmp_path / "runs" / "mine-comparison" / "report.md").read_text()
     assert "over 2 subjects" in text
     assert "against denoising steps" in text
+    assert "merge" in text
 
 
 def test_what_is_wrong_with_an_experiment_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from sdxl_ray.__main__ import build
 from sdxl_ray.cli.arguments import read_recipe
-from sdxl_ray.config.experiment import load_experiment
+from sdxl_ray.config.experiment import Experiment, load_experiment
 from sdxl_ray.config.recipe import Recipe, names, override, parse, parse_assignments
 from sdxl_ray.config.search_space import Space, divide, load_space
 from serve import config as serving
@@ -81,6 +81,7 @@ def test_a_command_is_one_that_the_code_takes(where: str, words: list[str]) -> N
 READERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "recipe": parse,
     "space": Space.model_validate,
+    "experiment": lambda plain: Experiment.model_validate(plain).runs({}),
     "serve": serving.parse,
     "loadtest": lambda plain: load_tests.parse(plain, "loadtest"),
 }
@@ -89,7 +90,7 @@ YAML = [block for block in blocks() if block.language == "yaml"]
 
 @pytest.mark.parametrize("block", YAML, ids=[block.where for block in YAML])
 def test_a_yaml_example_is_read(block: Any) -> None:
-    """Its first line says what it is: `# recipe: ...`, `# space: ...`, `# serve: ...`, `# loadtest: ...`."""
+    """Its first line says what it is: `# recipe: ...`, `# space: ...` and so on (`READERS`)."""
     kind = block.text.lstrip("# ").partition(":")[0]
     assert kind in READERS, f"{block.where}: the first line must be a comment, {' or '.join(READERS)}"
     plain = yaml.safe_load(block.text)

@@ -159,6 +159,11 @@ def _artifact(folder: Path) -> Path:
     return _lora_folder(folder)
 
 
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def _one_model(kind: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         (folder / "config.json").write_text(json.dumps({"_class_name": kind}))
@@ -172,7 +177,8 @@ def _one_model(kind: str) -> Callable[[Path], Path]:
     ("write", "said"),
     [
         (_lora_folder, "it holds a LoRA: give the base that it was made on"),
-        (_artifact, "it is the artifact of a run on base 'my/base': give that base"),
+        (_artifact, "it is a LoRA on base 'my/base': give that base, or make a model of both first: "),
+        (lambda folder: _artifact(_made(folder / "artifact")).parent, "/artifact --into model --out MODEL"),
         (_one_model("ControlNetModel"), "it is one model, ControlNetModel, and no whole pipeline: give an SDXL"),
         (_one_model("AutoencoderKL"), "it is a VAE (AutoencoderKL) alone: set base.vae"),
     ],

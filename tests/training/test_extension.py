@@ -82,6 +82,11 @@ def test_another_recipe_is_no_run_to_extend(recipe: Recipe, tmp_path: Path) -> N
         find_extensible(override(recipe, {"optim.steps": 9, "seed": 5}), tmp_path)
 
 
+def _losses(outcome: Outcome) -> list[float]:
+    """Validation losses, that before the first step included."""
+    return [row["loss"] for row in outcome.of("validation")]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -96,7 +101,11 @@ def test_a_run_starts_from_an_artifact(train: Train, recipe: Recipe, changes: di
     first = train(recipe, "first")
     second = override(recipe, started_from(of(first)))
     require_initial(second, locate(Base()))
-    assert close(train(second, "second").weights, first.weights)
+    continued = train(second, "second")
+    assert close(continued.weights, first.weights)
+    before, after = (_losses(outcome) for outcome in (continued, first))
+    assert before[0] == pytest.approx(after[-1], rel=1e-5)
+    assert abs(before[0] - after[0]) > 1e-5 * after[0]
     fresh = train(override(second, {"tuning.init": None}), "fresh")
     assert not close(fresh.weights, first.weights)
 
