@@ -82,9 +82,9 @@ def import_model(
     Raises UserError as `kind_of`, `read_adapter` and `locate` do, and for tensors that fit nowhere, unless
     `allow_partial` is set and some fit.
     """
-    if kind_of(path) != "lora":
-        raise UserError(f"{str(path)!r} is a whole model")
-    return _import_lora(path, base, folder, allow_partial, on_note)
+    if kind_of(path) == "lora":
+        return _import_lora(path, base, folder, allow_partial, on_note)
+    return _import_model(path, base, folder)
 
 
 def _import_lora(path: Path, base: Base, folder: Path, allow_partial: bool, on_note: Callable[[str], None]) -> Artifact:
@@ -105,6 +105,28 @@ def _import_lora(path: Path, base: Base, folder: Path, allow_partial: bool, on_n
         on_note(f"note: {fits}; they are left out")
     origin = {"command": "import", "file": path.name, "sha256": sha256(file), "unused_tensors": len(unused)}
     return write_lora_artifact(folder, adapter, names, files, imported_recipe(base), origin=origin)
+
+
+def _import_model(path: Path, base: Base, folder: Path) -> Artifact:
+    """A whole model, in the precision that its UNet is stored in. base: what it is compared with, or itself."""
+    from sdxl_ray.models.base_model import load_components
+    from sdxl_ray.models.full_artifact import stored_dtype, write_full_artifact
+
+    made_on = locate(base)
+    itself = Base(id=str(path.absolute()), config=base.config or str(made_on.config))
+    files = locate(itself)
+    dtype = stored_dtype(files)
+    components = load_components(files, itself, dtype=dtype, device="cpu")
+    origin = {"command": "import", "file": path.name, "sha256": files.revision}
+    components.files = made_on
+    return write_full_artifact(
+        folder,
+        components,
+        imported_recipe(base),
+        ("unet", "text_encoder", "text_encoder_2"),
+        origin=origin,
+        dtype=dtype,
+    )
 
 
 def imported_recipe(base: Base) -> Recipe:

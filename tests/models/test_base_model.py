@@ -210,7 +210,10 @@ def _truncate(folder: Path) -> None:
     [
         (_remove("model_index.json"), "holds no model_index.json"),
         (_remove("scheduler/scheduler_config.json"), "incomplete: scheduler/scheduler_config.json is missing"),
-        (_remove("tokenizer_2/tokenizer.json"), "incomplete: tokenizer_2/tokenizer.json is missing"),
+        (
+            lambda folder: [_remove(f"tokenizer_2/{name}")(folder) for name in ("tokenizer.json", "vocab.json")],
+            "incomplete: tokenizer_2/tokenizer.json is missing",
+        ),
         (_remove("text_encoder/model.safetensors"), "text_encoder is incomplete: no safetensors weights"),
         (_pickle_unet, "unet has only pickled weights, which are never loaded"),
         (_truncate, f"unet: {UNET} has 1000000 bytes of"),
