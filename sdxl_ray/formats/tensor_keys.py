@@ -33,7 +33,8 @@ _LYCORIS_ROLES = {role: kind for kind, roles in _LYCORIS.items() for role in rol
 class Key(NamedTuple):
     """A tensor's name in parts.
 
-    role: "down", "up" (with ".T" behind it where the tensor is transposed), "mid", "alpha", "dora_scale" (kohya's magnitude), "magnitude" (PEFT's), or LyCORIS' own name.
+    role: "down", "up" (with ".T" behind it where the tensor is transposed), "mid", "alpha", "dora_scale" (kohya's
+    magnitude), "magnitude" (PEFT's), or LyCORIS' own name.
     kind: "pair" for the first four of a low-rank pair, LyCORIS' kind, or "" for what several kinds have.
     """
 

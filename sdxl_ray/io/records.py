@@ -114,9 +114,9 @@ TABLES: dict[str, pa.Schema] = {
     "extracted_layers": _schema(
         part_=_TEXT, module_=_TEXT, rows_=_WHOLE, columns_=_WHOLE, squared_=_REAL, singular_=pa.list_(_REAL),
     ),
-    # One row a kind of tensors that no extracted LoRA has: "biases", "norms" and "others", which the format cannot
-    # hold, "unchanged", and "rounded" (the base's, rounded to the model's dtype). share: of the squared difference of
-    # all tensors.
+    # One row a kind of tensors that an extracted LoRA has not: "biases", "norms" and "others", which the format cannot
+    # hold, "unchanged", "rounded" (the base's, rounded to the model's dtype), and "embeddings", which the file in
+    # kohya's names has not. share: of the squared difference of all tensors.
     "not_extracted": _schema(kind_=_TEXT, tensors_=_WHOLE, squared_=_REAL, share_=_REAL),
 }  # fmt: skip
 

@@ -46,11 +46,6 @@ class ExtractionResult:
     rows: list[Row]
     lost: list[Row]
 
-    @property
-    def lost_share(self) -> float:
-        """Share of the squared difference that no LoRA holds, at any rank."""
-        return math.fsum(row["share"] for row in self.lost)
-
 
 @dataclass
 class _Sums:
@@ -109,6 +104,7 @@ class _Pass:
         self.sums: dict[str, dict[Part, _Sums]] = {rule.name: {} for rule in rules}
         self.layers: list[Row] = []
         self._lost: dict[str, list[float]] = {}
+        self._embeddings: list[float] = []
 
     def over(self, mine: ModelTensors, its: ModelTensors, where: str, on_row: OnRow) -> None:
         """Raises UserError for weights that are not finite, and where no layer differs."""
@@ -145,6 +141,8 @@ class _Pass:
             {"part": layer.part, "module": layer.module, "rows": rows, "columns": columns, "squared": squared,
              "singular": parts.singular.tolist()}
         )  # fmt: skip
+        if layer in self._names.embeddings:
+            self._embeddings.append(squared)
         for rule in self.rules:
             pair = parts.pair(rule.of(parts.singular), self.dtype)
             self.pairs[rule.name][layer] = pair
@@ -157,12 +155,12 @@ class _Pass:
 
     def lost(self) -> list[Row]:
         """Rows of the table `not_extracted`."""
-        everything = math.fsum(
-            [*(row["squared"] for row in self.layers), *(s for some in self._lost.values() for s in some)]
-        )
+        held = [row["squared"] for row in self.layers]
+        everything = math.fsum([*held, *(squared for some in self._lost.values() for squared in some)])
+        kinds = self._lost | ({"embeddings": self._embeddings} if self._embeddings else {})
         return [
             {"kind": kind, "tensors": len(some), "squared": math.fsum(some), "share": math.fsum(some) / everything}
-            for kind, some in sorted(self._lost.items())
+            for kind, some in sorted(kinds.items())
         ]
 
 
@@ -177,7 +175,10 @@ def _write(passed: _Pass, model: FullModel, out: Path, origins: Mapping[str, Map
     for done, rule in enumerate(passed.rules):
         on_row({"kind": "phase", "name": "writing", "done": done, "total": len(passed.rules)})
         rows = _rows(rule, passed.sums[rule.name], passed.dtype)
-        known = {"residual": rows[-1]["residual"], "not held": math.fsum(row["share"] for row in lost)}
+        known = {
+            "residual": rows[-1]["residual"],
+            "not held": math.fsum(row["share"] for row in lost if row["kind"] != "embeddings"),
+        }
         adapter = Adapter(passed.pairs.pop(rule.name))
         artifact = write_lora_artifact(
             out / rule.name, adapter, names, model.files, model.recipe, origin={**origins[rule.name], **known}

@@ -104,7 +104,8 @@ def _of_folder(folder: Path, base: Base | None) -> FullModel:
     if not (folder / "model_index.json").is_file():
         what = model_kinds.of_folder(folder)
         raise UserError(
-            f"{str(folder)!r} is no full model: give the artifact of a full run or a diffusers folder{what and f'; {what}'}"
+            f"{str(folder)!r} is no full model: give the artifact of a full run or a diffusers folder"
+            f"{what and f'; {what}'}"
         )
     check_folder(folder, str(folder))
     if base is None:
