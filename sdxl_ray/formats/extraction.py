@@ -90,12 +90,9 @@ class RankRule:
         return max(1, int(too_much.sum()))
 
 
-def rank_rules(ranks: str, energies: str = "", largest: int | None = None) -> list[RankRule]:
-    """Rules of `--ranks 4,8,full` and `--energy 0.9,0.95`. largest: smaller side of the largest matrix, where known.
-
-    Raises UserError for what is no rank or no share.
-    """
-    rules = [_rank(word, largest) for word in _words(ranks)] + [_energy(word) for word in _words(energies)]
+def rank_rules(ranks: str, energies: str = "") -> list[RankRule]:
+    """Rules of `--ranks 4,8,full` and `--energy 0.9,0.95`, each once. Raises UserError for what is no rank or share."""
+    rules = [_rank(word) for word in _words(ranks)] + [_energy(word) for word in _words(energies)]
     if not rules:
         raise UserError("--ranks is empty: give ranks, as --ranks 4,8,16")
     return list(dict.fromkeys(rules))
@@ -105,13 +102,11 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")] if text.strip() else []
 
 
-def _rank(word: str, largest: int | None) -> RankRule:
+def _rank(word: str) -> RankRule:
     if word == "full":
         return RankRule()
     if not word.isascii() or not word.isdigit() or int(word) == 0:
         raise UserError(f"--ranks: {word!r} is no rank: give whole numbers from 1, or full, as --ranks 4,8,16")
-    if largest is not None and int(word) > largest:
-        raise UserError(f"--ranks: {word} is above every layer's own rank, at most {largest}: give {largest} or full")
     return RankRule(rank=int(word))
 
 

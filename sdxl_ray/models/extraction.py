@@ -88,7 +88,7 @@ def extract(
             on_row({"kind": "note", "text": "note: the model's VAE is not the base's; a LoRA holds none: set base.vae"})
         passed = _Pass(names, missing, dtype)
         passed.over(mine, its, model.where, on_row)
-        _write(passed, model, out, origins, on_row)
+        _write(passed, names, model, out, origins, on_row)
     wanted = [rule.name for rule in rules]
     rows = [row for name in wanted for row in _recorded(out) if row["name"] == name]
     lost = read(out / "records", "not_extracted").to_pylist()
@@ -164,8 +164,15 @@ class _Pass:
         ]
 
 
-def _write(passed: _Pass, model: FullModel, out: Path, origins: Mapping[str, Mapping[str, Any]], on_row: OnRow) -> None:
-    names, lost = LayerNames.of(component_configs(model.files)), passed.lost()
+def _write(
+    passed: _Pass,
+    names: LayerNames,
+    model: FullModel,
+    out: Path,
+    origins: Mapping[str, Mapping[str, Any]],
+    on_row: OnRow,
+) -> None:
+    lost = passed.lost()
     _keep_index(model, out)
     with Recorder(out / "records") as recorder:
         for table, some in (("extracted_layers", passed.layers), ("not_extracted", lost)):

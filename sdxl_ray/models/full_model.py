@@ -112,7 +112,7 @@ def _of_folder(folder: Path, base: Base | None) -> FullModel:
         raise UserError(f"{str(folder)!r} does not say what it was made on: give --base")
     files = locate(base)
     hashed = content_revision(folder, PIPELINE_FILES)
-    if hashed == files.revision:
+    if hashed == files.revision or folder.resolve() == files.path.resolve():
         raise UserError(f"{str(folder)!r} is the base itself: give the model that was tuned from it")
     recipe = recipe_files.load("tiny_lora" if base.id == "tiny" else "lora").model_copy(update={"base": base})
     return FullModel(folder, hashed, files, _with_prediction(recipe, folder, files))

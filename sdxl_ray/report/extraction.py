@@ -276,7 +276,7 @@ def _drawing(facts: ExtractionFacts, metric: Metric, axis: str) -> Drawing | Non
     title = f"{metric.short}, {metric.better} is better"
     if axis == "rank":
         return dots(points, "rank (the largest of a layer)", title, "{:.0f}".format, marks, base=2)
-    return dots(points, "size of diffusers' file", title, bytes_text, marks)
+    return dots(points, "size of diffusers' file", title, lambda size: f"{size / 1e6:g} MB", marks)
 
 
 def _drawings(facts: ExtractionFacts) -> Mapping[str, Drawing]:

@@ -64,7 +64,7 @@ def study(subject: str, options: argparse.Namespace) -> tuple[ExtractionResult, 
     out = options.work / "extracted" / subject
     found = extract(FullModel.open(run.artifact), rules, out)
     sources = [BASE, f"{FULL}={run.artifact}", *(f"{rule.name}={out / rule.name}" for rule in rules)]
-    request = EvaluationRequest(sources, seeds=options.seeds)
+    request = EvaluationRequest(sources, seeds=options.seeds, class_images=options.class_images)
     _, scores = evaluate_request(open_request(request), options.work / "scores" / subject)
     print(f"{subject}: {_verdict({r['model']: r for r in scores.scores if r['metric'] == 'dino_i'})}", file=sys.stderr)
     return found, scores
@@ -76,7 +76,8 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS))
     parser.add_argument("--ranks", default="1,2,4,8,16,32,64,full")
     parser.add_argument("--energy", default="0.95")
-    parser.add_argument("--seeds", type=int, default=4, help="images per final prompt")
+    parser.add_argument("--seeds", type=int, default=2, help="images per final prompt")
+    parser.add_argument("--class-images", type=int, default=8, help="images of the plain class")
     options = parser.parse_args()
     done = {subject: study(subject, options) for subject in options.subjects}
     names = [rule.name for rule in rank_rules(options.ranks, options.energy)]
