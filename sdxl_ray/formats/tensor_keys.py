@@ -30,12 +30,13 @@ _LYCORIS = {
 _LYCORIS_ROLES = {role: kind for kind, roles in _LYCORIS.items() for role in roles}
 
 
-class Key(NamedTuple):
+class TensorKey(NamedTuple):
     """A tensor's name in parts.
 
-    role: "down", "up" (with ".T" behind it where the tensor is transposed), "mid", "alpha", "dora_scale" (kohya's
-    magnitude), "magnitude" (PEFT's), or LyCORIS' own name.
+    role: "down", "up", "mid", "alpha", "dora_scale" (kohya's magnitude), "magnitude" (PEFT's), or LyCORIS' own name.
     kind: "pair" for the first four of a low-rank pair, LyCORIS' kind, or "" for what several kinds have.
+
+    PEFT's matrices of embeddings are transposed: "down.T" and "up.T".
     """
 
     module: str
@@ -43,19 +44,19 @@ class Key(NamedTuple):
     kind: str
 
 
-def split(name: str) -> Key | None:
+def split(name: str) -> TensorKey | None:
     """The parts of a tensor's name, or None for one that no adapter format has."""
     if match := _PAIR.search(name):
         half = next(group for group in match.groups() if group)
-        return Key(name[: match.start()], _HALVES.get(half, half), "pair")
+        return TensorKey(name[: match.start()], _HALVES.get(half, half), "pair")
     if match := _EMBEDDING.search(name):
-        return Key(name[: match.start()], "up.T" if match[1] == "A" else "down.T", "pair")
+        return TensorKey(name[: match.start()], "up.T" if match[1] == "A" else "down.T", "pair")
     if match := _MAGNITUDE.search(name):
-        return Key(name[: match.start()], "magnitude", "")
+        return TensorKey(name[: match.start()], "magnitude", "")
     for role in ("alpha", "dora_scale"):
         if name.endswith(f".{role}"):
-            return Key(name.removesuffix(f".{role}"), role, "")
+            return TensorKey(name.removesuffix(f".{role}"), role, "")
     for role, kind in _LYCORIS_ROLES.items():
         if name.endswith(f".{role}"):
-            return Key(name.removesuffix(f".{role}"), role, kind)
+            return TensorKey(name.removesuffix(f".{role}"), role, kind)
     return None

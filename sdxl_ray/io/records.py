@@ -103,7 +103,7 @@ TABLES: dict[str, pa.Schema] = {
     # One row an extracted LoRA and part ("unet", "text_encoder", "text_encoder_2", or "all"). rank: of all layers, null
     # where each has its own; energy: share of the squared singular values that each layer keeps. squared: ||D||^2 of
     # the layers' differences D; residual: ||D - up down|| / ||D|| of the factors as stored, predicted: the same by the
-    # singular values. bytes: of the file in diffusers' names, of kohya's; only of "all".
+    # singular values. bytes: of the file in diffusers' names, of kohya's; only of "all", null without such a file.
     "extractions": _schema(
         name_=_TEXT, part_=_TEXT, rank=_WHOLE, energy=_REAL, lowest_rank_=_WHOLE, highest_rank_=_WHOLE, layers_=_WHOLE,
         parameters_=_WHOLE, squared_=_REAL, predicted_=_REAL, residual_=_REAL, diffusers_bytes=_WHOLE,

@@ -190,7 +190,8 @@ def _write(
         artifact = write_lora_artifact(
             out / rule.name, adapter, names, model.files, model.recipe, origin={**origins[rule.name], **known}
         )
-        sizes = {kind: (artifact.folder / file).stat().st_size for kind, file in _FILES.items()}
+        there = {kind: artifact.folder / file for kind, file in _FILES.items()}
+        sizes = {kind: file.stat().st_size if file.is_file() else None for kind, file in there.items()}
         rows[-1] |= {**sizes, "artifact": artifact.hash}
         with Recorder(out / "records") as recorder:
             for row in rows:

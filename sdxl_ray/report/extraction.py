@@ -200,8 +200,7 @@ def _sizes(facts: ExtractionFacts) -> DataTable:
             Cell(row["name"], tone="strong"),
             Cell(ranks_text(row), number=True),
             Cell(count_text(row["parameters"]), number=True),
-            Cell(bytes_text(row["diffusers_bytes"]), number=True),
-            Cell(bytes_text(row["kohya_bytes"]), number=True),
+            *(Cell("-" if size is None else bytes_text(size), number=True) for size in _file_sizes(row)),
             *(Cell(f"{residuals[row['name'], part]:.4f}", number=True) for part in (_ALL, *parts)),
         )
         for row in facts.whole
@@ -209,6 +208,15 @@ def _sizes(facts: ExtractionFacts) -> DataTable:
     titles = ("LoRA", "ranks", "parameters", "diffusers' file", "kohya's file", "residual", *parts)
     caption = "Residual: norm of what a LoRA lacks, as a share of the norm of the layers' difference from the base."
     return DataTable(caption, titles, rows)
+
+
+def _file_sizes(row: Row) -> tuple[int | None, int | None]:
+    return row["diffusers_bytes"], row["kohya_bytes"]
+
+
+def _size(row: Row) -> int:
+    """Of diffusers' file, or of kohya's where that is the only one."""
+    return next(size for size in _file_sizes(row) if size is not None)
 
 
 def _scores(facts: ExtractionFacts) -> DataTable:
@@ -259,7 +267,7 @@ def _points(facts: ExtractionFacts, metric: Metric, axis: str) -> list[tuple[Row
     for row in facts.whole:
         score = facts.score(row["name"], metric.name)
         if score is not None and (axis == "size" or row["energy"] is None):
-            found.append((row, float(row["highest_rank"] if axis == "rank" else row["diffusers_bytes"]), score))
+            found.append((row, float(row["highest_rank"] if axis == "rank" else _size(row)), score))
     return found
 
 
@@ -276,7 +284,7 @@ def _drawing(facts: ExtractionFacts, metric: Metric, axis: str) -> Drawing | Non
     title = f"{metric.short}, {metric.better} is better"
     if axis == "rank":
         return dots(points, "rank (the largest of a layer)", title, "{:.0f}".format, marks, base=2)
-    return dots(points, "size of diffusers' file", title, lambda size: f"{size / 1e6:g} MB", marks)
+    return dots(points, "size of the file", title, lambda size: f"{size / 1e6:g} MB", marks)
 
 
 def _drawings(facts: ExtractionFacts) -> Mapping[str, Drawing]:

@@ -109,7 +109,7 @@ def test_embeddings_come_back_from_diffusers_file_and_are_not_in_kohyas(
 
 
 def test_the_tiniest_change_of_an_encoder_is_kept_and_what_no_lora_holds_is_counted(tmp_path: Path) -> None:
-    layer = "encoder.layers.0.mlp.fc1.weight"
+    layer = "encoder.layers.0.self_attn.q_proj.weight"
 
     def move(part: str, name: str, weight: Tensor) -> Tensor | None:
         if (part, name) == ("text_encoder", layer):
@@ -123,7 +123,9 @@ def test_the_tiniest_change_of_an_encoder_is_kept_and_what_no_lora_holds_is_coun
     artifact = moved_run(tmp_path / "run", RECIPE, move)
     found = extract(FullModel.open(artifact), rank_rules("1"), tmp_path / "out")
     layers = read(tmp_path / "out" / "records", "extracted_layers").to_pylist()
-    assert [(row["part"], row["module"]) for row in layers] == [("text_encoder", "text_model.encoder.layers.0.mlp.fc1")]
+    assert [(row["part"], row["module"]) for row in layers] == [
+        ("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj")
+    ]
     assert layers[0]["singular"][0] == pytest.approx(1e-6, rel=0.2)  # one step of fp32 at this weight
     stored = load_file(found.artifacts["rank-1"].folder / LORA_WEIGHTS)
     change = next(t for n, t in stored.items() if "lora_B" in n) @ next(t for n, t in stored.items() if "lora_A" in n)
