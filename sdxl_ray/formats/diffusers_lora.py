@@ -30,7 +30,10 @@ def diffusers_tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> tup
     tensors: dict[str, Tensor] = {}
     for layer, pair in adapter.low_rank.items():
         name = f"{layer.part}.{layer.module}"
-        roles = {"lora_A.weight": pair.down, "lora_B.weight": pair.up}
+        if layer.module.startswith("text_model.embeddings."):
+            roles = {"lora_embedding_A": pair.up.T, "lora_embedding_B": pair.down.T}  # PEFT's, of [words, width]
+        else:
+            roles = {"lora_A.weight": pair.down, "lora_B.weight": pair.up}
         if pair.magnitude is not None:
             # transformers, which places the adapters of text encoders, does not find PEFT's own name for it.
             name_of_magnitude = "lora_magnitude_vector" + ("" if layer.part == "unet" else ".weight")

@@ -16,10 +16,13 @@ def kohya_tensors(adapter: Adapter, names: LayerNames, dtype: torch.dtype | None
     """The tensors of a kohya file by name, contiguous and on the CPU. dtype None: as they are.
 
     Each layer has its own alpha, also where it equals the rank: readers of this format know no other place for it.
-    Layers of LyCORIS' kinds keep their tensors, whose names are the same in every file.
+    Layers of LyCORIS' kinds keep their tensors, whose names are the same in every file. Embeddings are left out: no
+    reader of this format has a name for them.
     """
     tensors: dict[str, Tensor] = {}
     for layer, change in adapter.layers.items():
+        if layer in names.embeddings:
+            continue
         name = names.kohya(layer)
         if isinstance(change, LowRank):
             tensors |= {f"{name}.{role}": _kept(tensor, dtype) for role, tensor in _pair(change).items()}

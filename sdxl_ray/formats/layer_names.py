@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -36,11 +36,13 @@ _PROCESSOR = re.compile(r"\.processor\.to_(q|k|v|out)$")
 class LayerNames:
     """The layers of one SDXL that have weights to change: the shape of each weight by layer.
 
-    sgm: the UNet's names in single files.
+    sgm: the UNet's names in single files. embeddings: shapes [words, width] of the text encoders' embeddings, which
+    PEFT can adapt and no other tool reads.
     """
 
     shapes: Mapping[Layer, Shape]
     sgm: sgm_names.Renaming
+    embeddings: Mapping[Layer, Shape] = field(default_factory=dict)
 
     @classmethod
     def of(cls, configs: Mapping[str, Mapping[str, Any]]) -> LayerNames:
@@ -48,7 +50,13 @@ class LayerNames:
         shapes: dict[Layer, Shape] = dict(_unet_layers(configs["unet"]))
         shapes |= _text_layers("text_encoder", configs["text_encoder"])
         shapes |= _text_layers("text_encoder_2", configs["text_encoder_2"])
-        return cls(shapes, sgm_names.unet(configs["unet"]))
+        encoders: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
+        embeddings = {layer: shape for part in encoders for layer, shape in _embeddings(part, configs[part])}
+        return cls(shapes, sgm_names.unet(configs["unet"]), embeddings)
+
+    def shape(self, layer: Layer) -> Shape:
+        """The shape of a layer's weight, of embeddings too. Raises KeyError."""
+        return self.embeddings[layer] if layer in self.embeddings else self.shapes[layer]
 
     def kohya(self, layer: Layer) -> str:
         """The name that kohya's trainers write: SGM names in the UNet, Hugging Face's in the text encoders."""
@@ -86,6 +94,9 @@ class LayerNames:
                 found[_KOHYA[layer.part] + module.replace(".", "_")] = layer
             if layer.part == "unet":
                 found["lycoris_" + layer.module.replace(".", "_")] = layer
+        for layer in self.embeddings:
+            for prefix in _DOTTED[layer.part]:
+                found[prefix + layer.module] = found[prefix + layer.module.removeprefix("text_model.")] = layer
         return found
 
 
@@ -115,3 +126,9 @@ def _text_layers(part: Part, config: Mapping[str, Any]) -> dict[Layer, Shape]:
     if part == "text_encoder_2":
         shapes["text_projection"] = (config["projection_dim"], width)
     return {Layer(part, module): shape for module, shape in shapes.items()}
+
+
+def _embeddings(part: Part, config: Mapping[str, Any]) -> Iterator[tuple[Layer, Shape]]:
+    for name, words in (("token", config.get("vocab_size")), ("position", config.get("max_position_embeddings"))):
+        if words is not None:
+            yield Layer(part, f"text_model.embeddings.{name}_embedding"), (words, config["hidden_size"])

@@ -42,7 +42,7 @@ def read_adapter(
         _require_finite(roles, where, module)
         one = f"{where}: {module}"
         if kinds <= {"pair"} and "down" in roles:
-            layers[layer] = _pair(layer, roles, names.shapes[layer], alphas, one)
+            layers[layer] = _pair(layer, roles, names.shape(layer), alphas, one)
         elif len(kinds) == 1 and kinds.isdisjoint({"pair"}):
             layers[layer] = Lycoris(_lycoris_kind(next(iter(kinds)), roles), roles)
         else:
@@ -65,13 +65,14 @@ def _by_layer(
             unused.append(name)
             continue
         _, roles, kinds = found.setdefault(layer, (key.module, {}, set()))
-        if key.role in roles:
+        role = key.role.removesuffix(".T")
+        if role in roles:
             raise UserError(
-                f"{where} holds {layer.part} {layer.module} twice, as {spelt[layer][key.role]} and as {name}: two "
+                f"{where} holds {layer.part} {layer.module} twice, as {spelt[layer][role]} and as {name}: two "
                 "adapters or two spellings are in one file, give a file with one"
             )
-        spelt[layer][key.role] = name
-        roles[key.role] = tensor
+        spelt[layer][role] = name
+        roles[role] = tensor if role == key.role else tensor.T
         kinds |= {key.kind} - {""}
     return found, unused
 

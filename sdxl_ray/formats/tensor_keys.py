@@ -14,6 +14,8 @@ _PAIR = re.compile(
     r"(?:\.lora_(down|up|mid)|\.lora_([AB])(?:\.\w+)?|[._]lora\.(down|up)|\.lora_linear_layer\.(down|up))\.weight$"
 )
 _MAGNITUDE = re.compile(r"\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?$")
+#: PEFT has the embeddings' matrices the other way round.
+_EMBEDDING = re.compile(r"\.lora_embedding_([AB])(?:\.\w+)?$")
 _HALVES = {"A": "down", "B": "up"}
 #: LyCORIS: kind -> tensors of a layer.
 _LYCORIS = {
@@ -33,6 +35,8 @@ class TensorKey(NamedTuple):
 
     role: "down", "up", "mid", "alpha", "dora_scale" (kohya's magnitude), "magnitude" (PEFT's), or LyCORIS' own name.
     kind: "pair" for the first four of a low-rank pair, LyCORIS' kind, or "" for what several kinds have.
+
+    PEFT's matrices of embeddings are transposed: "down.T" and "up.T".
     """
 
     module: str
@@ -45,6 +49,8 @@ def split(name: str) -> TensorKey | None:
     if match := _PAIR.search(name):
         half = next(group for group in match.groups() if group)
         return TensorKey(name[: match.start()], _HALVES.get(half, half), "pair")
+    if match := _EMBEDDING.search(name):
+        return TensorKey(name[: match.start()], "up.T" if match[1] == "A" else "down.T", "pair")
     if match := _MAGNITUDE.search(name):
         return TensorKey(name[: match.start()], "magnitude", "")
     for role in ("alpha", "dora_scale"):

@@ -100,6 +100,24 @@ TABLES: dict[str, pa.Schema] = {
     ),
     # One row a metric of a trial's evaluation. at_s: of the search's clock.
     "trial_scores": _schema(trial_=_WHOLE, step_=_WHOLE, metric_=_TEXT, value_=_REAL, at_s_=_REAL),
+    # One row an extracted LoRA and part ("unet", "text_encoder", "text_encoder_2", or "all"). rank: of all layers, null
+    # where each has its own; energy: share of the squared singular values that each layer keeps. squared: ||D||^2 of
+    # the layers' differences D; residual: ||D - up down|| / ||D|| of the factors as stored, predicted: the same by the
+    # singular values. bytes: of the file in diffusers' names, of kohya's; only of "all", null without such a file.
+    "extractions": _schema(
+        name_=_TEXT, part_=_TEXT, rank=_WHOLE, energy=_REAL, lowest_rank_=_WHOLE, highest_rank_=_WHOLE, layers_=_WHOLE,
+        parameters_=_WHOLE, squared_=_REAL, predicted_=_REAL, residual_=_REAL, diffusers_bytes=_WHOLE,
+        kohya_bytes=_WHOLE, dtype_=_TEXT, artifact=_TEXT,
+    ),
+    # One row a layer whose weights differ between a full model and its base. singular: values of the difference as a
+    # matrix [rows, columns], descending.
+    "extracted_layers": _schema(
+        part_=_TEXT, module_=_TEXT, rows_=_WHOLE, columns_=_WHOLE, squared_=_REAL, singular_=pa.list_(_REAL),
+    ),
+    # One row a kind of tensors that an extracted LoRA has not: "biases", "norms" and "others", which the format cannot
+    # hold, "unchanged", "rounded" (the base's, rounded to the model's dtype), and "embeddings", which the file in
+    # kohya's names has not. share: of the squared difference of all tensors.
+    "not_extracted": _schema(kind_=_TEXT, tensors_=_WHOLE, squared_=_REAL, share_=_REAL),
 }  # fmt: skip
 
 #: What makes a row one of a kind, and the order of `read`. Of rows with equal keys the one written last counts.
@@ -114,6 +132,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "requests": ("arm", "phase", "scenario", "rate", "round", "index"),
     "trials": ("trial",),
     "trial_scores": ("trial", "step", "metric"),
+    "extractions": ("name", "part"),
+    "extracted_layers": ("part", "module"),
+    "not_extracted": ("kind",),
 }
 
 

@@ -57,6 +57,11 @@ def find_weights(folder: Path, where: str) -> str | None:
 
     Raises UserError: only pickles, nothing, a missing shard, a truncated file.
     """
+    return weights_of(folder, where)[0]
+
+
+def weights_of(folder: Path, where: str) -> tuple[str | None, list[Path]]:
+    """The variant that `find_weights` names, and its files. Raises UserError as `find_weights` does."""
     for variant in _VARIANTS:
         for stem in _STEMS:
             single = folder / ".".join(filter(None, (stem, variant, "safetensors")))
@@ -65,7 +70,7 @@ def find_weights(folder: Path, where: str) -> str | None:
             for file in files:
                 read_header(file, where)
             if files:
-                return variant
+                return variant, files
     if any(file.suffix in PICKLES for file in _files(folder)):
         raise UserError(f"{where} has only pickled weights, which are never loaded: convert them to safetensors")
     partial = next((file.name for file in _files(folder) if file.suffix in _PARTIAL), None)

@@ -14,8 +14,8 @@ from pathlib import Path
 from sdxl_ray import __version__
 from sdxl_ray.io.atomic import write_text
 from sdxl_ray.report.document import AnswerBlock, Document, Gallery, Panel, Panels, Tile
+from sdxl_ray.report.drawing import described
 from sdxl_ray.report.images import inline_all
-from sdxl_ray.report.plots import described
 
 
 def html(document: Document) -> str:

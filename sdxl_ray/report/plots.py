@@ -1,58 +1,20 @@
-"""Plots as inline SVG: text stays text, colours are the page's own variables, so light, dark and print need no script.
+"""The kinds of plots that pages have.
 
-Figures are drawn with placeholder colours that are replaced by CSS variables (`var(--arm-0)`, `currentColor`). The
-palette is that of Okabe and Ito (2008), told apart by every common kind of colour blindness; markers and lines differ
-too. A figure is about as wide as a phone, so that its text is readable there at its own size.
+The palette is that of Okabe and Ito (2008), told apart by every common kind of colour blindness; markers and lines
+differ too.
 """
 
 from __future__ import annotations
 
-import html
-import io
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from sdxl_ray.report.document import Plot
+from sdxl_ray.report.drawing import COLOURS, RULE, SOFT, Drawing
 from sdxl_ray.report.metrics import Score
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
-#: How many colours the page has: `--arm-0` and so on.
-COLOURS = 7
-
-_INK, _RULE, _SOFT = "#010203", "#040506", "#070809"
-_VARIABLES = {_INK: "currentColor", _RULE: "var(--rule)", _SOFT: "var(--soft)"} | {
-    f"#0a0b{index:02x}": f"var(--arm-{index})" for index in range(COLOURS)
-}
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "sdxl-ray",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 11.5,
-    "axes.edgecolor": _RULE,
-    "axes.labelcolor": _SOFT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.axisbelow": True,
-    "grid.color": _RULE,
-    "grid.linewidth": 0.7,
-    "text.color": _INK,
-    "xtick.color": _SOFT,
-    "ytick.color": _SOFT,
-    "xtick.labelcolor": _SOFT,
-    "ytick.labelcolor": _INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 11,
-}
-_WIDTH = 5.0  # inches of 72 points: 360 px, a phone's column
 
 
 @dataclass(frozen=True)
@@ -64,7 +26,7 @@ class ArmStyle:
     dash: Any
 
 
-BASE_STYLE = ArmStyle(_SOFT, "o", "-")
+BASE_STYLE = ArmStyle(SOFT, "o", "-")
 
 
 def style(index: int) -> ArmStyle:
@@ -74,7 +36,7 @@ def style(index: int) -> ArmStyle:
     )
 
 
-def intervals(rows: Sequence[tuple[str, Score, ArmStyle]], marks: Mapping[str, float], axis: str) -> Plot:
+def intervals(rows: Sequence[tuple[str, Score, ArmStyle]], marks: Mapping[str, float], axis: str) -> Drawing:
     """A dot with its interval for each row, top down; marks: vertical lines with a name (ceiling, floor)."""
 
     def draw(axes: Any) -> None:
@@ -87,7 +49,7 @@ def intervals(rows: Sequence[tuple[str, Score, ArmStyle]], marks: Mapping[str, f
         axes.set_ylim(len(rows) - 0.5, -0.5 - 0.6 * bool(marks))
         order = sorted(marks.items(), key=lambda mark: mark[1])
         for place, (name, value) in enumerate(order):
-            axes.axvline(value, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+            axes.axvline(value, color=SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
             # Two names may be of nearly one value: they are written away from each other.
             side = "center" if len(order) == 1 else "right" if place == 0 else "left"
             axes.annotate(
@@ -97,14 +59,14 @@ def intervals(rows: Sequence[tuple[str, Score, ArmStyle]], marks: Mapping[str, f
                 ha=side,
                 va="top",
                 fontsize=10.5,
-                color=_SOFT,
+                color=SOFT,
             )
         axes.margins(x=0.12)
         axes.grid(visible=True, axis="x")
         axes.set_xlabel(axis)
         axes.spines["left"].set_visible(False)
 
-    return partial(_svg, draw, height=0.75 + 0.4 * (len(rows) + 0.6 * bool(marks)))
+    return Drawing(draw, height=0.75 + 0.4 * (len(rows) + 0.6 * bool(marks)))
 
 
 @dataclass(frozen=True)
@@ -118,7 +80,7 @@ class PlotLine:
     marked: bool = True
 
 
-def lines(curves: Sequence[PlotLine], x: str, y: str, *, log_y: bool = False) -> Plot:
+def lines(curves: Sequence[PlotLine], x: str, y: str, *, log_y: bool = False) -> Drawing:
     """Curves over a common axis, with a legend under them. Curves of equal name share one legend entry."""
 
     def draw(axes: Any) -> None:
@@ -145,7 +107,7 @@ def lines(curves: Sequence[PlotLine], x: str, y: str, *, log_y: bool = False) ->
             axes.xaxis.get_major_locator().set_params(integer=True)  # half a step or photo is nothing
         _finish(axes, x, y)
 
-    return partial(_svg, draw, height=3.1 + 0.22 * _legend_rows([curve.name for curve in curves]))
+    return Drawing(draw, height=3.1 + 0.22 * _legend_rows([curve.name for curve in curves]))
 
 
 @dataclass(frozen=True)
@@ -160,27 +122,32 @@ class Dot:
 
 def dots(
     points: Sequence[Dot], x: str, y: str, write_x: Callable[[float], str], marks: Mapping[str, float], base: int = 10
-) -> Plot:
-    """Points over a logarithmic axis; marks: horizontal lines with a name; base: of the ticks' round numbers."""
+) -> Drawing:
+    """Points over a logarithmic axis, those of equal name with one legend entry.
+
+    marks: horizontal lines with a name; base: of the ticks' round numbers.
+    """
 
     def draw(axes: Any) -> None:
         axes.set_xscale("log")
+        shown: set[str] = set()
         for point in points:
             span = point.score.bounded
             if span is not None:
                 axes.plot((point.x, point.x), span, color=point.how.colour, linewidth=2.4, alpha=0.75)
             axes.plot([point.x], [point.score.value], point.how.marker, color=point.how.colour, markersize=8,
-                      label=point.name)  # fmt: skip
+                      label=point.name if point.name not in shown else None)  # fmt: skip
+            shown.add(point.name)
         for name, value in marks.items():
-            axes.axhline(value, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+            axes.axhline(value, color=SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
             axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=10.5,
-                          color=_SOFT)  # fmt: skip
+                          color=SOFT)  # fmt: skip
         lowest, highest = min(p.x for p in points), max(p.x for p in points)
         axes.set_xlim(lowest / 1.6, highest * 1.6)
         _log_ticks(axes, write_x, base)
         _finish(axes, x, y)
 
-    return partial(_svg, draw, height=3.1 + 0.22 * _legend_rows([point.name for point in points]))
+    return Drawing(draw, height=3.1 + 0.22 * _legend_rows([point.name for point in points]))
 
 
 @dataclass(frozen=True)
@@ -201,16 +168,16 @@ class Strand:
     strong: bool = False
 
 
-def parallel(uprights: Sequence[Axis], strands: Sequence[Strand]) -> Plot:
+def parallel(uprights: Sequence[Axis], strands: Sequence[Strand]) -> Drawing:
     """Parallel coordinates: a line for every trial through its parameters to its score, on the right."""
 
     def draw(axes: Any) -> None:
         for place, upright in enumerate(uprights):
-            axes.axvline(place, color=_RULE, linewidth=1, zorder=0)
+            axes.axvline(place, color=RULE, linewidth=1, zorder=0)
             for height, text in upright.ticks:
                 beside = 0 <= height <= 1  # the choices; bounds stand above and below
                 axes.annotate(text, (place, height), xytext=(6 if beside else 0, 0), textcoords="offset points",
-                              fontsize=9, color=_SOFT, ha="left" if beside else "center", va="center")  # fmt: skip
+                              fontsize=9, color=SOFT, ha="left" if beside else "center", va="center")  # fmt: skip
         shown: set[str] = set()
         for strand in sorted(strands, key=lambda strand: strand.strong):
             known = [(place, height) for place, height in enumerate(strand.heights) if height is not None]
@@ -225,10 +192,10 @@ def parallel(uprights: Sequence[Axis], strands: Sequence[Strand]) -> Plot:
         axes.spines["left"].set_visible(False)
         _finish(axes, "", "")
 
-    return partial(_svg, draw, height=3.4 + 0.22 * _legend_rows([strand.name for strand in strands]))
+    return Drawing(draw, height=3.4 + 0.22 * _legend_rows([strand.name for strand in strands]))
 
 
-def scatter(points: Sequence[tuple[str, ArmStyle, float, float, str]], x: str, y: str) -> Plot:
+def scatter(points: Sequence[tuple[str, ArmStyle, float, float, str]], x: str, y: str) -> Drawing:
     """(name, look, x, y, mark beside it) on plain axes; points of equal name share one legend entry."""
 
     def draw(axes: Any) -> None:
@@ -236,12 +203,12 @@ def scatter(points: Sequence[tuple[str, ArmStyle, float, float, str]], x: str, y
         for name, how, across, up, mark in points:
             axes.plot([across], [up], how.marker, color=how.colour, markersize=7,
                       label=name if name not in shown else None)  # fmt: skip
-            axes.annotate(mark, (across, up), xytext=(5, 4), textcoords="offset points", fontsize=9, color=_SOFT)
+            axes.annotate(mark, (across, up), xytext=(5, 4), textcoords="offset points", fontsize=9, color=SOFT)
             shown.add(name)
         axes.margins(0.12)
         _finish(axes, x, y)
 
-    return partial(_svg, draw, height=3.1 + 0.22 * _legend_rows([point[0] for point in points]))
+    return Drawing(draw, height=3.1 + 0.22 * _legend_rows([point[0] for point in points]))
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:
@@ -277,51 +244,8 @@ def _legend_rows(names: Sequence[str]) -> int:
 
 def _finish(axes: Any, x: str, y: str) -> None:
     axes.set_xlabel(x)
-    axes.set_title(y, loc="left", color=_SOFT, fontsize=10.5)
+    axes.set_title(y, loc="left", color=SOFT, fontsize=10.5)
     axes.grid(visible=True, axis="y")
-    axes.tick_params(labelcolor=_SOFT)
+    axes.tick_params(labelcolor=SOFT)
     names = axes.get_legend_handles_labels()[1]
     axes.figure.legend(loc="outside lower center", ncols=_per_row(names), handlelength=1.8, columnspacing=1.0)
-
-
-def _svg(draw: Callable[[Any], None], height: float) -> str:
-    """Draw on fresh axes without pyplot's global state, and take the image apart for inlining."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    buffer = io.StringIO()
-    with rc_context(_STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a letter that its font lacks: the reader's browser chooses the font
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return inline(buffer.getvalue())
-
-
-def inline(svg: str) -> str:
-    """Markup for the middle of a page: no declaration, no fixed size, the page's font, colours and style."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
-    head, rest = svg.split(">", 1)
-    head = re.sub(r'\s(width|height|version|xmlns:xlink|xmlns)="[^"]*"', "", head)
-    rest = re.sub(r'<g id="[^"]*"', "<g", rest)  # only markers and clip paths are referred to
-    rest = re.sub(r"font-family: [^;\"]*;? ?", "", rest).replace("xlink:href", "href")
-    # Hundredths of a point are finer than any screen; only in paths, which hold no text.
-    rest = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]).replace("\n", ""), rest)
-    for placeholder, variable in _VARIABLES.items():
-        rest = rest.replace(placeholder, variable)
-    return f"{head.replace('<svg', _OPEN, 1)}>{rest}"
-
-
-#: How every inlined figure begins; the page puts its description in.
-_OPEN = '<svg class="plot" role="img"'
-
-
-def described(svg: str, alt: str, number: int) -> str:
-    """The figure with its description, and with ids that no other figure of the page has."""
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="p{number}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#p{number}-\1)", svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#p{number}-\1"', svg)
-    return svg.replace(_OPEN, f'{_OPEN} aria-label="{html.escape(alt)}"', 1)
