@@ -89,6 +89,15 @@ def test_workers_of_ray_end_with_the_command(tmp_path: Path) -> None:
     assert said.count("interrupted:") == 1 and "Traceback" not in said
 
 
+@pytest.mark.slow
+def test_an_endpoint_ends_with_the_exit_code_of_sigterm(tmp_path: Path) -> None:
+    """Ray installs a handler of its own, which would exit with 15."""
+    with started(tmp_path, "serve", "port=0", until="loading the variants") as child:
+        code, said = ended(child, signal.SIGTERM)
+    assert code == 143, said
+    assert said.count("interrupted: taking the endpoint down") == 1 and "Traceback" not in said
+
+
 def test_a_second_one_ends_a_command_that_hangs(tmp_path: Path) -> None:
     """What takes the command down hangs; the second signal does not wait for it."""
     code = (

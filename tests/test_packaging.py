@@ -20,3 +20,12 @@ def test_a_wheel_holds_no_builder() -> None:
         "sdxl_ray.tiny._build",
         "sdxl_ray.tiny._build.card",
     }
+
+
+def test_a_wheel_holds_every_config_and_tokenizer_of_sdxl() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["sdxl_ray"]
+    package = ROOT / "sdxl_ray"
+    shipped = {file for pattern in patterns for file in package.glob(pattern)}
+    files = {file for file in (package / "sdxl_base").rglob("*") if file.is_file()}
+    assert package / "sdxl_base/tokenizer_2/merges.txt" in files
+    assert files <= shipped

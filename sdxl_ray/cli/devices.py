@@ -41,15 +41,15 @@ def gpu_here() -> Device | None:
     return card(min(gpus, key=lambda gpu: gpu.memory_mib)) if gpus else None
 
 
-def cpu_here(recipe: Recipe) -> Device:
-    """This machine's CPU with the memory that each of the recipe's workers may have."""
+def cpu_here() -> Device:
+    """This machine's CPU, with the memory that all workers share."""
     import psutil
 
-    from sdxl_ray.doctor.machine import container_memory_bytes
+    from sdxl_ray.doctor.machine import container_memory_bytes, has_amx_bf16
     from sdxl_ray.plan import CPU
 
     whole = psutil.virtual_memory().total
-    return replace(CPU, memory_bytes=min(whole, container_memory_bytes() or whole) // recipe.parallel.workers[0])
+    return replace(CPU, memory_bytes=min(whole, container_memory_bytes() or whole), bf16=has_amx_bf16(), shared=True)
 
 
 def count_images(recipe: Recipe) -> int | None:

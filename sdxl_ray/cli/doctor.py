@@ -113,7 +113,7 @@ def _what_fits(device: Device | None, workers: int) -> list[str]:
     how_many = "one worker" if workers == 1 else f"{workers} workers"
     for name in recipe_files.names():
         recipe = recipe_files.override(recipe_files.load(name), {"parallel.workers": workers})
-        on = device or cpu_here(recipe)
+        on = device or cpu_here()
         try:
             Plan.of(recipe, on).check()
             lines.append(f"can train    {name} ({how_many} on {on.name})")

@@ -18,6 +18,7 @@ from sdxl_ray.cli.arguments import (
     print_json,
     read_token_length,
 )
+from sdxl_ray.cli.base_options import BaseConfig, BaseVae, BaseVaePrecision, naming_options, read_base_options
 from sdxl_ray.errors import UserError
 from sdxl_ray.interrupts import keeping
 from sdxl_ray.paths import local_folder
@@ -33,6 +34,7 @@ EXAMPLES = (
 )
 
 
+@naming_options()
 def run(
     sources: Annotated[
         list[str], typer.Argument(metavar="[NAME=]ARTIFACT|base...", help="artifact folders of runs, or the word base")
@@ -73,6 +75,9 @@ def run(
     ] = None,
     max_token_length: TokenLength = None,
     base: BaseId = None,
+    base_config: BaseConfig = None,
+    base_vae: BaseVae = None,
+    base_vae_precision: BaseVaePrecision = None,
     batch: Annotated[int, typer.Option(min=1, max=256, help="images drawn at once")] = 8,
     workers: Annotated[
         int | None,
@@ -83,7 +88,6 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Score what models learnt and forgot, by held-out photos."""
-    from sdxl_ray.config.recipe import read_base
     from sdxl_ray.evaluation.request import EvaluationRequest, open_request
     from sdxl_ray.models.generation import PRECISIONS
 
@@ -105,7 +109,7 @@ def run(
         identity=identity,
         clip=clip,
         max_token_length=read_token_length(max_token_length),
-        base=read_base(base) if base is not None else None,
+        base=read_base_options(base, base_config, base_vae, base_vae_precision),
         batch=batch,
         precision=precision,
     )

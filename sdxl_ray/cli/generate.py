@@ -19,6 +19,14 @@ from sdxl_ray.cli.arguments import (
     print_json,
     read_token_length,
 )
+from sdxl_ray.cli.base_options import (
+    BaseConfig,
+    BaseVae,
+    BaseVaePrecision,
+    naming_options,
+    read_base_options,
+    require_no_settings,
+)
 from sdxl_ray.errors import UserError
 from sdxl_ray.interrupts import keeping
 from sdxl_ray.paths import local_folder
@@ -33,6 +41,7 @@ EXAMPLES = (
 )
 
 
+@naming_options()
 def run(
     source: Annotated[str, typer.Argument(metavar="ARTIFACT|base", help="artifact folder of a run, or the word base")],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="one prompt a word: quote them")],
@@ -50,6 +59,9 @@ def run(
     ] = None,
     max_token_length: TokenLength = None,
     base: BaseId = None,
+    base_config: BaseConfig = None,
+    base_vae: BaseVae = None,
+    base_vae_precision: BaseVaePrecision = None,
     batch: Annotated[int, typer.Option(min=1, max=256, help="images drawn at once")] = 4,
     precision: Annotated[
         str, typer.Option(help="auto, fp32, bf16 or fp16; auto: bf16 on a GPU (fp16 on one without it), else fp32")
@@ -57,10 +69,10 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Draw images with an artifact or the base, and a grid of them."""
-    from sdxl_ray.config.recipe import read_base
     from sdxl_ray.models.generation import GenerationRequest, GenerationSource, generate_images
 
     width, height = _read_size(size)
+    require_no_settings(prompts)
     request = GenerationRequest(
         prompts,
         seed,
@@ -75,7 +87,7 @@ def run(
         precision,
     )
     request.check()
-    model = GenerationSource.of(source, read_base(base) if base else None)
+    model = GenerationSource.of(source, read_base_options(base, base_config, base_vae, base_vae_precision))
     for note in model.notes(request):
         typer.echo(note, err=True)
     make_folder(out, "--out")

@@ -43,7 +43,7 @@ def run(
         device = CPU if of_embedded_base(chosen.base.id) else DEVICES[DEFAULT_GPU]
         typer.echo(f"no GPU named and none here: planned for {device.name} (--gpu NAME, --gpu-memory 24GiB)", err=True)
     plan = Plan.of(chosen, device, workers, price, images or count_images(chosen))
-    notes = _notes(chosen)
+    notes = [*_notes(chosen), *plan.warnings]
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     if json:

@@ -90,12 +90,15 @@ def require_local_base(base: Base) -> None:
 
 
 def require_fit(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remote: bool) -> None:
-    """Raise DoesNotFit before anything starts, where it is known what the recipe would run on."""
+    """Raise DoesNotFit before anything starts, where it is known what the recipe would run on; print its warnings."""
     from sdxl_ray.plan import Plan
 
     device = planned_for(recipe, gpu, gpu_memory, remote=remote)
     if device is not None:
-        Plan.of(recipe, device).check()
+        plan = Plan.of(recipe, device)
+        plan.check()
+        for warning in plan.warnings:
+            typer.echo(f"note: {warning}", err=True)
 
 
 def planned_for(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remote: bool) -> Device | None:
@@ -105,4 +108,4 @@ def planned_for(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remo
         typer.echo("memory is not checked: name the cluster's GPUs with --gpu or --gpu-memory", err=True)
         return None
     without_gpu = recipe.resources.gpus_per_worker == 0
-    return device or (None if without_gpu else gpu_here()) or cpu_here(recipe)
+    return device or (None if without_gpu else gpu_here()) or cpu_here()

@@ -96,6 +96,6 @@ def _say_what_is_too_large(space: Space, recipe: Recipe, device: Device) -> None
 
     changes, plan = largest(space, recipe, device)
     if not plan.fits:
-        needs = f"needs {bytes_text(plan.memory.needed_bytes)}, {device.name} has {bytes_text(device.memory_bytes)}"
+        needs = f"needs {bytes_text(plan.memory.needed_bytes)}, {device.name} has {bytes_text(plan.limit_bytes)}"
         text = f"the largest trial ({parameters_text(changes)}) {needs}: trials without room fail; narrow the space"
         typer.echo(text, err=True)

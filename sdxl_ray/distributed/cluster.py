@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -45,9 +47,10 @@ def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Ite
     try:
         if found:
             require_answer(found)
-            ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
+            with _keeping_sigterm():
+                ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            with _export_to_processes():
+            with _export_to_processes(), _keeping_sigterm():
                 ray.init(
                     address="local",
                     num_cpus=max(cpus, os.cpu_count() or 1),
@@ -72,6 +75,17 @@ def connected(address: str | None, cpus: int, *, dashboard: bool = False) -> Ite
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Inside, `ray.init` installs its own handler of SIGTERM, which exits with 15; a command's own comes back after."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -139,6 +139,14 @@ def container_memory_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
     return None
 
 
+def has_amx_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware; without it, 16 bits are slower than 32."""
+    try:
+        return "amx_bf16" in cpuinfo.read_text()
+    except OSError:
+        return False
+
+
 def _torch() -> Iterator[Finding]:
     try:
         import torch

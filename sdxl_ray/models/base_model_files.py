@@ -26,6 +26,7 @@ from sdxl_ray.io.safetensors_files import (
     read_header,
     read_json,
 )
+from sdxl_ray.io.sdxl_single_file import CONFIGS, require_sdxl_shapes
 from sdxl_ray.models import hub, model_kinds
 from sdxl_ray.tiny import shipped
 
@@ -143,7 +144,8 @@ def _locate_file(base: Base, path: Path) -> BaseFiles:
             )
         check_folder(config, base.config, weights=False)
     else:
-        config = hub.sdxl_configs(base.id, lambda folder: check_folder(folder, "SDXL", weights=False))
+        require_sdxl_shapes(read_header(path, f"base {base.id!r}"), base.id)
+        config = CONFIGS
     # The configs decide what the weights mean (prediction type, scaling factor): they belong to the revision.
     both = f"{content_revision(path)}/{content_revision(config, PIPELINE_TEXT)}"
     return BaseFiles(base.id, "file", path, hashlib.sha256(both.encode()).hexdigest(), config)

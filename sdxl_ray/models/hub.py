@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sdxl_ray.errors import UserError
-from sdxl_ray.io.safetensors_files import PIPELINE_TEXT
-from sdxl_ray.models.model_kinds import SDXL, SDXL_COMMIT
 
 _PROBE_SECONDS = 10
 
@@ -59,17 +57,6 @@ def snapshot(field: str, name: str, commit: str, patterns: Sequence[str], check:
         ) from None
     check(Path(folder))
     return Path(folder)
-
-
-def sdxl_configs(name: str, check: Callable[[Path], None]) -> Path:
-    """SDXL's configs and tokenizers (3 MB), for a single file that has none. Raises UserError when unreachable."""
-    try:
-        return snapshot("base", SDXL, SDXL_COMMIT, PIPELINE_TEXT, check)
-    except UserError:
-        raise UserError(
-            f"base {name!r} is a single file and needs SDXL's configs and tokenizers, which the hub does not give now: "
-            "set base.config=FOLDER, any SDXL diffusers folder (its weights are not needed)"
-        ) from None
 
 
 def _probe(field: str, name: str, commit: str) -> list[str]:

@@ -24,7 +24,7 @@ from sdxl_ray.plan.devices import CPU, DEVICES, Device, device, memory_bytes
 from sdxl_ray.plan.fitting import Remedy, remedies
 from sdxl_ray.plan.memory import Memory, memory, zero_settings
 from sdxl_ray.plan.setting import RunShape, setting
-from sdxl_ray.plan.time import Duration, duration
+from sdxl_ray.plan.time import SLOW_HALF, Duration, duration
 
 __all__ = ["CPU", "DEVICES", "Device", "DoesNotFit", "Plan", "device", "memory_bytes", "zero_settings"]
 
@@ -71,7 +71,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.memory.needed_bytes <= self.setting.device.memory_bytes
+        return self.memory.needed_bytes <= self.limit_bytes
+
+    @property
+    def limit_bytes(self) -> int:
+        """What each worker may have."""
+        return self.setting.device.limit_bytes(self.setting.workers)
 
     @property
     def trainable(self) -> int:
@@ -83,11 +88,13 @@ class Plan:
         if self.fits:
             return
         s, needed = self.setting, self.memory.needed_bytes
-        limit = s.device.memory_bytes
+        limit = self.limit_bytes
         found = self.remedies()
         kind, phase = s.recipe.tuning.kind, self.memory.peak.name
         what = f"{kind} tuning needs {bytes_text(needed)} on each {s.device.name} ({phase})"
         have = f"it has {bytes_text(limit)}"
+        if s.device.shared and s.workers > 1:
+            have += f" ({bytes_text(s.device.memory_bytes)} for {s.workers} workers)"
         if found:
             fix = "add " + ", or ".join(f"{remedy} ({bytes_text(remedy.needed_bytes)})" for remedy in found)
         else:
@@ -97,13 +104,24 @@ class Plan:
     def remedies(self) -> list[Remedy]:
         """Up to three sets of settings that fit, nearest first; empty when none does."""
         s = self.setting
-        return remedies(s.recipe, s.workers, self._needed, s.device.memory_bytes, gpu=s.device.kind == "gpu")
+        return remedies(s.recipe, s.workers, self._needed, s.device, s.precision)
 
     @cached_property
     def advice(self) -> Advice:
         """Which of the three methods for this data and hardware."""
         s = self.setting
-        return advise(s.recipe, self.images, s.workers, self._needed, s.device.memory_bytes)
+        return advise(s.recipe, self.images, s.workers, self._needed, s.device.limit_bytes)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the run much slower than it need be."""
+        s = self.setting
+        if s.device.kind == "cpu" and s.width == 2 and not s.device.bf16:
+            return (
+                f"parallel.precision={s.precision}: a CPU without AMX is about {SLOW_HALF:g} times slower in 16 bits; "
+                "parallel.precision=fp32 is faster where its memory is there",
+            )
+        return ()
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -155,7 +173,7 @@ class Plan:
                     "training": phase.total,
                     "host": counted.host_bytes,
                     "needed": counted.needed_bytes,
-                    "fits": counted.needed_bytes <= self.setting.device.memory_bytes,
+                    "fits": counted.needed_bytes <= self.limit_bytes,
                     "chosen": s.recipe.parallel == chosen,
                 }
             )

@@ -56,16 +56,16 @@ class Advice:
 
 
 def advise(
-    recipe: Recipe, images: int | None, workers: int, needed: Callable[[Recipe, int], int], limit: int
+    recipe: Recipe, images: int | None, workers: int, needed: Callable[[Recipe, int], int], limit: Callable[[int], int]
 ) -> Advice:
-    """Advice for a recipe's data. `needed(recipe, workers)` gives bytes on each worker, `limit` what a device has."""
+    """Advice for a recipe's data. `needed(recipe, workers)` and `limit(workers)`: bytes a worker needs and may have."""
     prefix = "tiny_" if of_embedded_base(recipe.base.id) else ""
     choices: list[MethodPlan] = []
     for name in RECIPES:
         try:
             candidate = override(recipe_files.load(prefix + name), _same_base(recipe))
             count = 1 if recipe.parallel.engine == "local" else workers
-            choices.append(MethodPlan(name, needed(candidate, count), limit, count))
+            choices.append(MethodPlan(name, needed(candidate, count), limit(count), count))
         except UserError:
             continue  # a recipe that this base or device cannot have at all (a precision, a resolution)
     fits = {choice.recipe: choice.fits for choice in choices}

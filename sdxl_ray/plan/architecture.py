@@ -22,6 +22,8 @@ from typing import Any
 from sdxl_ray.cache_folder import cache_root
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
+from sdxl_ray.io.safetensors_files import read_header
+from sdxl_ray.io.sdxl_single_file import CONFIGS, require_sdxl_shapes
 from sdxl_ray.plan.profile import ModelProfile
 
 Configs = dict[str, dict[str, Any]]
@@ -106,10 +108,8 @@ def key(configs: Configs) -> str:
 
 
 def sdxl_configs() -> Configs:
-    """The configs of Stable Diffusion XL base 1.0, as far as they decide shapes."""
-    text = (resources.files("sdxl_ray.plan") / "sdxl_base_1_0.json").read_text()
-    configs: Configs = json.loads(text)
-    return configs
+    """The configs of Stable Diffusion XL base 1.0."""
+    return _folder_configs(CONFIGS)
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Architecture:
 def of(base: Base) -> Architecture:
     """The architecture of a recipe's base, without network and without a framework.
 
-    A hub id whose configs are not on this machine, and a single file, count as SDXL base 1.0 and the result says so.
-    Raises UserError when a folder's configs are missing or not SDXL's.
+    A hub id whose configs are not on this machine, and a single file that is not here, count as SDXL base 1.0 and the
+    result says so. Raises UserError when a folder's configs are missing or not SDXL's, or a single file needs others.
     """
     if base.id == TINY:
         return Architecture(next(c for c in _shipped().values() if c.name == TINY))
@@ -133,6 +133,9 @@ def of(base: Base) -> Architecture:
         return Architecture(profile(_folder_configs(folder)))
     if base.config is not None and Path(base.config).expanduser().is_dir():
         return Architecture(profile(_folder_configs(Path(base.config).expanduser())))
+    if folder.is_file():
+        require_sdxl_shapes(read_header(folder, f"base {base.id!r}"), base.id)
+        return Architecture(profile(sdxl_configs()))
     snapshot = _hub_snapshot(base)
     if snapshot is not None:
         return Architecture(profile(_folder_configs(snapshot)))

@@ -21,8 +21,8 @@ class Device:
     """One GPU, or one CPU process.
 
     memory_bytes: what CUDA can allocate, a little less than what the box says. teraflops: dense 16-bit tensor
-    arithmetic. bandwidth: of memory, GB/s. link: between two devices, GB/s one way. bf16: whether it has it.
-    assumed: what of these is another card's.
+    arithmetic. bandwidth: of memory, GB/s. link: between two devices, GB/s one way. bf16: whether it has it (a CPU:
+    AMX). assumed: what of these is another card's. shared: all workers are on this one machine and share its memory.
     """
 
     name: str
@@ -33,6 +33,11 @@ class Device:
     bf16: bool = True
     kind: Literal["gpu", "cpu"] = "gpu"
     assumed: str = ""
+    shared: bool = False
+
+    def limit_bytes(self, workers: int) -> int:
+        """What each of so many workers may have."""
+        return self.memory_bytes // workers if self.shared else self.memory_bytes
 
 
 def _gpu(name: str, gib: float, teraflops: float, bandwidth: float, *, link: float = 20.0, bf16: bool = True) -> Device:
@@ -63,7 +68,7 @@ DEVICES: dict[str, Device] = {
 }
 
 #: One process on one or two cores of a server; its memory is not checked.
-CPU = Device("cpu", 2**62, 0.05, 20, 5, kind="cpu")
+CPU = Device("cpu", 2**62, 0.05, 20, 5, bf16=False, kind="cpu")
 
 
 def device(name: str | None = None, memory: str | None = None) -> Device:

@@ -11,6 +11,7 @@ from sdxl_ray.config.layout import zero_stage
 from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.config.schema import FullTuning, LoraTuning
 from sdxl_ray.errors import UserError
+from sdxl_ray.plan.devices import Device
 
 Changes = dict[str, Any]
 
@@ -36,16 +37,21 @@ class Remedy:
 
 
 def remedies(
-    recipe: Recipe, workers: int, needed: Callable[[Recipe, int], int], limit: int, *, gpu: bool, most: int = 3
+    recipe: Recipe,
+    workers: int,
+    needed: Callable[[Recipe, int], int],
+    device: Device,
+    precision: str,
+    most: int = 3,
 ) -> list[Remedy]:
-    """Up to `most` sets of changes after which `needed(recipe, workers) <= limit`, the least costly first.
+    """Up to `most` sets of changes after which `needed(recipe, workers)` is within the device's limit, cheapest first.
 
     A set that contains a smaller one that already fits is left out. Changing LoRA for full tuning or back is never
-    a small change: it is offered alone and only when nothing else fits. Without a `gpu`, nothing that moves state off
-    it or needs its kernels is offered.
+    a small change: it is offered alone and only when nothing else fits. On a CPU, nothing that moves state off a GPU
+    or needs its kernels is offered. precision: the one that the recipe has on this device.
     """
     found: list[Remedy] = []
-    for chosen in _combinations(recipe, workers, gpu):
+    for chosen in _combinations(recipe, workers, device, precision):
         changes = {path: value for edit in chosen for path, value in edit.changes.items()}
         if any(known.changes.items() <= changes.items() for known in found):
             continue
@@ -54,19 +60,19 @@ def remedies(
             size = needed(override(recipe, changes), count)
         except UserError:
             continue  # settings that exclude each other
-        if size <= limit:
+        if size <= device.limit_bytes(count):
             found.append(Remedy(changes, size))
         if len(found) == most:
             break
     if not found and isinstance(recipe.tuning, FullTuning):
         small = {"tuning.kind": "lora", "parallel.gradient_checkpointing": True, "parallel.micro_batch": 1}
         size = needed(override(recipe, small), workers)
-        return [Remedy(small, size)] if size <= limit else []
+        return [Remedy(small, size)] if size <= device.limit_bytes(workers) else []
     return found
 
 
-def _combinations(recipe: Recipe, workers: int, gpu: bool) -> list[tuple[Edit, ...]]:
-    choices = [list(axis) for axis in _axes(recipe, workers, gpu)]
+def _combinations(recipe: Recipe, workers: int, device: Device, precision: str) -> list[tuple[Edit, ...]]:
+    choices = [list(axis) for axis in _axes(recipe, workers, device, precision)]
     sets = itertools.product(*[[None, *axis] for axis in choices])
     chosen = [tuple(edit for edit in some if edit is not None) for some in sets]
     # Two settings to type are worse than one that costs a little more.
@@ -75,10 +81,12 @@ def _combinations(recipe: Recipe, workers: int, gpu: bool) -> list[tuple[Edit, .
     )
 
 
-def _axes(recipe: Recipe, workers: int, gpu: bool) -> list[list[Edit]]:
+def _axes(recipe: Recipe, workers: int, device: Device, precision: str) -> list[list[Edit]]:
     """Edits by what they act on; at most one of each list is taken."""
-    parallel, optim = recipe.parallel, recipe.optim
+    parallel, optim, gpu = recipe.parallel, recipe.optim, device.kind == "gpu"
     axes: list[list[Edit]] = []
+    if gpu and precision == "fp32":
+        axes.append([Edit({"parallel.precision": "bf16" if device.bf16 else "fp16"}, 0.1)])
     if not parallel.gradient_checkpointing:
         axes.append([Edit({"parallel.gradient_checkpointing": True}, 0.3)])
     if parallel.micro_batch != 1:

@@ -116,9 +116,11 @@ def memory(s: RunShape) -> Memory:
     if s.stage == 3:
         phases.append(held.export())
     if s.device.kind == "cpu":
-        # On a CPU nothing can be given back to another memory: every part of the pipeline stays beside the training.
+        # On a CPU nothing can be given back to another memory: every part of the pipeline stays beside the training,
+        # and offloaded state moves from one place in it to another.
+        process = PROCESS_BYTES[s.recipe.parallel.engine]
         phases = [
-            Phase(p.name, {"process": PROCESS_BYTES[s.recipe.parallel.engine], **p.parts, **_others(s, p)})
+            Phase(p.name, {"process": process, **p.parts, **_others(s, p), **_offloaded(p, held.host_bytes())})
             for p in phases
         ]
         return Memory(tuple(phases), 0, 0)
@@ -249,6 +251,11 @@ class _Held:
         state = 4 * self.mine + self.moments + 4 * self.mine if self.offload_optimizer else 0
         weights = self.s.width * self.s.share(self.trained + self.frozen, 3) if self.offload_parameters else 0
         return state + weights
+
+
+def _offloaded(phase: Phase, host_bytes: int) -> dict[str, int]:
+    """On a CPU: what would lie beside a GPU, once there is an engine."""
+    return {} if phase.name == "preparation" or not host_bytes else {"offloaded": host_bytes}
 
 
 def guests(s: RunShape) -> int:

@@ -10,7 +10,7 @@ from sdxl_ray.display.units import bytes_text, count_text, seconds_text
 if TYPE_CHECKING:
     from sdxl_ray.plan import Plan
 
-PARTS = ("weights", "optimizer", "ema", "gradients", "activations", "workspace", "encoders", "process")
+PARTS = ("weights", "optimizer", "ema", "gradients", "activations", "workspace", "encoders", "offloaded", "process")
 
 
 def text(plan: Plan) -> str:

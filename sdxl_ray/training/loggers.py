@@ -32,12 +32,15 @@ class RunLogger:
                 self._recorder.write("validation", {k: row[k] for k in ("step", "loss", "n")})
                 self._scalars(row, "validation", ("loss",))
             case "scores":
+                self._recorder.write("timings", {"step": row["step"], "name": "scores", "seconds": row["seconds"]})
                 for score in row["rows"]:
                     self._recorder.write("scores", score)
                 for name, value in row["metrics"].items():
                     self._board.add_scalar(f"quality/{name}", value, row["step"])
             case "overfitting":
                 self._board.add_text("quality/overfitting", row["text"], row["step"])
+            case "timing":
+                self._recorder.write("timings", {name: row[name] for name in ("step", "name", "seconds")})
             case "saving":
                 self._recorder.flush()  # a resumed run writes what comes after this checkpoint, and nothing before
                 self._board.flush()

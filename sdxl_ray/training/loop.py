@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -100,6 +100,7 @@ def train(run: TrainingLoop, start: int = 0) -> int:
     if start == 0:
         _validate(run, 0, False)
         _evaluate(run, 0)
+    ledger.restart_clock()
     with Prefetch(run, start) as batches:
         for step, (examples, micro_batches) in batches:
             engine.set_lr(multiplier(step))
@@ -167,7 +168,7 @@ def _remedy(run: TrainingLoop) -> str:
 def _validate(run: TrainingLoop, step: int, checkpointed: bool) -> None:
     if not run.held_out:
         return
-    with _averaged(run, step):
+    with _averaged(run, step), _timed(run, step, "validation"):
         loss = validation_loss(run.engine, run.parts, run.held_out)
     if not math.isfinite(loss):
         raise RunError(f"the validation loss is {loss} after step {step}: {_remedy(run)}")
@@ -179,7 +180,8 @@ def _validate(run: TrainingLoop, step: int, checkpointed: bool) -> None:
 def _evaluate(run: TrainingLoop, step: int) -> bool:
     """Collective. Generate samples, score them. Returns True if the step needs a checkpoint (best so far, or last)."""
     with _averaged(run, step):
-        run.draw_samples(step)
+        with _timed(run, step, "samples"):
+            run.draw_samples(step)
         scores = run.score(step) if run.score is not None else None
     if scores is None:
         return False
@@ -194,6 +196,14 @@ def _evaluate(run: TrainingLoop, step: int) -> bool:
     if best.stopped:
         run.report({"kind": "note", "text": f"step {step}: stopping, quality has not risen for {patience} evaluations"})
     return better or best.stopped
+
+
+@contextmanager
+def _timed(run: TrainingLoop, step: int, name: str) -> Iterator[None]:
+    """Report the seconds of what is no training; scores and checkpoints report their own."""
+    started = time.monotonic()
+    yield
+    run.report({"kind": "timing", "step": step, "name": name, "seconds": time.monotonic() - started})
 
 
 def _averaged(run: TrainingLoop, step: int) -> AbstractContextManager[None]:

@@ -2,18 +2,37 @@
 
 restart_peak(device)                # when a run begins
 peak_bytes(device)                  # since then
+
+On Linux the pages of mapped files are left out, since the system takes them back when memory is short: those of
+libraries and of weights that were read. The kernel keeps the peak of all resident pages, so each call takes off the
+file pages of its window, and begins another window.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import resource
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from sdxl_ray.models.host_memory import release_freed
+
+_PROC = Path("/proc/self")
+
+
+@dataclass
+class _Window:
+    """private: largest private bytes in the windows before; files: bytes of file pages when this one began."""
+
+    private: int = 0
+    files: int = 0
+
+
+_window = _Window()
 
 
 def restart_peak(device: torch.device) -> None:
@@ -25,19 +44,34 @@ def restart_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)  # what glibc keeps of an earlier run is not this one's
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    release_freed()  # what glibc keeps of an earlier run is not this one's
+    _begin(0)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The peak since `restart_peak`: allocated on a GPU, resident in a CPU process, libraries included."""
+    """The peak since `restart_peak`: allocated on a GPU, private to a CPU process (see above)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    found = _status()
+    if "VmHWM" in found and "RssFile" in found:
+        files = max(_window.files, found["RssFile"])
+        peak = max(_window.private, found["VmRSS"] - found["RssFile"], found["VmHWM"] - files)
+        _begin(peak)
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024  # kilobytes on Linux, bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _begin(peak: int) -> None:
+    """Begin a window, with the peak of those before it."""
+    with suppress(OSError):
+        (_PROC / "clear_refs").write_text("5")
+    _window.private, _window.files = peak, _status().get("RssFile", 0)
+
+
+def _status() -> dict[str, int]:
+    """Bytes by name of the process's memory; empty where there is no /proc."""
+    with suppress(OSError):
+        lines = (line.split() for line in (_PROC / "status").read_text().splitlines())
+        return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1:] == ["kB"]}
+    return {}

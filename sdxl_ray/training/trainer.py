@@ -80,11 +80,11 @@ class Splits:
 def run_training(recipe: Recipe, images: Splits, context: RunContext) -> dict[str, Any]:
     """Collective. Train (or go on training) in `place.folder` and write the artifact; a summary of plain numbers."""
     started = time.monotonic()
-    restart_peak(context.device)
     context.report({"kind": "phase", "name": f"loading the base {recipe.base.id}", "done": 0, "total": 0})
     components = load_components(locate(recipe.base), recipe.base, dtype=context.precision, device="cpu")
     if context.device.type == "cpu":
         own_memory(components.unet, components.vae, *components.text_encoders)
+    restart_peak(context.device)
     resolution = resolution_of(recipe, components.unet.config, components.vae.config)
     classes = _class_images(recipe, images, components, resolution, context)
     examiner = _examiner(recipe, images, components, resolution, context)

@@ -138,7 +138,7 @@ def test_a_plan_counts_the_images_that_train(tmp_path: Path) -> None:
 
 def test_a_cpu_has_what_its_container_has() -> None:
     whole = psutil.virtual_memory().total
-    assert cpu_here(Recipe()).memory_bytes == min(whole, container_memory_bytes() or whole)
+    assert cpu_here().memory_bytes == min(whole, container_memory_bytes() or whole)
 
 
 def test_a_variants_name_may_have_dots() -> None:

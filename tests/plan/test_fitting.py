@@ -114,6 +114,16 @@ def test_fp16_is_planned_where_it_can_be() -> None:
     assert [row["layout"] for row in rows][:2] == ["ZeRO-1", "ZeRO-2"]
 
 
+def test_sixteen_bits_come_before_more_gpus() -> None:
+    tight = recipe(parallel__gradient_checkpointing=False, parallel__micro_batch=1, optim__batch_size=1)
+    with pytest.raises(DoesNotFit) as caught:
+        Plan.of(tight, "t4").check()
+    first = caught.value.remedies[0]
+    assert first.changes["parallel.precision"] == "fp16"
+    assert "parallel.workers" not in first.changes
+    Plan.of(override(tight, first.changes), "t4").check()
+
+
 def test_a_device_without_bf16_computes_in_fp32_or_fp16() -> None:
     assert Plan.of(recipe(), "t4").setting.precision == "fp32"
     with pytest.raises(UserError, match=r"no bf16; use parallel\.precision=fp16"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from sdxl_ray.io.collectives import SingleProcess
 from sdxl_ray.io.records import read
 from sdxl_ray.training.loggers import RunLogger
 from sdxl_ray.training.loop import PendingLosses, cut
+from sdxl_ray.training.samples import Samples
 from tests.running import Train
 
 FULL = {"tuning": {"kind": "full"}, "optim.lr": 1e-4}
@@ -49,6 +51,22 @@ def test_golden_losses(train: Train, recipe: Recipe, kind: str) -> None:
     assert list(run.losses.values()) == pytest.approx(GOLDEN[kind], abs=1e-4)
     assert run.summary["steps"] == 4
     assert run.summary["samples"] == 16
+
+
+def test_a_step_lasts_as_long_as_its_training(train: Train, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the base's samples and validation before it, which have their own times."""
+    draw = Samples.draw
+
+    def slowly(samples: Samples, engine: Any, step: int) -> Path | None:
+        time.sleep(0 if step else 1.5)
+        return draw(samples, engine, step)
+
+    monkeypatch.setattr(Samples, "draw", slowly)
+    run = train(override(recipe, {"optim.steps": 1}))
+    assert run.of("step")[0]["seconds"] < 1.5
+    timings = {(row["step"], row["name"]): row["seconds"] for row in run.of("timing")}
+    assert timings.keys() == {(0, "validation"), (0, "samples"), (1, "validation"), (1, "samples")}
+    assert timings[0, "samples"] > 1.5
 
 
 @pytest.mark.parametrize("steps", [5, pytest.param(20, marks=pytest.mark.exhaustive)])

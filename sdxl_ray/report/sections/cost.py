@@ -45,7 +45,7 @@ def section(facts: ComparisonFacts) -> ReportSection:
     titles = ("arm", "method", *(title for _, title, _ in COLUMNS))
     caption = (
         "Bytes are the largest over an arm's runs, times the mean; a step is the median. Memory is the allocator's on "
-        "a GPU and the whole process on a CPU, libraries included, since the run began. The whole run prepares, "
+        "a GPU and the process's own on a CPU, without mapped files, once the base is loaded. The whole run prepares, "
         "trains, evaluates and saves."
     )
     blocks: list[ReportBlock] = [DataTable(caption, titles, rows)]
