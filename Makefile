@@ -7,6 +7,7 @@
 #   make bench     training speed and memory, printed
 #   make soak      long tests of the endpoint: overload, faults, memory, fuzzing
 #   make chaos     long tests of training: seeded schedules of kills
+#   make interop   our files under older diffusers, PEFT and transformers, which it installs into build/interop
 #
 # Another interpreter: make install PYTHON=/path/to/python3.12
 
@@ -19,7 +20,7 @@ STAMP := .venv/installed
 TORCH = $(BIN)/python -c 'import tomllib; print(next(d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if d.startswith("torch>")))'
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench soak chaos
+.PHONY: help install demo test check bench soak chaos interop
 .DELETE_ON_ERROR:
 
 help:
@@ -63,3 +64,9 @@ soak: $(STAMP)
 chaos: $(STAMP)
 	$(BIN)/python tests/chaos/kills.py --seed 1 --kills 5
 	SDXL_RAY_CASES=2000 SDXL_RAY_KILLED_SAVES=20 $(BIN)/python -m pytest -m 'chaos and not gpu'
+
+# Without dependencies: torch, safetensors and accelerate are those of .venv.
+OLD = diffusers==0.35.2 transformers==4.57.1 peft==0.17.1 tokenizers==0.22.1 huggingface_hub==0.36.0
+interop: $(STAMP)
+	test -d build/interop || $(PIP) --target build/interop --no-deps $(OLD)
+	INTEROP_LIBRARIES=$(CURDIR)/build/interop $(BIN)/python -m pytest -m interop tests/interop
