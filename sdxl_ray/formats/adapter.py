@@ -59,7 +59,8 @@ class LowRank:
 class Lycoris:
     """A change of another kind than a low-rank pair, with the tensors of its layer by their names in the file.
 
-    kind: "loha", "lokr", "glora", "oft", "boft", "full" or "norm" (see `formats.lycoris`).
+    kind: "loha", "lokr", "glora", "oft", "boft", "full", "norm", or "locon" for a low-rank pair that `LowRank` cannot
+    hold: with a change of the bias, or with DoRA's magnitudes by input (see `formats.lycoris`).
     """
 
     kind: str

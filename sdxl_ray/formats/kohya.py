@@ -22,7 +22,7 @@ def kohya_tensors(adapter: Adapter, names: LayerNames, dtype: torch.dtype | None
     for layer, change in adapter.layers.items():
         name = names.kohya(layer)
         if isinstance(change, LowRank):
-            tensors |= {f"{name}.{role}": _kept(tensor, dtype) for role, tensor in _pair(change).items()}
+            tensors |= {f"{name}.{role}": _kept(tensor, dtype) for role, tensor in pair_tensors(change).items()}
             tensors[f"{name}.alpha"] = alpha_tensor(change.alpha, dtype or change.down.dtype)
         else:
             tensors |= {f"{name}.{role}": _kept(tensor, dtype) for role, tensor in change.tensors.items()}
@@ -35,7 +35,8 @@ def alpha_tensor(alpha: float, dtype: torch.dtype) -> Tensor:
     return stored if float(stored) == alpha else torch.tensor(alpha, dtype=torch.float32)
 
 
-def _pair(change: LowRank) -> dict[str, Tensor]:
+def pair_tensors(change: LowRank) -> dict[str, Tensor]:
+    """The tensors of a low-rank pair by their names in kohya's files, without its alpha."""
     roles = {"lora_down.weight": change.down, "lora_up.weight": change.up}
     if change.magnitude is not None:
         # One number per output, in as many dimensions as the weight has: a vector would broadcast over the inputs.
