@@ -98,6 +98,11 @@ class Artifact:
         """SHA-256 of the canonical manifest, and so of every file it names."""
         return hashlib.sha256(self.manifest.canonical).hexdigest()
 
+    @property
+    def in_kohya_alone(self) -> bool:
+        """Whether it is a LoRA that diffusers' format cannot hold: LyCORIS' kinds, or DoRA in some layers only."""
+        return KOHYA_WEIGHTS in self.manifest.files and LORA_WEIGHTS not in self.manifest.files
+
     @classmethod
     def open(cls, folder: str | Path) -> Artifact:
         """Read and verify an artifact; hashes every file.

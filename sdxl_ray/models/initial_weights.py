@@ -35,6 +35,8 @@ def require_initial(recipe: Recipe, files: BaseFiles) -> None:
     if kind != recipe.tuning.kind:
         other = "is a LoRA: set tuning.kind=lora" if kind == "lora" else "is a full model: set tuning.kind=full"
         raise UserError(f"{where} {other}, or give an artifact of kind {recipe.tuning.kind}")
+    if artifact.in_kohya_alone:
+        raise UserError(f"{where} has layers that no recipe trains (LyCORIS, or DoRA in some only): give a plain LoRA")
     made_on = artifact.manifest.base
     if made_on.revision != files.revision:
         raise UserError(

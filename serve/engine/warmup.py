@@ -30,7 +30,7 @@ def load(
 ) -> StableDiffusionXLPipeline:
     """The weights an engine runs on: the base's, those of a full artifact, or the base's with one LoRA merged in."""
     pipe = load_pipeline(base, fused or artifact, dtype=settings.width, device=settings.place)
-    if fused is not None:
+    if fused is not None and not fused.in_kohya_alone:  # such an adapter was loaded into the weights
         pipe.fuse_lora(components=list(PARTS), adapter_names=[ADAPTER])
         pipe.unload_lora_weights()
     return pipe
