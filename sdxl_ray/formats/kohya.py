@@ -10,15 +10,16 @@ from torch import Tensor
 
 from sdxl_ray.formats.adapter import Adapter, LowRank
 from sdxl_ray.formats.layer_names import LayerNames
+from sdxl_ray.formats.textual_inversion import bundled_tensors
 
 
 def kohya_tensors(adapter: Adapter, names: LayerNames, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The tensors of a kohya file by name, contiguous and on the CPU. dtype None: as they are.
 
     Each layer has its own alpha, also where it equals the rank: readers of this format know no other place for it.
-    Layers of LyCORIS' kinds keep their tensors, whose names are the same in every file.
+    Layers of LyCORIS' kinds keep their tensors, whose names are the same in every file. Words are bundled.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = bundled_tensors(adapter.words, dtype)
     for layer, change in adapter.layers.items():
         name = names.kohya(layer)
         if isinstance(change, LowRank):

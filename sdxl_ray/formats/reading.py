@@ -21,6 +21,7 @@ from sdxl_ray.formats.layer_names import LayerNames, Shape
 from sdxl_ray.formats.lycoris import require_fit
 from sdxl_ray.formats.peft_metadata import PeftAlphas
 from sdxl_ray.formats.tensor_keys import split
+from sdxl_ray.formats.textual_inversion import split_bundled
 
 
 def read_adapter(
@@ -33,9 +34,11 @@ def read_adapter(
     """The adapter, and the names of tensors that fit no layer of this SDXL or no known kind.
 
     alphas: of PEFT's `adapter_config.json`, for a folder that has one; else those of the metadata are used.
+    Words that are bundled with it are the adapter's.
     Raises UserError: a layer spelt twice, half a pair, shapes that do not fit, NaN, or a stored alpha of 0.
     """
     alphas = alphas or PeftAlphas.of_metadata(metadata)
+    words, tensors = split_bundled(tensors, names.text_widths, where)
     found, unused = _by_layer(tensors, names, where)
     layers: dict[Layer, LowRank | Lycoris] = {}
     for layer, (module, roles, kinds) in found.items():
@@ -51,7 +54,7 @@ def read_adapter(
         else:
             listed = ", ".join(sorted(roles))
             raise UserError(f"{one} has only {listed}, which make no change: the file is incomplete, download it again")
-    return Adapter(layers, metadata), unused
+    return Adapter(layers, metadata, words), unused
 
 
 def _by_layer(

@@ -37,6 +37,9 @@ def require_initial(recipe: Recipe, files: BaseFiles) -> None:
         raise UserError(f"{where} {other}, or give an artifact of kind {recipe.tuning.kind}")
     if artifact.in_kohya_alone:
         raise UserError(f"{where} has layers that no recipe trains (LyCORIS, or DoRA in some only): give a plain LoRA")
+    if artifact.word_files:
+        word = next(iter(artifact.word_files))
+        raise UserError(f"{where} brings the word {word!r}, which no recipe can use: give a LoRA without words")
     made_on = artifact.manifest.base
     if made_on.revision != files.revision:
         raise UserError(

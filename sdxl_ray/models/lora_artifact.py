@@ -19,10 +19,11 @@ from sdxl_ray.config.schema import LoraTuning
 from sdxl_ray.formats.adapter import Adapter, Layer, LowRank
 from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.formats.lora_files import write_lora
+from sdxl_ray.formats.textual_inversion import read_vectors, require_word
 from sdxl_ray.io.artifact import Artifact, write_manifest
 from sdxl_ray.io.atomic import publish
 from sdxl_ray.io.model_card import write_card
-from sdxl_ray.models.base_model_files import BaseFiles
+from sdxl_ray.models.base_model_files import BaseFiles, component_configs
 
 
 def write_lora_artifact(
@@ -61,6 +62,23 @@ def write_lora_artifact(
         return Artifact(publish(draft, folder), artifact.manifest)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def textual_inversion_artifact(
+    folder: Path, file: Path, word: str, files: BaseFiles, recipe: Recipe, *, origin: Mapping[str, Any]
+) -> Artifact:
+    """An artifact without layers that lets prompts say `word`, with the vectors of a textual inversion's file.
+
+    recipe, origin: as in `write_lora_artifact`; the recorded subject is the word.
+    Raises UserError for a file that does not fit the base's text encoders, or a word that is none; OSError.
+    """
+    where, configs = repr(str(file)), component_configs(files)
+    require_word(word, where)
+    widths = configs["text_encoder"]["hidden_size"], configs["text_encoder_2"]["hidden_size"]
+    adapter = Adapter({}, words={word: read_vectors(file, widths, where)})
+    data = recipe.data.model_copy(update={"subject": word})
+    recorded = recipe.model_copy(update={"data": data})
+    return write_lora_artifact(folder, adapter, LayerNames.of(configs), files, recorded, origin=origin)
 
 
 def tuning_of(adapter: Adapter) -> LoraTuning:

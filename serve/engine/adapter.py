@@ -144,6 +144,11 @@ def require_mixable(name: str, artifact: Artifact, base: Base) -> None:
     if artifact.manifest.kind != "lora":
         raise UserError(f"{where} is a {artifact.manifest.kind} artifact, not a LoRA: serve it as a variant of its own")
     require_same_base(base, artifact)
+    if artifact.word_files:
+        raise UserError(
+            f"{where} brings words of its own ({', '.join(artifact.word_files)}), which all images of a batch would "
+            "have: fuse it into a variant of its own (fused: true, own_replicas: true)"
+        )
     if artifact.in_kohya_alone:
         raise UserError(
             f"{where} has other layers than low-rank pairs (LyCORIS, or DoRA in some only), which cannot share a "
