@@ -102,7 +102,7 @@ class Artifact:
 
     @property
     def in_kohya_alone(self) -> bool:
-        """Whether it is a LoRA that diffusers' format cannot hold: LyCORIS' kinds, or DoRA in some layers only."""
+        """Whether it is a LoRA that diffusers' format cannot hold: LyCORIS' kinds, DoRA in some layers only."""
         return KOHYA_WEIGHTS in self.manifest.files and LORA_WEIGHTS not in self.manifest.files
 
     @property

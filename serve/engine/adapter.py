@@ -151,7 +151,7 @@ def require_mixable(name: str, artifact: Artifact, base: Base) -> None:
         )
     if artifact.in_kohya_alone:
         raise UserError(
-            f"{where} has other layers than low-rank pairs (LyCORIS, or DoRA in some only), which cannot share a "
+            f"{where} holds what diffusers' LoRA format cannot (LyCORIS, DoRA in some layers), which cannot share a "
             "batch: fuse it into a variant of its own (fused: true, own_replicas: true)"
         )
     with _opened(artifact) as file:

@@ -198,7 +198,7 @@ def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
 
 def test_no_recipe_starts_from_it(drawn_by_lycoris: tuple[Artifact, np.ndarray]) -> None:
     recipe = Recipe(tuning=LoraTuning(init=str(drawn_by_lycoris[0].folder)))
-    with pytest.raises(UserError, match="has layers that no recipe trains"):
+    with pytest.raises(UserError, match="and no recipe trains it: give a plain LoRA"):
         require_initial(recipe, FILES)
 
 
