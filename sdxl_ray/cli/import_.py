@@ -13,6 +13,7 @@ from sdxl_ray.paths import local_folder
 
 EXAMPLES = (
     "sdxl-ray import pixel_art.safetensors --base models/sd_xl_base_1.0.safetensors",
+    "sdxl-ray import corgi.safetensors --word '<corgi>' --base tiny",
     "sdxl-ray import downloads/my_lora --base tiny --out imported/my_lora --allow-partial",
 )
 
@@ -32,14 +33,18 @@ def run(
         Path | None,
         typer.Option(parser=local_folder, metavar="DIR", help="folder of the artifact; default: imported/NAME"),
     ] = None,
+    word: Annotated[
+        str | None,
+        typer.Option(metavar="WORD", help="what prompts call a textual inversion; default: the name of its file"),
+    ] = None,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="use a file of which some tensors fit no layer of the base")
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Make an artifact of another tool's LoRA.
+    """Make an artifact of another tool's LoRA, model or textual inversion.
 
-    It reads files of kohya's scripts, ComfyUI, A1111, PEFT and diffusers.
+    It reads files of kohya's scripts, ComfyUI, A1111, OneTrainer, LyCORIS, PEFT and diffusers.
     `generate`, `evaluate`, `serve` and `tuning.init` take such files directly too, and import them into the cache.
     """
     from sdxl_ray.config.recipe import read_base
@@ -59,7 +64,7 @@ def run(
     def note(text: str) -> None:
         typer.echo(text, err=True)
 
-    artifact = import_model(file, made_on, folder, allow_partial=allow_partial, on_note=note)
+    artifact = import_model(file, made_on, folder, word=word, allow_partial=allow_partial, on_note=note)
     if json:
         manifest = artifact.manifest
         print_json({"artifact": str(folder), "hash": artifact.hash, "kind": manifest.kind, "origin": manifest.origin})

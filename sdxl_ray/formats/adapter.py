@@ -59,7 +59,8 @@ class LowRank:
 class Lycoris:
     """A change of another kind than a low-rank pair, with the tensors of its layer by their names in the file.
 
-    kind: "loha", "lokr", "glora", "oft", "boft", "full" or "norm" (see `formats.lycoris`).
+    kind: "loha", "lokr", "glora", "oft", "boft", "full", "norm", or "locon" for a low-rank pair that `LowRank` cannot
+    hold: with a change of the bias, or with DoRA's magnitudes by input (see `formats.lycoris`).
     """
 
     kind: str
@@ -67,11 +68,20 @@ class Lycoris:
 
 
 @dataclass(frozen=True)
+class WordVectors:
+    """What a textual inversion has for a word: clip_l [n, C1] and clip_g [n, C2], for text encoders 1 and 2."""
+
+    clip_l: Tensor
+    clip_g: Tensor
+
+
+@dataclass(frozen=True)
 class Adapter:
-    """Changes by layer, and the metadata of the file that they came from."""
+    """Changes by layer, the metadata of the file that they came from, and the words that it brings."""
 
     layers: Mapping[Layer, LowRank | Lycoris]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[str, WordVectors] = field(default_factory=dict)
 
     @property
     def low_rank(self) -> dict[Layer, LowRank]:

@@ -10,22 +10,23 @@ from torch import Tensor
 
 from sdxl_ray.formats.adapter import Adapter, LowRank
 from sdxl_ray.formats.layer_names import LayerNames
+from sdxl_ray.formats.textual_inversion import bundled_tensors
 
 
 def kohya_tensors(adapter: Adapter, names: LayerNames, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The tensors of a kohya file by name, contiguous and on the CPU. dtype None: as they are.
 
     Each layer has its own alpha, also where it equals the rank: readers of this format know no other place for it.
-    Layers of LyCORIS' kinds keep their tensors, whose names are the same in every file. Embeddings are left out: no
-    reader of this format has a name for them.
+    Layers of LyCORIS' kinds keep their tensors, whose names are the same in every file. Words are bundled. Embeddings
+    are left out: no reader of this format has a name for them.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = bundled_tensors(adapter.words, dtype)
     for layer, change in adapter.layers.items():
         if layer in names.embeddings:
             continue
         name = names.kohya(layer)
         if isinstance(change, LowRank):
-            tensors |= {f"{name}.{role}": _kept(tensor, dtype) for role, tensor in _pair(change).items()}
+            tensors |= {f"{name}.{role}": _kept(tensor, dtype) for role, tensor in pair_tensors(change).items()}
             tensors[f"{name}.alpha"] = alpha_tensor(change.alpha, dtype or change.down.dtype)
         else:
             tensors |= {f"{name}.{role}": _kept(tensor, dtype) for role, tensor in change.tensors.items()}
@@ -38,7 +39,8 @@ def alpha_tensor(alpha: float, dtype: torch.dtype) -> Tensor:
     return stored if float(stored) == alpha else torch.tensor(alpha, dtype=torch.float32)
 
 
-def _pair(change: LowRank) -> dict[str, Tensor]:
+def pair_tensors(change: LowRank) -> dict[str, Tensor]:
+    """The tensors of a low-rank pair by their names in kohya's files, without its alpha."""
     roles = {"lora_down.weight": change.down, "lora_up.weight": change.up}
     if change.magnitude is not None:
         # One number per output, in as many dimensions as the weight has: a vector would broadcast over the inputs.

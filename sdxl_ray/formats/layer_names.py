@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from sdxl_ray.formats import sgm_names
-from sdxl_ray.formats.adapter import Layer, Part
+from sdxl_ray.formats.adapter import PARTS, Layer, Part
 
 Shape = tuple[int, ...]
 
@@ -71,6 +71,12 @@ class LayerNames:
     def is_sgm(self, name: str) -> bool:
         """Whether `name` spells a layer of the UNet as single files do, and not as diffusers does."""
         return name in self._sgm_spellings
+
+    @property
+    def text_widths(self) -> tuple[int, int]:
+        """The widths of the two text encoders."""
+        one, two = (self.shapes[Layer(part, "text_model.final_layer_norm")][0] for part in PARTS[1:])
+        return one, two
 
     @cached_property
     def _sgm_spellings(self) -> dict[str, Layer]:

@@ -20,7 +20,8 @@ from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.formats.peft_metadata import PeftAlphas
 from sdxl_ray.formats.reading import read_adapter
 from sdxl_ray.formats.tensor_file import CONTENT_HASH, KOHYA_HASH, LEGACY_HASH, write_in_memory
-from sdxl_ray.io.artifact import KOHYA_WEIGHTS, LORA_WEIGHTS
+from sdxl_ray.formats.textual_inversion import write_vectors
+from sdxl_ray.io.artifact import KOHYA_WEIGHTS, LORA_WEIGHTS, WORDS
 from sdxl_ray.io.safetensors_files import read_metadata
 
 
@@ -33,8 +34,14 @@ def write_lora(
 ) -> None:
     """Write `pytorch_lora_weights.safetensors`, where the format can hold the adapter, and `kohya_lora.safetensors`.
 
+    Words are in `embeddings/WORD.safetensors` and in kohya's file; an adapter of words alone has no other file.
     metadata: of kohya's file. dtype None: as the tensors are. Raises OSError when the disk is full.
     """
+    for word, vectors in adapter.words.items():
+        (folder / WORDS).mkdir(exist_ok=True)
+        write_vectors(vectors, folder / WORDS / f"{word}.safetensors", dtype)
+    if not adapter.layers and adapter.words:
+        return
     if holds(adapter):
         write_in_memory(folder / LORA_WEIGHTS, *diffusers_tensors(adapter, dtype))
     write_kohya(folder / KOHYA_WEIGHTS, kohya_tensors(adapter, names, dtype), metadata)

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from sdxl_ray.errors import UserError
 from sdxl_ray.formats.adapter import Adapter, Layer, LowRank, Lycoris
+from sdxl_ray.formats.kohya import alpha_tensor, pair_tensors
 from sdxl_ray.formats.layer_names import LayerNames, Shape
+from sdxl_ray.formats.lycoris import require_fit
 from sdxl_ray.formats.peft_metadata import PeftAlphas
 from sdxl_ray.formats.tensor_keys import split
-
-_PAIR_ROLES = frozenset({"down", "up", "mid", "alpha", "dora_scale", "magnitude"})
+from sdxl_ray.formats.textual_inversion import split_bundled
 
 
 def read_adapter(
@@ -33,22 +34,27 @@ def read_adapter(
     """The adapter, and the names of tensors that fit no layer of this SDXL or no known kind.
 
     alphas: of PEFT's `adapter_config.json`, for a folder that has one; else those of the metadata are used.
+    Words that are bundled with it are the adapter's.
     Raises UserError: a layer spelt twice, half a pair, shapes that do not fit, NaN, or a stored alpha of 0.
     """
     alphas = alphas or PeftAlphas.of_metadata(metadata)
+    words, tensors = split_bundled(tensors, names.text_widths, where)
     found, unused = _by_layer(tensors, names, where)
     layers: dict[Layer, LowRank | Lycoris] = {}
     for layer, (module, roles, kinds) in found.items():
         _require_finite(roles, where, module)
         one = f"{where}: {module}"
-        if kinds <= {"pair"} and "down" in roles:
-            layers[layer] = _pair(layer, roles, names.shape(layer), alphas, one)
-        elif len(kinds) == 1 and kinds.isdisjoint({"pair"}):
-            layers[layer] = Lycoris(_lycoris_kind(next(iter(kinds)), roles), roles)
+        shape = names.shape(layer)
+        if kinds == {"pair"} and "down" in roles:
+            layers[layer] = _low_rank(layer, roles, shape, alphas, one)
+        elif kinds == {"ia3"}:
+            raise UserError(f"{one} is IA3, which multiplies activations: only changes of weights are supported")
+        elif _is_lycoris(kinds, roles):
+            layers[layer] = _lycoris(next(iter(kinds), "full"), roles, shape, one)
         else:
             listed = ", ".join(sorted(roles))
             raise UserError(f"{one} has only {listed}, which make no change: the file is incomplete, download it again")
-    return Adapter(layers, metadata), unused
+    return Adapter(layers, metadata, words), unused
 
 
 def _by_layer(
@@ -77,12 +83,40 @@ def _by_layer(
     return found, unused
 
 
+def _low_rank(
+    layer: Layer, roles: dict[str, Tensor], shape: Shape, alphas: PeftAlphas, where: str
+) -> LowRank | Lycoris:
+    """A low-rank pair; as LyCORIS' "locon" where it changes a bias, or has DoRA's magnitudes by input."""
+    magnitude = roles.get("dora_scale")
+    by_input = magnitude is not None and len(shape) > 1 and tuple(magnitude.shape) == _by_input(shape)
+    rest = {role: tensor for role, tensor in roles.items() if role != "dora_scale"} if by_input else roles
+    pair = _pair(layer, rest, shape, alphas, where)
+    if not by_input and "diff_b" not in roles:
+        return pair
+    tensors = pair_tensors(pair) | {"alpha": alpha_tensor(pair.alpha, pair.down.dtype)}
+    tensors |= {role: roles[role] for role in ("dora_scale", "diff_b") if role in roles}
+    locon = Lycoris("locon", tensors)
+    require_fit(locon, shape, where)
+    return locon
+
+
+def _by_input(shape: Shape) -> Shape:
+    """The shape of DoRA's magnitudes where they are one per input, as LyCORIS wrote before version 3."""
+    return (1, shape[1], *[1] * (len(shape) - 2))
+
+
 def _pair(layer: Layer, roles: dict[str, Tensor], shape: Shape, alphas: PeftAlphas, where: str) -> LowRank:
     if "up" not in roles:
         raise UserError(f"{where} has one matrix of two: the file is incomplete, download it again")
     down, up = roles["down"], roles["up"]
     if "mid" in roles:  # LoCon's Tucker form: the kernel stands between two 1x1 convolutions
-        down = torch.einsum("mr...,ri->mi...", roles["mid"], down.flatten(1))
+        try:
+            down = torch.einsum("mr...,ri->mi...", roles["mid"], down.flatten(1))
+        except RuntimeError:
+            raise UserError(
+                f"{where} has a middle of shape {list(roles['mid'].shape)} that does not fit {list(down.shape)}: the "
+                "file is damaged, download it again"
+            ) from None
     down, up = _shaped(down, up, shape)
     rank = down.shape[0]
     pair_shape = (*up.shape[:1], *down.shape[1:])
@@ -135,14 +169,23 @@ def _magnitude(stored: Tensor | None, shape: Shape, where: str) -> Tensor | None
     if tuple(stored.shape) in ((out,), kohya, *([peft] if len(shape) == 4 else [])):
         return stored.reshape(out)
     raise UserError(
-        f"{where} has a DoRA magnitude of shape {list(stored.shape)}: only one number per output ({out}) is supported, "
-        "not one per input, as old LyCORIS versions wrote"
+        f"{where} has a DoRA magnitude of shape {list(stored.shape)}, one number neither per output ({out}) nor per "
+        f"input ({shape[1]}): it was made for another model"
     )
 
 
-def _lycoris_kind(kind: str, roles: Mapping[str, Tensor]) -> str:
-    """OFT and BOFT have the same names; BOFT's blocks have one dimension more."""
-    return "boft" if kind == "oft" and roles["oft_blocks"].dim() == 4 else kind
+def _is_lycoris(kinds: set[str], roles: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors of a layer are of one kind; a change of the bias alone is one too."""
+    one = len(kinds) == 1 and "pair" not in kinds and "magnitude" not in roles
+    return one or (not kinds and "diff_b" in roles)
+
+
+def _lycoris(kind: str, roles: Mapping[str, Tensor], shape: Shape, where: str) -> Lycoris:
+    # OFT and BOFT have the same names; BOFT's blocks have one dimension more.
+    blocks = roles.get("oft_blocks")
+    change = Lycoris("boft" if blocks is not None and blocks.dim() == 4 else kind, roles)
+    require_fit(change, shape, where)
+    return change
 
 
 def _require_finite(roles: Mapping[str, Tensor], where: str, module: str) -> None:

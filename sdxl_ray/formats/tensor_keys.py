@@ -23,9 +23,9 @@ _LYCORIS = {
     "lokr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
     "glora": ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"),
     "oft": ("oft_blocks", "rescale"),
-    "full": ("diff", "diff_b"),
+    "full": ("diff",),
     "norm": ("w_norm", "b_norm"),
-    "ia3": ("weight", "on_input"),
+    "ia3": ("on_input",),
 }
 _LYCORIS_ROLES = {role: kind for kind, roles in _LYCORIS.items() for role in roles}
 
@@ -33,8 +33,8 @@ _LYCORIS_ROLES = {role: kind for kind, roles in _LYCORIS.items() for role in rol
 class TensorKey(NamedTuple):
     """A tensor's name in parts.
 
-    role: "down", "up", "mid", "alpha", "dora_scale" (kohya's magnitude), "magnitude" (PEFT's), or LyCORIS' own name.
-    kind: "pair" for the first four of a low-rank pair, LyCORIS' kind, or "" for what several kinds have.
+    role: "down", "up", "mid", "alpha", "dora_scale" (kohya's magnitude), "magnitude" (PEFT's), "diff_b" (added to the
+    bias), or LyCORIS' own name. kind: "pair" for the first three, LyCORIS' kind, or "" for what several kinds have.
 
     PEFT's matrices of embeddings are transposed: "down.T" and "up.T".
     """
@@ -53,7 +53,7 @@ def split(name: str) -> TensorKey | None:
         return TensorKey(name[: match.start()], "up.T" if match[1] == "A" else "down.T", "pair")
     if match := _MAGNITUDE.search(name):
         return TensorKey(name[: match.start()], "magnitude", "")
-    for role in ("alpha", "dora_scale"):
+    for role in ("alpha", "dora_scale", "diff_b"):
         if name.endswith(f".{role}"):
             return TensorKey(name.removesuffix(f".{role}"), role, "")
     for role, kind in _LYCORIS_ROLES.items():

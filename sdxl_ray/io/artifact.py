@@ -31,6 +31,8 @@ MANIFEST = base_lineage.MANIFEST
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 #: The same LoRA in the names that ComfyUI, A1111 and Forge read.
 KOHYA_WEIGHTS = "kohya_lora.safetensors"
+#: The folder with a safetensors file for each word that a LoRA brings (textual inversion).
+WORDS = "embeddings"
 FORMAT_VERSION: Literal[1] = 1
 _MAX_MANIFEST_BYTES = 10 * 2**20
 _PACKAGES = ("sdxl-ray", "torch", "diffusers", "transformers", "peft", "accelerate", "deepspeed", "ray", "safetensors")
@@ -98,6 +100,17 @@ class Artifact:
     def hash(self) -> str:
         """SHA-256 of the canonical manifest, and so of every file it names."""
         return hashlib.sha256(self.manifest.canonical).hexdigest()
+
+    @property
+    def in_kohya_alone(self) -> bool:
+        """Whether it is a LoRA that diffusers' format cannot hold: LyCORIS' kinds, DoRA in some layers only."""
+        return KOHYA_WEIGHTS in self.manifest.files and LORA_WEIGHTS not in self.manifest.files
+
+    @property
+    def word_files(self) -> dict[str, str]:
+        """The files of its textual inversions by word, relative to its folder."""
+        found = (PurePosixPath(name) for name in self.manifest.files)
+        return {path.stem: str(path) for path in found if str(path.parent) == WORDS and path.suffix == ".safetensors"}
 
     @classmethod
     def open(cls, folder: str | Path) -> Artifact:

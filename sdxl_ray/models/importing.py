@@ -22,14 +22,16 @@ from sdxl_ray.io.artifact import LORA_WEIGHTS, Artifact
 from sdxl_ray.io.file_hash import sha256
 from sdxl_ray.io.safetensors_files import PICKLES, read_header, read_json, read_metadata
 from sdxl_ray.models import model_kinds
+from sdxl_ray.models.base_model import load_tokenizers
 from sdxl_ray.models.base_model_files import component_configs, locate
-from sdxl_ray.models.lora_artifact import write_lora_artifact
+from sdxl_ray.models.lora_artifact import textual_inversion_artifact, write_lora_artifact
+from sdxl_ray.models.words import require_new_word
 
 #: What decides an import of a folder.
 FOLDER_FILES = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.txt")
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-Kind = Literal["lora", "checkpoint", "folder"]
+Kind = Literal["lora", "checkpoint", "folder", "words"]
 
 
 def kind_of(path: Path) -> Kind:
@@ -43,6 +45,8 @@ def kind_of(path: Path) -> Kind:
     header = read_header(file, where)
     if any(name.startswith(("model.diffusion_model.", "first_stage_model.", "conditioner.")) for name in header):
         return "checkpoint"
+    if header.keys() & {"clip_l", "clip_g", "emb_params"}:
+        return "words"
     if any(split(name) is not None for name in header):
         return "lora"
     raise UserError(f"{where} is not a LoRA or a model of SDXL but {model_kinds.of_header(header, set())}")
@@ -65,25 +69,39 @@ def base_of(path: Path, base: Base | None) -> Base:
     """`base`, else the one that the file itself names or is. Raises UserError when neither is known."""
     if base is not None:
         return base
-    if kind_of(path) != "lora":
+    kind = kind_of(path)
+    if kind in ("checkpoint", "folder"):
         return Base(id=str(path.absolute()))
     made_on = read_metadata(weights_of(path), repr(str(path))).get("ss_sd_model_name")
     if made_on == "tiny":
         return Base(id="tiny")
+    what = "a textual inversion" if kind == "words" else "a LoRA"
     named = f"; it says it was made on {made_on!r}" if made_on else ""
-    raise UserError(f"{str(path)!r} is a LoRA of another tool, and its base is not known{named}: give it with --base")
+    raise UserError(f"{str(path)!r} is {what} of another tool, and its base is not known{named}: give it with --base")
 
 
 def import_model(
-    path: Path, base: Base, folder: Path, *, allow_partial: bool, on_note: Callable[[str], None]
+    path: Path,
+    base: Base,
+    folder: Path,
+    *,
+    word: str | None = None,
+    allow_partial: bool = False,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> Artifact:
     """Import `path`, a file or folder, as the artifact `folder`, whole or not at all.
 
+    word: what prompts call a textual inversion; default, the name of its file.
     Raises UserError as `kind_of`, `read_adapter` and `locate` do, and for tensors that fit nowhere, unless
     `allow_partial` is set and some fit.
     """
-    if kind_of(path) == "lora":
+    kind = kind_of(path)
+    if word is not None and kind != "words":
+        raise UserError(f"{str(path)!r} is no textual inversion, so it has no word: leave --word out")
+    if kind == "lora":
         return _import_lora(path, base, folder, allow_partial, on_note)
+    if kind == "words":
+        return _import_words(path, base, folder, word or path.stem)
     return _import_model(path, base, folder)
 
 
@@ -105,6 +123,13 @@ def _import_lora(path: Path, base: Base, folder: Path, allow_partial: bool, on_n
         on_note(f"note: {fits}; they are left out")
     origin = {"command": "import", "file": path.name, "sha256": sha256(file), "unused_tensors": len(unused)}
     return write_lora_artifact(folder, adapter, names, files, imported_recipe(base), origin=origin)
+
+
+def _import_words(path: Path, base: Base, folder: Path, word: str) -> Artifact:
+    files = locate(base)
+    require_new_word(word, load_tokenizers(files), repr(str(path)))
+    origin = {"command": "import", "file": path.name, "sha256": sha256(path)}
+    return textual_inversion_artifact(folder, path, word, files, imported_recipe(base), origin=origin)
 
 
 def _import_model(path: Path, base: Base, folder: Path) -> Artifact:

@@ -36,6 +36,14 @@ def require_initial(recipe: Recipe, files: BaseFiles) -> None:
     if kind != recipe.tuning.kind:
         other = "is a LoRA: set tuning.kind=lora" if kind == "lora" else "is a full model: set tuning.kind=full"
         raise UserError(f"{where} {other}, or give an artifact of kind {recipe.tuning.kind}")
+    if artifact.in_kohya_alone:
+        raise UserError(
+            f"{where} holds what diffusers' LoRA format cannot (LyCORIS, DoRA in some layers), and no recipe trains "
+            "it: give a plain LoRA"
+        )
+    if artifact.word_files:
+        word = next(iter(artifact.word_files))
+        raise UserError(f"{where} brings the word {word!r}, which no recipe can use: give a LoRA without words")
     made_on = artifact.manifest.base
     if made_on.revision != files.revision:
         raise UserError(

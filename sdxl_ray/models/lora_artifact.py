@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from sdxl_ray.formats.adapter import Adapter, Layer, LowRank
 from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.formats.lora_files import read_lora, write_lora
 from sdxl_ray.formats.metadata import lora_metadata
+from sdxl_ray.formats.textual_inversion import read_vectors, require_word
 from sdxl_ray.io.artifact import KOHYA_WEIGHTS, LORA_WEIGHTS, Artifact, write_manifest
 from sdxl_ray.io.atomic import whole_folder
 from sdxl_ray.io.model_card import write_card
-from sdxl_ray.models.base_model_files import BaseFiles
+from sdxl_ray.models.base_model_files import BaseFiles, component_configs
+from sdxl_ray.models.words import artifact_words
 
 
 def write_lora_artifact(
@@ -65,12 +68,32 @@ def read_lora_artifact(artifact: Artifact, names: LayerNames) -> Adapter:
     """
     where = f"artifact {str(artifact.folder)!r}"
     file = next((f for f in (LORA_WEIGHTS, KOHYA_WEIGHTS) if (artifact.folder / f).is_file()), None)
+    words = artifact_words(artifact, names.text_widths)
     if file is None:
-        raise UserError(f"{where} holds no {LORA_WEIGHTS}")
+        if not words:
+            raise UserError(f"{where} holds no {LORA_WEIGHTS}")
+        return Adapter({}, words=words)
     adapter, unused = read_lora(artifact.folder / file, names, where)
     if unused:
         raise UserError(f"{where}: {len(unused)} tensors fit no layer of the base, as {unused[0]}: give its own base")
-    return adapter
+    return replace(adapter, words=words)
+
+
+def textual_inversion_artifact(
+    folder: Path, file: Path, word: str, files: BaseFiles, recipe: Recipe, *, origin: Mapping[str, Any]
+) -> Artifact:
+    """An artifact without layers that lets prompts say `word`, with the vectors of a textual inversion's file.
+
+    recipe, origin: as in `write_lora_artifact`; the recorded subject is the word.
+    Raises UserError for a file that does not fit the base's text encoders, or a word that is none; OSError.
+    """
+    where, configs = repr(str(file)), component_configs(files)
+    require_word(word, where)
+    widths = configs["text_encoder"]["hidden_size"], configs["text_encoder_2"]["hidden_size"]
+    adapter = Adapter({}, words={word: read_vectors(file, widths, where)})
+    data = recipe.data.model_copy(update={"subject": word})
+    recorded = recipe.model_copy(update={"data": data})
+    return write_lora_artifact(folder, adapter, LayerNames.of(configs), files, recorded, origin=origin)
 
 
 def tuning_of(adapter: Adapter) -> LoraTuning:

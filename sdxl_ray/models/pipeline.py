@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 
 from sdxl_ray.config.schema import Base, MaxTokenLength
 from sdxl_ray.errors import RunError, UserError
-from sdxl_ray.io.artifact import LORA_WEIGHTS, Artifact
+from sdxl_ray.io.artifact import KOHYA_WEIGHTS, LORA_WEIGHTS, Artifact
 from sdxl_ray.models.base_model import BaseFiles, load_components, locate, own_memory, vae_fix
 from sdxl_ray.models.base_model_files import check_folder
 from sdxl_ray.models.noise_schedule import scheduler_overrides
 from sdxl_ray.models.text_encoders import align, encode_prompts
+from sdxl_ray.models.weight_changes import apply_file
 from sdxl_ray.models.weight_loading import loading, require_finite
+from sdxl_ray.models.words import add_words, artifact_words, text_widths
 
 ADAPTER = "tuned"
 
@@ -33,8 +35,9 @@ def load_pipeline(
 ) -> StableDiffusionXLPipeline:
     """The base, or what an artifact made of it, ready to draw (evaluation mode, no gradients).
 
-    A LoRA stays beside the base's weights as the adapter "tuned". A full artifact is loaded by itself: the base's
-    weights need not be on this machine. `base.vae` and `base.vae_precision` hold for both.
+    A LoRA stays beside the base's weights as the adapter "tuned", or is added into them where PEFT has no layers of
+    its kind (`models.weight_changes`); prompts may say its textual inversions (`models.words`). A full artifact is
+    loaded by itself: the base's weights need not be on this machine. `base.vae` and `base.vae_precision` hold for both.
     Raises UserError: an artifact of another base, or adapter weights that match no module.
     """
     if artifact is None:
@@ -43,7 +46,12 @@ def load_pipeline(
     if artifact.manifest.kind == "full":
         return _load_full(base, artifact, dtype, device)
     pipe = _pipeline(locate(base), base, dtype, device)
-    _load_lora(pipe, artifact.folder / LORA_WEIGHTS)
+    if artifact.word_files:
+        add_words(pipe, artifact_words(artifact, text_widths(pipe)), f"artifact {str(artifact.folder)!r}")
+    if artifact.in_kohya_alone:
+        apply_file(pipe, artifact.folder / KOHYA_WEIGHTS, base, f"artifact {str(artifact.folder)!r}")
+    elif LORA_WEIGHTS in artifact.manifest.files or not artifact.word_files:
+        _load_lora(pipe, artifact.folder / LORA_WEIGHTS)
     # A full artifact has its own scheduler on disk; an adapter trained for another prediction only has its recipe.
     changes = scheduler_overrides(artifact.manifest.recipe.get("objective", {}))
     pipe.scheduler = type(pipe.scheduler).from_config({**pipe.scheduler.config, **changes})

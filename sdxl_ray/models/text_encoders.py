@@ -47,12 +47,30 @@ def most_tokens(tokenizer: Any, max_token_length: MaxTokenLength) -> int:
     return max_token_length // TOKEN_LENGTHS[0] * chunk_tokens(tokenizer)
 
 
+def expansions(tokenizer: Any) -> dict[int, tuple[int, ...]]:
+    """Of each word with several vectors (textual inversion) the ids that stand for it, by the id of the word.
+
+    The vectors of "<dog>" are the added tokens "<dog>", "<dog>_1", ..., as diffusers adds them.
+    """
+    added = tokenizer.get_added_vocab()
+    found = {}
+    for word, first in added.items():
+        ids = [first]
+        while (more := added.get(f"{word}_{len(ids)}")) is not None:
+            ids.append(more)
+        if len(ids) > 1:
+            found[first] = tuple(ids)
+    return found
+
+
 def tokenize(tokenizer: Any, texts: Sequence[str], max_token_length: MaxTokenLength = 75) -> TokenIds:
     """Token ids of each text in as many chunks as it needs, at most those of `max_token_length`."""
     size, most = chunk_tokens(tokenizer), most_tokens(tokenizer, max_token_length)
     chunks: list[list[int]] = []
     counts: list[int] = []
-    for words in tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids:
+    expanded = expansions(tokenizer)
+    for text in tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids:
+        words = [one for token in text for one in expanded.get(token, (token,))]
         parts = [words[start : start + size] for start in range(0, min(len(words), most), size)] or [[]]
         counts.append(len(parts))
         for part in parts:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdxl_ray.config.schema import TOKEN_LENGTHS, MaxTokenLength
-from sdxl_ray.models.text_encoders import chunk_tokens, most_tokens
+from sdxl_ray.models.text_encoders import chunk_tokens, expansions, most_tokens
 
 _AT_ONCE = 1024
 _SHOWN = 200  # characters of what is cut off
@@ -54,10 +54,13 @@ def truncations(
     found: dict[str, Truncation] = {}
     for tokenizer in tokenizers:
         size, used = chunk_tokens(tokenizer), most_tokens(tokenizer, max_token_length)
+        expanded = expansions(tokenizer)
         for start in range(0, len(different), _AT_ONCE):
             some = different[start : start + _AT_ONCE]
             words = tokenizer(some, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
-            for text, offsets in zip(some, words.offset_mapping, strict=True):
+            for text, ids, places in zip(some, words.input_ids, words.offset_mapping, strict=True):
+                counts = [len(expanded.get(token, (token,))) for token in ids]
+                offsets = [place for place, count in zip(places, counts, strict=True) for _ in range(count)]
                 tokens = len(offsets)
                 if tokens <= used or (text in found and found[text].tokens >= tokens):
                     continue

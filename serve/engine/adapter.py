@@ -1,7 +1,7 @@
 """A LoRA artifact as an engine keeps it: for each layer a pair of matrices, with the strength already in them.
 
-Only adapters that are plain sums (y = W x + s B A x) can share a batch with others. DoRA and bias adapters are refused
-here; `Engine(fuse=...)` serves them.
+Only adapters that are plain sums (y = W x + s B A x) can share a batch with others. DoRA, LyCORIS and bias adapters
+are refused here; `Engine(fuse=...)` serves them.
 """
 
 from __future__ import annotations
@@ -144,6 +144,16 @@ def require_mixable(name: str, artifact: Artifact, base: Base) -> None:
     if artifact.manifest.kind != "lora":
         raise UserError(f"{where} is a {artifact.manifest.kind} artifact, not a LoRA: serve it as a variant of its own")
     require_same_base(base, artifact)
+    if artifact.word_files:
+        raise UserError(
+            f"{where} brings words of its own ({', '.join(artifact.word_files)}), which all images of a batch would "
+            "have: fuse it into a variant of its own (fused: true, own_replicas: true)"
+        )
+    if artifact.in_kohya_alone:
+        raise UserError(
+            f"{where} holds what diffusers' LoRA format cannot (LyCORIS, DoRA in some layers), which cannot share a "
+            "batch: fuse it into a variant of its own (fused: true, own_replicas: true)"
+        )
     with _opened(artifact) as file:
         for key in file.keys():  # noqa: SIM118
             if "lora_magnitude_vector" in key:

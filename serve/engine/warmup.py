@@ -14,7 +14,7 @@ import torch.fx.experimental._config as shapes
 from diffusers import StableDiffusionXLPipeline
 
 from sdxl_ray.config.schema import Base
-from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.artifact import LORA_WEIGHTS, Artifact
 from sdxl_ray.models.pipeline import ADAPTER, load_pipeline
 from serve.engine.adapter import AdapterStrength, LoadedAdapter, LoraPair, layer_names
 from serve.engine.multi_lora import LoraLayers
@@ -30,7 +30,7 @@ def load(
 ) -> StableDiffusionXLPipeline:
     """The weights an engine runs on: the base's, those of a full artifact, or the base's with one LoRA merged in."""
     pipe = load_pipeline(base, fused or artifact, dtype=settings.width, device=settings.place)
-    if fused is not None:
+    if fused is not None and LORA_WEIGHTS in fused.manifest.files:  # else it was loaded into the weights
         pipe.fuse_lora(components=list(PARTS), adapter_names=[ADAPTER])
         pipe.unload_lora_weights()
     return pipe

@@ -173,3 +173,22 @@ def test_a_format_that_the_kind_has_not_names_those_it_has(
 
 def pixels(file: Path) -> np.ndarray:
     return np.asarray(Image.open(file), dtype=np.int16)
+
+
+def test_a_textual_inversion_goes_in_and_out(here: Here, tmp_path: Path) -> None:
+    vectors = {"clip_l": torch.randn(2, 64), "clip_g": torch.randn(2, 128)}
+    save_file(vectors, tmp_path / "corgi.safetensors")
+    code, _, err = here("import", "corgi.safetensors", "--base", "tiny", "--word", "<corgi>")
+    assert (code, err) == (0, "")
+    kept = load_file(tmp_path / "imported" / "corgi" / "embeddings" / "<corgi>.safetensors")
+    assert all(torch.equal(kept[name], vectors[name]) for name in vectors)
+    code, out, _ = here("generate", "imported/corgi", "a photo of <corgi>", "--steps", "1", "--json")
+    assert code == 0
+    assert json.loads(out)["artifact"]
+    assert here("export", "imported/corgi", "--to", "comfyui")[0] == 0
+    bundled = load_file(tmp_path / "exported" / "corgi.safetensors")
+    assert set(bundled) == {"bundle_emb.<corgi>.clip_l", "bundle_emb.<corgi>.clip_g"}
+    code, _, err = here("import", "corgi.safetensors", "--base", "tiny", "--word", "robot", "--out", "other")
+    assert code == 2
+    assert "knows the word 'robot'" in err
+    assert not (tmp_path / "other").exists()
