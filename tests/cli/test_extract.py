@@ -68,6 +68,7 @@ def test_an_extraction_is_evaluated_by_its_run_s_own_photos_alone(here: Here, tu
         (["--ranks", "many"], "'many' is no rank"),
         (["--ranks", "4,4096"], "the largest matrix of this model has rank 128; give at most 128, or full"),
         (["--energy", "1.5"], "'1.5' is no share"),
+        (["--out", "/dev/null/x"], "'/dev/null' is no folder of yours; give another --out"),
         (["--dtype", "int8"], "choose from fp16, bf16, fp32"),
         (["--base", "nowhere/at-all"], "nowhere/at-all"),
     ],
