@@ -128,7 +128,7 @@ def run(
         except OSError as error:
             raise RunError(f"{str(out)!r} cannot be written: {error.strerror}; finished LoRAs stay") from error
         scores, differences = _scored(opened, request, found.artifacts, out, workers, address, progress.row)
-        facts = report.ExtractionFacts(opened.folder.name, found.rows, found.lost, scores, differences)
+        facts = report.ExtractionFacts(opened.name, found.rows, found.lost, scores, differences)
         html, plots = report.write(facts, out)
     if json:
         print_json({"model": str(opened.folder), "hash": opened.hash, "base": opened.files.id, "out": str(out),

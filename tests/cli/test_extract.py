@@ -41,7 +41,10 @@ def test_one_command_extracts_scores_and_plots(here: Here, tuned: Artifact, held
     assert {"base", "full", "rank-1", "rank-2"} <= set(recorded)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count('<svg class="plot"') >= 4
-    assert "| rank-2" in (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.startswith("# Extraction of moved\n")
+    assert "| rank-2" in text
+    assert ("95%" in text) == ("95%" in out)  # the verdict, where the model has learnt anything
     with Image.open(tmp_path / "out" / "plots" / "dino_i-by-rank.png") as plot:
         colours = plot.convert("RGB").getcolors(1 << 20) or []
     assert (0, 0x72, 0xB2) in {colour for _, colour in colours}  # the first of the palette, not a placeholder
