@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdxl_ray.api import compare, evaluate, generate, load_pipeline, load_recipe, override, train, tune
+    from sdxl_ray.api import compare, evaluate, extract, generate, load_pipeline, load_recipe, override, train, tune
     from sdxl_ray.errors import RunError, UserError
     from sdxl_ray.io.artifact import Artifact
 
@@ -28,6 +28,7 @@ __all__ = [
     "UserError",
     "compare",
     "evaluate",
+    "extract",
     "generate",
     "load_pipeline",
     "load_recipe",

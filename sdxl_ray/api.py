@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     from sdxl_ray.comparison.compare import ComparisonResult
     from sdxl_ray.evaluation.runner import EvaluationResult
+    from sdxl_ray.models.extraction import ExtractionResult
     from sdxl_ray.search.search import SearchResult
 
-__all__ = ["compare", "evaluate", "generate", "load_pipeline", "load_recipe", "override", "train", "tune"]
+__all__ = ["compare", "evaluate", "extract", "generate", "load_pipeline", "load_recipe", "override", "train", "tune"]
 
 
 def _ignore(row: dict[str, Any]) -> None:
@@ -138,6 +139,35 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     _, found = evaluate_request(opened, folder, workers=workers, address=address, on_row=on_row)
     return found
+
+
+def extract(
+    model: str | Path | Artifact,
+    ranks: Sequence[int | str] = (4, 8, 16, 32, 64),
+    *,
+    energy: Sequence[float] = (),
+    out: str | Path = "extracted",
+    base: str | Base | None = None,
+    dtype: str | None = None,
+    on_row: OnRow = _ignore,
+) -> ExtractionResult:
+    """LoRAs of a full model's difference from its base, an artifact a rank in `out`.
+
+    model: the artifact of a full run, or a diffusers folder with its `base`. ranks: numbers, or "full". energy: shares
+    of each layer's squared singular values that one more LoRA each keeps. dtype: "fp16", "bf16" or "fp32"; default,
+    the model's. `result.rows` has sizes and residuals. Raises UserError for a model that cannot be taken apart.
+    """
+    from sdxl_ray.formats.extraction import rank_rules
+    from sdxl_ray.models.device import DTYPES
+    from sdxl_ray.models.extraction import extract as take_apart
+    from sdxl_ray.models.full_model import FullModel
+    from sdxl_ray.paths import local_folder
+
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    rules = rank_rules(",".join(map(str, ranks)), ",".join(map(str, energy)))
+    kept = DTYPES[dtype] if dtype is not None else None
+    return take_apart(FullModel.open(model, _base(base)), rules, local_folder(out), dtype=kept, on_row=on_row)
 
 
 def tune(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, BaseId, TokenLength, libraries_on_stderr, print_json, read_token_length
-from sdxl_ray.errors import UserError
+from sdxl_ray.errors import RunError, UserError
 from sdxl_ray.interrupts import keeping
 from sdxl_ray.paths import local_folder
 
@@ -123,9 +123,12 @@ def run(
                 precision=precision,
             )
             resolve(open_request(request), lambda _: None)  # what is wrong with it comes before hours of extraction
-        found = extract(opened, rules, out, dtype=DTYPES[dtype] if dtype else None, on_row=progress.row)
+        try:
+            found = extract(opened, rules, out, dtype=DTYPES[dtype] if dtype else None, on_row=progress.row)
+        except OSError as error:
+            raise RunError(f"{str(out)!r} cannot be written: {error.strerror}; finished LoRAs stay") from error
         scores, differences = _scored(opened, request, found.artifacts, out, workers, address, progress.row)
-        facts = report.ExtractionFacts(opened.folder.name, found.rows, found.lost, scores, differences)
+        facts = report.ExtractionFacts(opened.name, found.rows, found.lost, scores, differences)
         html, plots = report.write(facts, out)
     if json:
         print_json({"model": str(opened.folder), "hash": opened.hash, "base": opened.files.id, "out": str(out),

@@ -10,6 +10,7 @@ ranks that are still to be written. What a LoRA cannot hold is counted by kind, 
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ def extract(
     _require_possible(rules, names)
     dtype = dtype or _DTYPES.get(next(iter(mine["unet"].values())).dtype, torch.float32)
     origins = {rule.name: _origin(model, rule, dtype) for rule in rules}
+    _require_writable(out)
     recorded = _recorded(out)
     missing = [
         rule
@@ -245,6 +247,13 @@ def _require_possible(rules: Sequence[RankRule], names: LayerNames) -> None:
                 f"rank {rule.rank} is above every layer's: the largest matrix of this model has rank {max(sides)}; "
                 f"give at most {max(sides)}, or full"
             )
+
+
+def _require_writable(out: Path) -> None:
+    """Raise UserError for a folder that cannot be made: better now than after the pass."""
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise UserError(f"{str(out)!r} cannot be written: {str(nearest)!r} is no folder of yours; give another --out")
 
 
 def _origin(model: FullModel, rule: RankRule, dtype: torch.dtype) -> dict[str, Any]:

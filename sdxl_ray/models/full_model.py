@@ -59,6 +59,12 @@ class FullModel:
         return cls(opened.folder, opened.hash, opened.files, recipe, opened.artifact)
 
     @property
+    def name(self) -> str:
+        """The run's name, or the folder's."""
+        folder = self.folder.absolute()
+        return folder.parent.name if folder.name == "artifact" else folder.name
+
+    @property
     def where(self) -> str:
         """What messages call it."""
         return f"model {str(self.folder)!r}"

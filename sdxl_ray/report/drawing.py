@@ -68,7 +68,7 @@ class Drawing:
 
         buffer = io.BytesIO()
         with _figure(self.draw, self.height, FigureCanvasAgg) as figure:
-            figure.canvas.draw()  # makes the ticks, which have colours too
+            figure.draw_without_rendering()  # makes the ticks, which have colours too
             _recolour(figure)
             figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
         return buffer.getvalue()

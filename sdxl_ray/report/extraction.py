@@ -42,10 +42,10 @@ KEPT = 0.95
 _ALL = "all"
 _PLOTTED = ("quality", "dino_i", "clip_t")
 _LOST = {
-    "biases": "biases, which no LoRA holds",
-    "norms": "weights of norms, which no LoRA holds",
-    "others": "other tensors, which no LoRA holds",
-    "embeddings": "embeddings, in diffusers' file alone: kohya's format has no name for them",
+    "biases": "which no LoRA holds",
+    "norms": "which no LoRA holds",
+    "others": "which no LoRA holds",
+    "embeddings": "in diffusers' file alone: kohya's format has no name for them",
     "rounded": "the base's, rounded to the model's dtype",
     "unchanged": "the base's own",
 }
@@ -162,7 +162,9 @@ def write(facts: ExtractionFacts, out: Path) -> tuple[Path, list[Path]]:
 def compose(facts: ExtractionFacts) -> Document:
     """The report."""
     blocks: list[ReportBlock] = [_sizes(facts), BulletList("Not in the LoRAs", tuple(_lost(facts)))]
-    sections = [ReportSection("sizes", "What each rank keeps", verdict(facts), tuple(blocks))]
+    if (said := verdict(facts)) != "":
+        blocks.insert(0, Paragraph(f"{said[0].upper()}{said[1:]}."))
+    sections = [ReportSection("sizes", "What each rank keeps", "", tuple(blocks))]
     if facts.models:
         panels = tuple(panel for metric, axis in _plots(facts) if (panel := _panel(facts, metric, axis)) is not None)
         scored: list[ReportBlock] = [_scores(facts)]

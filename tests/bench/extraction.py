@@ -92,7 +92,8 @@ def main() -> None:
     for subject in dict.fromkeys([*options.subjects, over]):
         print(f"  {subject}: {_verdict(_of(rows, subject, 'dino_i'))}")
     for place, (found, _) in enumerate(done.values()):
-        lost = ", ".join(f"{row['kind']} {row['share']:.2%}" for row in found.lost if row["share"])
+        lacking = [row for row in found.lost if row["kind"] in ("biases", "norms")]
+        lost = ", ".join(f"{row['kind']} {row['share']:.2%}" for row in lacking)
         print(f"  {options.subjects[place]}: of the squared difference, in no LoRA: {lost}")
 
 

@@ -41,7 +41,10 @@ def test_one_command_extracts_scores_and_plots(here: Here, tuned: Artifact, held
     assert {"base", "full", "rank-1", "rank-2"} <= set(recorded)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count('<svg class="plot"') >= 4
-    assert "| rank-2" in (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.startswith("# Extraction of moved\n")
+    assert "| rank-2" in text
+    assert ("95%" in text) == ("95%" in out)  # the verdict, where the model has learnt anything
     with Image.open(tmp_path / "out" / "plots" / "dino_i-by-rank.png") as plot:
         colours = plot.convert("RGB").getcolors(1 << 20) or []
     assert (0, 0x72, 0xB2) in {colour for _, colour in colours}  # the first of the palette, not a placeholder
@@ -68,6 +71,7 @@ def test_an_extraction_is_evaluated_by_its_run_s_own_photos_alone(here: Here, tu
         (["--ranks", "many"], "'many' is no rank"),
         (["--ranks", "4,4096"], "the largest matrix of this model has rank 128; give at most 128, or full"),
         (["--energy", "1.5"], "'1.5' is no share"),
+        (["--out", "/dev/null/x"], "'/dev/null' is no folder of yours; give another --out"),
         (["--dtype", "int8"], "choose from fp16, bf16, fp32"),
         (["--base", "nowhere/at-all"], "nowhere/at-all"),
     ],

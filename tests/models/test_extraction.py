@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import sdxl_ray
 from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
@@ -151,6 +152,15 @@ def test_a_rank_that_is_there_is_not_made_again_and_a_damaged_one_is(tuned: Arti
     assert set(both.artifacts) == {"rank-1", "rank-2"}
     with pytest.raises(UserError, match="give another --out"):
         extract(model, rank_rules("1"), tmp_path, dtype=torch.bfloat16)
+
+
+def test_the_public_function_does_the_same(tuned: Artifact, tmp_path: Path) -> None:
+    found = sdxl_ray.extract(tuned, ["full", 1], out=tmp_path / "out", dtype="fp16")
+    assert [row["name"] for row in found.rows if row["part"] == ALL] == ["rank-full", "rank-1"]
+    stored = load_file(tmp_path / "out" / "rank-1" / KOHYA_WEIGHTS)
+    assert {tensor.dtype for name, tensor in stored.items() if not name.endswith(".alpha")} == {torch.float16}
+    with pytest.raises(UserError, match="'0' is no rank"):
+        sdxl_ray.extract(tuned, [0])
 
 
 def test_what_lies_in_the_way_stays(tuned: Artifact, tmp_path: Path) -> None:
