@@ -236,3 +236,6 @@ def test_the_command_merges_and_the_others_take_what_it_made(
     code, out, err = here("merge", f"{one}=0.8", "--out", "again")
     assert code == 0, err
     assert "residual  none: exact" in out
+    code, out, err = here("merge", one, other, "--method", "dare_linear", "--out", "dropped")
+    assert code == 0, err
+    assert "of the change (Frobenius norm) does not fit the rank: raise --rank, or take --into model" in out
