@@ -80,6 +80,7 @@ def run(
         from sdxl_ray.models.device import DTYPES
         from sdxl_ray.models.merge import merge
         from sdxl_ray.models.merge_sources import open_merge, open_source, parse_source, require_new
+        from sdxl_ray.training.disk_errors import disk_problem
 
         opened = open_merge(
             [open_source(*parse_source(text)) for text in sources],
@@ -89,8 +90,10 @@ def run(
         require_new(out, opened.sources)
         try:
             result = merge(opened, out, dtype=DTYPES[dtype] if dtype else None, on_row=progress.row)
-        except OSError as error:
-            raise RunError(f"--out {str(out)!r} cannot be written: {error.strerror or error}") from None
+        except Exception as error:
+            if (reason := disk_problem(error)) is None:
+                raise
+            raise RunError(f"--out {str(out)!r} cannot be written: {reason}") from None
     if json:
         print_json(_plain(result))
     else:

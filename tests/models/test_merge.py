@@ -203,6 +203,9 @@ def test_input_that_does_not_fit_together_is_one_line(
         ((one, "--out", "full"), "'full' is there already"),
         ((one, "--out", f"{one}/inside"), "is inside"),
         ((one, "--base", "nowhere"), "base 'nowhere'"),
+        ((f"{one}=1e39", other), "is too large for float32: give smaller weights"),
+        ((f"{one}=1e6", "--dtype", "fp16"), "is too large for float16"),
+        ((f"{one}=1e6", "--into", "model", "--dtype", "fp16"), "is too large for float16"),
     ]  # fmt: skip
     _rewritten(two[0], tmp_path / "copy")
     (tmp_path / "full").mkdir()
