@@ -22,6 +22,8 @@ EXAMPLES = (
 )
 
 _DTYPES = ("fp32", "bf16", "fp16")
+#: A residual above which the merge is another than the method means.
+_MUCH = 0.1
 
 
 def run(
@@ -78,14 +80,17 @@ def run(
         from sdxl_ray.models.device import DTYPES
         from sdxl_ray.models.merge import merge
         from sdxl_ray.models.merge_sources import open_merge, open_source, parse_source, require_new
+        from sdxl_ray.training.disk_errors import disk_problem
 
         on = read_base(base) if base is not None else None
         opened = open_merge([open_source(*parse_source(text), on) for text in sources], merging, base=on)
         require_new(out, opened.sources)
         try:
             result = merge(opened, out, dtype=DTYPES[dtype] if dtype else None, on_row=progress.row)
-        except OSError as error:
-            raise RunError(f"--out {str(out)!r} cannot be written: {error.strerror or error}") from None
+        except Exception as error:
+            if (reason := disk_problem(error)) is None:
+                raise
+            raise RunError(f"--out {str(out)!r} cannot be written: {reason}") from None
     if json:
         print_json(_plain(result))
     else:
@@ -104,11 +109,17 @@ def _plain(result: MergeResult) -> dict[str, Any]:
     }
 
 
+def _lost(residual: float) -> str:
+    if residual == 0:
+        return "none: exact"
+    lost = f"{residual:.2%} of the change (Frobenius norm) does not fit the rank"
+    return f"{lost}: raise --rank, or take --into model, which keeps all" if residual > _MUCH else lost
+
+
 def _described(result: MergeResult) -> str:
     lines = [f"artifact  {result.artifact.folder}", f"layers    {result.layers}"]
     if result.ranks is not None:
         low, high = result.ranks
         lines.append(f"rank      {low if low == high else f'{low} to {high}'}")
-        lost = f"{result.residual:.2%} of the change (Frobenius norm) does not fit the rank" if result.residual else ""
-        lines.append(f"residual  {lost or 'none: exact'}")
+        lines.append(f"residual  {_lost(result.residual)}")
     return "\n".join(lines)

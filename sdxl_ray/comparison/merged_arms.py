@@ -20,6 +20,7 @@ from sdxl_ray.io.rows import OnRow
 from sdxl_ray.io.storage import Storage
 from sdxl_ray.models.merge import merge
 from sdxl_ray.models.merge_sources import OpenedMerge, open_merge, open_source
+from sdxl_ray.training.disk_errors import disk_problem
 
 #: Of a run's folder, as `sdxl_ray.training.run_directory` writes it.
 _TRAIN = Path("pictures") / "train.parquet"
@@ -58,8 +59,10 @@ def make_merge(run: ArmRun, made: Mapping[int, RunResult], folder: Path, store: 
         try:
             merge(opened, artifact, on_row=on_row)
             _write_trained([Path(path).parent for path in paths], folder)
-        except OSError as error:
-            raise RunError(f"{str(artifact)!r} cannot be written: {error.strerror or error}") from None
+        except Exception as error:
+            if (reason := disk_problem(error)) is None:
+                raise
+            raise RunError(f"{str(artifact)!r} cannot be written: {reason}") from None
         store.put_folder(folder)
     return RunResult(folder, artifact, {}, store.kept_at(folder))
 

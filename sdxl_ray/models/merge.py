@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from sdxl_ray.errors import UserError
 from sdxl_ray.formats.adapter import PARTS, Adapter, Layer, LowRank
 from sdxl_ray.formats.merging import Merged, dora_weight, merged_delta, merged_pair, residual
 from sdxl_ray.io.artifact import Artifact
@@ -37,7 +38,8 @@ def merge(
 ) -> MergeResult:
     """Write the artifact `out`, whole or not at all.
 
-    dtype: of its files; None: fp32 for a LoRA, the base's own for a model. Raises OSError.
+    dtype: of its files; None: fp32 for a LoRA, the base's own for a model. Raises UserError for what that cannot hold,
+    OSError or SafetensorError when the disk is full.
     """
     make = _into_model if opened.merging.into == "model" else _into_lora
     return make(opened, out, dtype, on_row)
@@ -52,6 +54,8 @@ def _into_lora(opened: OpenedMerge, out: Path, dtype: torch.dtype | None, on_row
         merged[layer] = _strengthened(
             merged_pair(layer, opened.changes(layer), opened.merging), opened.blocks.of(layer, opened.names)
         )
+        _require_held(merged[layer].pair.up, layer, dtype or torch.float32)
+        _require_held(merged[layer].pair.down, layer, dtype or torch.float32)
     ranks = sorted(one.pair.rank for one in merged.values())
     left_out = residual(list(merged.values()))
     origin = {**opened.origin, "residual": left_out}
@@ -73,7 +77,9 @@ def _into_model(opened: OpenedMerge, out: Path, dtype: torch.dtype | None, on_ro
     modules, layers = modules_of(components), opened.layers
     for number, layer in enumerate(layers):
         on_row({"kind": "phase", "name": "merging", "done": number, "total": len(layers)})
-        _change(modules[layer].weight, layer, opened)  # type: ignore[arg-type]
+        weight: torch.Tensor = modules[layer].weight  # type: ignore[assignment]
+        _change(weight, layer, opened)
+        _require_held(weight, layer, dtype)
     parts = tuple(part for part in PARTS if any(layer.part == part for layer in layers))
     on_row({"kind": "phase", "name": "writing the model"})
     artifact = write_full_artifact(out, components, opened.recipe, parts, origin=opened.origin, dtype=dtype)
@@ -88,6 +94,13 @@ def _change(weight: torch.Tensor, layer: Layer, opened: OpenedMerge) -> None:
         weight.copy_(dora_weight(weight, pair, factor * strength))
     else:
         weight.copy_(weight.float() + strength * merged_delta(layer, changes, opened.merging))
+
+
+def _require_held(numbers: torch.Tensor, layer: Layer, dtype: torch.dtype) -> None:
+    """Raise UserError for a result that is too large for `dtype`."""
+    if not bool(torch.isfinite(numbers.to(dtype)).all()):
+        name = str(dtype).removeprefix("torch.")
+        raise UserError(f"the merge of {layer.part} {layer.module} is too large for {name}: give smaller weights")
 
 
 def _strengthened(merged: Merged, strength: float) -> Merged:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_ray.io.atomic import whole_file, write_bytes, write_text
+from sdxl_ray.io.atomic import whole_file, whole_folder, write_bytes, write_text
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -48,3 +48,23 @@ def test_a_full_disk_is_an_error_and_leaves_the_old_file(tmp_path: Path) -> None
         write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    final = tmp_path / "above" / "folder"
+
+    def written(text: str) -> None:
+        with whole_folder(final) as draft:
+            (draft / "file").write_text(text)
+            if text == "bad":
+                raise OSError(text)
+
+    with pytest.raises(OSError, match="bad"):
+        written("bad")
+    assert list(final.parent.iterdir()) == []
+    for text in ("one", "two"):
+        written(text)
+        with pytest.raises(OSError, match="bad"):
+            written("bad")
+        assert [path.name for path in final.parent.iterdir()] == ["folder"]
+        assert (final / "file").read_text() == text

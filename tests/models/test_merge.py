@@ -13,9 +13,14 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from sdxl_ray.config.merging import Merging
+from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
+from sdxl_ray.formats.adapter import Adapter, Layer, Lycoris
+from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.io.artifact import LORA_WEIGHTS, Artifact, write_manifest
+from sdxl_ray.models.base_model_files import component_configs, locate
+from sdxl_ray.models.lora_artifact import write_lora_artifact
 from sdxl_ray.models.merge import merge
 from sdxl_ray.models.merge_sources import open_merge, open_source, parse_source
 from sdxl_ray.models.pipeline import load_pipeline
@@ -198,6 +203,9 @@ def test_input_that_does_not_fit_together_is_one_line(
         ((one, "--out", "full"), "'full' is there already"),
         ((one, "--out", f"{one}/inside"), "is inside"),
         ((one, "--base", "nowhere"), "base 'nowhere'"),
+        ((f"{one}=1e39", other), "is too large for float32: give smaller weights"),
+        ((f"{one}=1e6", "--dtype", "fp16"), "is too large for float16"),
+        ((f"{one}=1e6", "--into", "model", "--dtype", "fp16"), "is too large for float16"),
     ]  # fmt: skip
     _rewritten(two[0], tmp_path / "copy")
     (tmp_path / "full").mkdir()
@@ -210,6 +218,20 @@ def test_input_that_does_not_fit_together_is_one_line(
         assert line in message, (words, message)
     assert here("merge")[0] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_kinds_that_are_no_pairs_are_refused(two: tuple[Artifact, Artifact], tmp_path: Path) -> None:
+    files = locate(Base())
+    names = LayerNames.of(component_configs(files))
+    layer = Layer("unet", "mid_block.attentions.0.proj_in")
+    rows, columns = names.shapes[layer][:2]
+    roles = {f"hada_w{n}_{half}": torch.ones((rows, 2) if half == "a" else (2, columns)) for n in "12" for half in "ab"}
+    adapter = Adapter({layer: Lycoris("loha", {**roles, "alpha": torch.tensor(2.0)})})
+    loha = write_lora_artifact(tmp_path / "loha", adapter, names, files, Recipe(), origin={"command": "import"})
+    assert not (loha.folder / LORA_WEIGHTS).exists()
+    for into in ("lora", "model"):
+        with pytest.raises(UserError, match=r"/loha' holds loha in 1 layers, as mid_block\.attentions\.0\.proj_in: "):
+            _merge((two[0], loha), tmp_path / "no", into=into)
 
 
 def _rewritten(artifact: Artifact, folder: Path, **changes: Any) -> Artifact:
@@ -236,3 +258,6 @@ def test_the_command_merges_and_the_others_take_what_it_made(
     code, out, err = here("merge", f"{one}=0.8", "--out", "again")
     assert code == 0, err
     assert "residual  none: exact" in out
+    code, out, err = here("merge", one, other, "--method", "dare_linear", "--out", "dropped")
+    assert code == 0, err
+    assert "of the change (Frobenius norm) does not fit the rank: raise --rank, or take --into model" in out
