@@ -22,6 +22,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 from sdxl_ray.config import plain_data, validation, warmup
 from sdxl_ray.config.other_trainers import answer
 from sdxl_ray.config.schema import (
+    ArtifactSection,
     Base,
     BaseSetting,
     CheckpointSection,
@@ -68,6 +69,7 @@ class Recipe(Section):
     parallel: Parallel = Parallel()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: InTrainingEvaluationSection = InTrainingEvaluationSection()
+    artifact: ArtifactSection = ArtifactSection()
     resources: Resources = Resources()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
