@@ -69,6 +69,7 @@ def recipe(photos: Path) -> Recipe:
             "evaluation.guidance_scale": 1.0,
             "parallel.engine": "local",
             "parallel.precision": "fp32",
+            "artifact.dtype": "fp32",
         },
     )
 

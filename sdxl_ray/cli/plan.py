@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdxl_ray.cli.arguments import AsJson, BaseId, RecipeName, Settings, print_json, read_recipe
 from sdxl_ray.cli.devices import GpuMemoryOption, GpuOption, count_images, gpu_here, named
+from sdxl_ray.cli.disk import require_room
+from sdxl_ray.paths import local_folder
 
 if TYPE_CHECKING:
     from sdxl_ray.config.recipe import Recipe
@@ -30,6 +33,10 @@ def run(
     workers: Annotated[int | None, typer.Option(min=1, max=65536, help="devices; default: the recipe's least")] = None,
     price: Annotated[float | None, typer.Option("--price-per-hour", help="of one device, in any currency")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="training images; default: those in data.images")] = None,
+    storage: Annotated[
+        Path | None,
+        typer.Option(parser=local_folder, metavar="DIR", help="refuse what this folder's disk has no room for"),
+    ] = None,
     base: BaseId = None,
     json: AsJson = False,
 ) -> None:
@@ -51,6 +58,8 @@ def run(
     else:
         typer.echo(plan.text())
     plan.check()
+    if storage is not None:
+        require_room(plan.saving, storage)
 
 
 def _notes(recipe: Recipe) -> list[str]:

@@ -20,12 +20,13 @@ from sdxl_ray.cli.arguments import (
     read_recipe,
 )
 from sdxl_ray.cli.devices import GpuMemoryOption, GpuOption, cpu_here, elsewhere, gpu_here, named
+from sdxl_ray.cli.disk import require_room
 from sdxl_ray.paths import required_name
 
 if TYPE_CHECKING:
     from sdxl_ray.config.recipe import Recipe
     from sdxl_ray.config.schema import Base
-    from sdxl_ray.plan import Device
+    from sdxl_ray.plan import Device, Plan
 
 EXAMPLES = (
     'sdxl-ray train tiny_lora data.images=photos/dog data.subject="sks dog"',
@@ -58,9 +59,10 @@ def run(
     chosen = read_recipe(recipe, settings, base)
     chosen.require_complete()
     require_local_base(chosen.base)
+    plan = None
     if plan_check:
         remote = chosen.parallel.engine == "zero" and elsewhere(address)
-        require_fit(chosen, gpu, gpu_memory, remote=remote)
+        plan = require_fit(chosen, gpu, gpu_memory, remote=remote)
 
     from sdxl_ray.display.progress import Progress
     from sdxl_ray.io.storage import Storage
@@ -70,7 +72,10 @@ def run(
         progress.row({"kind": "phase", "name": "loading the libraries"})
 
         from sdxl_ray.distributed.train import launch
+        from sdxl_ray.training.run_directory import default_name
 
+        if plan is not None and store.url is None:
+            require_room(plan.saving, store.root, store.root / (name or default_name(chosen)))
         result = launch(chosen, storage=store, name=name, address=address, extend=extend, on_row=progress.row)
     if json:
         print_json({"folder": str(result.folder), "artifact": str(result.artifact), **result.summary})
@@ -89,16 +94,18 @@ def require_local_base(base: Base) -> None:
         locate(base)
 
 
-def require_fit(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remote: bool) -> None:
-    """Raise DoesNotFit before anything starts, where it is known what the recipe would run on; print its warnings."""
+def require_fit(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remote: bool) -> Plan | None:
+    """Raise DoesNotFit before anything starts; print the plan's warnings. None: what it would run on is not known."""
     from sdxl_ray.plan import Plan
 
     device = planned_for(recipe, gpu, gpu_memory, remote=remote)
-    if device is not None:
-        plan = Plan.of(recipe, device)
-        plan.check()
-        for warning in plan.warnings:
-            typer.echo(f"note: {warning}", err=True)
+    if device is None:
+        return None
+    plan = Plan.of(recipe, device)
+    plan.check()
+    for warning in plan.warnings:
+        typer.echo(f"note: {warning}", err=True)
+    return plan
 
 
 def planned_for(recipe: Recipe, gpu: str | None, gpu_memory: str | None, *, remote: bool) -> Device | None:

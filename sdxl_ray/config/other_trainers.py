@@ -63,7 +63,8 @@ SAME: dict[str, str] = {
     "optim.steps": "max_train_steps train_steps num_train_steps max_steps total_steps num_steps iterations",
     "optim.max_grad_norm": "grad_clip gradient_clip_val clip_grad_norm",
     "optim.ema_decay": "use_ema ema_config",
-    "parallel.precision": "mixed_precision dtype train_dtype weight_dtype full_bf16 full_fp16 fp16 bf16 torch_dtype",
+    "artifact.dtype": "save_precision save_dtype",
+    "parallel.precision": "mixed_precision train_dtype weight_dtype full_bf16 full_fp16 fp16 bf16 torch_dtype",
     "parallel.workers": "num_processes num_gpus gpus n_gpus world_size",
     "parallel.zero_stage": "deepspeed deepspeed_config zero3",
     "parallel.compile": "torch_compile dynamo_backend",
@@ -112,7 +113,7 @@ OTHERWISE: dict[str, str] = {
     "network_module network_type algo lycoris": "set tuning.kind=lora (or full); other networks are not trained",
     "conv_dim conv_alpha conv_rank": "convolutions are layers as others: name them in tuning.target_modules",
     "allow_tf32 tf32": "leave it out, or choose parallel.precision=bf16",
-    "save_precision save_model_as save_dtype": "leave it out: an artifact is written as safetensors",
+    "save_model_as": "leave it out: an artifact is written as safetensors",
     "clip_skip": "leave it out: SDXL always reads the layer before the last",
     "shuffle_caption keep_tokens color_aug face_crop_aug_range": "captions and colours are not augmented: leave it out",
     "bucket_reso_steps min_bucket_reso max_bucket_reso bucket_no_upscale": "buckets follow from data.resolution: leave "

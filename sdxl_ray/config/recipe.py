@@ -22,6 +22,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 from sdxl_ray.config import plain_data, validation, warmup
 from sdxl_ray.config.other_trainers import answer
 from sdxl_ray.config.schema import (
+    ArtifactSection,
     Base,
     BaseSetting,
     CheckpointSection,
@@ -68,6 +69,7 @@ class Recipe(Section):
     parallel: Parallel = Parallel()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: InTrainingEvaluationSection = InTrainingEvaluationSection()
+    artifact: ArtifactSection = ArtifactSection()
     resources: Resources = Resources()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -86,6 +88,15 @@ class Recipe(Section):
                     raise ValueError(f"resources.{name} comes with Ray: use parallel.engine=zero, or set it to null")
             if self.data.stream == "always":
                 raise ValueError("data.stream=always goes through Ray Data: use parallel.engine=zero, or stream auto")
+        return self
+
+    @model_validator(mode="after")
+    def _one_file_is_a_model(self) -> Recipe:
+        if self.artifact.single_file and self.tuning.kind == "lora":
+            raise ValueError(
+                "artifact.single_file is of full tuning, and a LoRA is one file already: leave it out, or write the "
+                "base with the LoRA in it by `sdxl-ray export ARTIFACT --to merged --out FILE.safetensors`"
+            )
         return self
 
     @model_validator(mode="after")

@@ -317,6 +317,23 @@ class CheckpointSection(Section):
     )
 
 
+class ArtifactSection(Section):
+    """What a run leaves: the adapter, or the whole model."""
+
+    dtype: Literal["auto", "fp16", "bf16", "fp32"] = Field(
+        "auto", description="auto: an adapter in fp16 (bf16 for a bf16 run), a whole model as it was trained"
+    )
+    single_file: bool = Field(
+        False, description="a whole model as one .safetensors file too, for ComfyUI and A1111 (6.9 GB at SDXL's size)"
+    )
+
+    def written_in(self, kind: Literal["lora", "full"], precision: str) -> str:
+        """The dtype of a run's file: fp16, bf16 or fp32. precision: the one that the run computes in."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "fp16" if kind == "lora" and precision == "fp32" else precision
+
+
 class InTrainingEvaluationSection(Section):
     """What is looked at during training: a fixed-noise validation loss, sample images at fixed seeds, and scores.
 

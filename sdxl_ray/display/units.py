@@ -16,6 +16,11 @@ def bytes_text(count: float) -> str:
     return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
+def file_size_text(count: float) -> str:
+    """`"46.7 MB"`, `"6.94 GB"`; powers of 1000, as files are sold and listed."""
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+
+
 def seconds_text(seconds: float) -> str:
     """`"850 ms"`, `"42 s"`, `"3 min 20 s"`, `"2 h 05 min"`, `"3 d 04 h"`."""
     if not math.isfinite(seconds):

@@ -31,6 +31,8 @@ MANIFEST = base_lineage.MANIFEST
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 #: The same LoRA in the names that ComfyUI, A1111 and Forge read.
 KOHYA_WEIGHTS = "kohya_lora.safetensors"
+#: A full model in one file, where `artifact.single_file` asks for it.
+SINGLE_FILE = "single_file.safetensors"
 #: The folder with a safetensors file for each word that a LoRA brings (textual inversion).
 WORDS = "embeddings"
 FORMAT_VERSION: Literal[1] = 1

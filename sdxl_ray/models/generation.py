@@ -82,7 +82,11 @@ class GenerationSource:
 
     def notes(self, request: GenerationRequest) -> list[str]:
         """On the embedded base, the words that it was never taught: they are spelled in pieces and hardly steer it."""
-        unknown = unknown_words([*request.prompts, request.negative or ""]) if of_embedded_base(self.base.id) else []
+        brought = self.artifact.word_files if self.artifact is not None else {}
+        texts = [*request.prompts, request.negative or ""]
+        for word in brought:
+            texts = [text.replace(word, "") for text in texts]
+        unknown = unknown_words(texts) if of_embedded_base(self.base.id) else []
         if not unknown:
             return []
         return [

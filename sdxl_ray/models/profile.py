@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,17 @@ from sdxl_ray.errors import UserError
 from sdxl_ray.io.atomic import write_text
 from sdxl_ray.models.base_model_files import component_configs, locate
 from sdxl_ray.models.meta_memory import forward_bytes, same_attention, training_bytes
-from sdxl_ray.plan.architecture import COMPONENTS, SDXL, TINY, Configs, key, sdxl_configs
+from sdxl_ray.plan.architecture import (
+    COMPONENTS,
+    PROGRESS,
+    SDXL,
+    TINY,
+    Configs,
+    key,
+    profile,
+    sdxl_configs,
+    shape_settings,
+)
 from sdxl_ray.plan.profile import (
     LORA_RANK,
     Bytes,
@@ -42,6 +53,8 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 #: Bytes are counted in 2-byte precision; fp32 doubles them (but for the log-sum-exps, a third of a per cent).
 HALF = torch.bfloat16
+TEXTS = ("text_encoder", "text_encoder_2")
+Counted = TypeVar("Counted")
 MODES: tuple[TuningMode, ...] = ("full", "lora", "lora_all")
 
 
@@ -230,11 +243,38 @@ class Profiler:
         return tuple(found)
 
 
-def take(name: str, configs: Configs) -> ModelProfile:
-    """The whole profile; minutes for SDXL, since it follows some hundred forwards and backwards."""
+def take(
+    name: str,
+    configs: Configs,
+    like: tuple[Configs, ModelProfile] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ModelProfile:
+    """The whole profile; minutes for SDXL, since it follows some hundred forwards and backwards.
+
+    like: another architecture and its profile; parts that are the same in both are not followed again.
+    on_progress(done, total) is called after each part and mode.
+    """
     taker = Profiler(name, configs)
     works = ("unet", "vae_encode", "vae_decode", "text_encoder", "text_encoder_2")
     trains = ("unet", "text_encoder", "text_encoder_2")
+    same = _same_parts(configs, like[0]) if like is not None else frozenset()
+    known = like[1] if like is not None else None
+    left = [part for part in works if _module_of(part) not in same]
+    left_trains = [part for part in trains if part not in same]
+    total, done = 2 * len(left) + 2 * len(MODES) * len(left_trains), 0
+
+    def counted(value: Counted) -> Counted:
+        nonlocal done
+        done += 1
+        on_progress(done, total)
+        return value
+
+    def flop(part: str) -> Polynomial:
+        return counted(taker.flop(part, taker.parts[_module_of(part)], train=False))
+
+    def training(part: str) -> tuple[TrainingProfile, ...]:
+        return tuple(counted(taker.training(part, mode, again)) for mode in MODES for again in (False, True))
+
     return ModelProfile(
         name=name,
         key=key(configs),
@@ -242,13 +282,25 @@ def take(name: str, configs: Configs) -> ModelProfile:
         vae_factor=taker.vae_factor,
         text_tokens=taker.tokens,
         components={part: component(part, module) for part, module in taker.parts.items()},
-        flop={part: taker.flop(part, taker.parts[_module_of(part)], train=False) for part in works},
-        inference={part: taker.inference(part) for part in works},
+        flop={part: known.flop[part] if known and part not in left else flop(part) for part in works},
+        inference={
+            part: known.inference[part] if known and part not in left else counted(taker.inference(part))
+            for part in works
+        },
         training={
-            part: tuple(taker.training(part, mode, recompute) for mode in MODES for recompute in (False, True))
-            for part in trains
+            part: known.training[part] if known and part not in left_trains else training(part) for part in trains
         },
     )
+
+
+def _same_parts(configs: Configs, others: Configs) -> frozenset[str]:
+    """Parts, the UNet apart, that have the same shapes and see the same inputs in both architectures."""
+    mine, theirs = shape_settings(configs), shape_settings(others)
+    if any(mine[part]["max_position_embeddings"] != theirs[part]["max_position_embeddings"] for part in TEXTS):
+        return frozenset()
+    if mine["unet"]["sample_size"] != theirs["unet"]["sample_size"]:
+        return frozenset()
+    return frozenset(part for part in COMPONENTS if part != "unet" and mine[part] == theirs[part])
 
 
 def _module_of(part: str) -> str:
@@ -317,12 +369,20 @@ def write(profile: ModelProfile, target: Path) -> None:
     write_text(target, profile.model_dump_json(indent=1) + "\n", shared=True)
 
 
+def _say_progress(done: int, total: int) -> None:
+    sys.stderr.write(f"{PROGRESS} {done}/{total}\n")
+    sys.stderr.flush()
+
+
 def main() -> int:
     """`FILE NAME` takes a known architecture's profile, `FILE` one of the configs on stdin. Exit 2: not an SDXL."""
     target, *names = sys.argv[1:]
     try:
-        configs = known()[names[0]] if names else json.load(sys.stdin)
-        write(take(names[0] if names else "custom", configs), Path(target))
+        if names:
+            write(take(names[0], known()[names[0]]), Path(target))
+        else:
+            like = (sdxl_configs(), profile(sdxl_configs()))
+            write(take("custom", json.load(sys.stdin), like, _say_progress), Path(target))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

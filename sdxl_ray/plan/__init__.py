@@ -23,10 +23,11 @@ from sdxl_ray.plan.architecture import Architecture
 from sdxl_ray.plan.devices import CPU, DEVICES, Device, device, memory_bytes
 from sdxl_ray.plan.fitting import Remedy, remedies
 from sdxl_ray.plan.memory import Memory, memory, zero_settings
+from sdxl_ray.plan.saving import Saving, saving
 from sdxl_ray.plan.setting import RunShape, setting
 from sdxl_ray.plan.time import SLOW_HALF, Duration, duration
 
-__all__ = ["CPU", "DEVICES", "Device", "DoesNotFit", "Plan", "device", "memory_bytes", "zero_settings"]
+__all__ = ["CPU", "DEVICES", "Device", "DoesNotFit", "Plan", "Saving", "device", "memory_bytes", "zero_settings"]
 
 
 class DoesNotFit(UserError):  # noqa: N818  # a statement, as it reads in `except DoesNotFit`
@@ -44,6 +45,7 @@ class Plan:
     setting: RunShape
     memory: Memory
     duration: Duration
+    saving: Saving
     architecture: Architecture
     images: int | None
     price_per_hour: float | None
@@ -67,7 +69,9 @@ class Plan:
         where = device(on) if isinstance(on, str) else on
         base = architecture.of(recipe.base)
         laid = setting(recipe, base.profile, where, workers)
-        return cls(laid, memory(laid), duration(laid, images, price_per_hour), base, images, price_per_hour)
+        saved = saving(laid)
+        time = duration(laid, images, price_per_hour, {"checkpoints and artifact": saved.seconds})
+        return cls(laid, memory(laid), time, saved, base, images, price_per_hour)
 
     @property
     def fits(self) -> bool:
@@ -191,7 +195,8 @@ class Plan:
             "batch": {"global": s.global_batch, "micro": s.micro_batch, "accumulation": s.accumulation},
             "parameters": {name: part.parameters for name, part in s.profile.components.items()},
             "trainable": s.sizes.trained,
-            "artifact_bytes": s.sizes.artifact_bytes,
+            "artifact_bytes": s.artifact_bytes,
+            "saving": self.saving.plain(),
             "memory": self.memory.plain(),
             "layouts": self.rows(),
             "time": self.duration.plain(),

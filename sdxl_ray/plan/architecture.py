@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 
 from sdxl_ray.cache_folder import cache_root
 from sdxl_ray.config.schema import Base
+from sdxl_ray.display.progress import Progress
 from sdxl_ray.errors import UserError
 from sdxl_ray.io.safetensors_files import read_header
 from sdxl_ray.io.sdxl_single_file import CONFIGS, require_sdxl_shapes
@@ -32,6 +34,8 @@ SDXL = "sdxl-base-1.0"
 TINY = "tiny"
 #: The command that profiles an architecture: configs on stdin, the file to write as its last argument.
 CHILD = [sys.executable, "-m", "sdxl_ray.models.profile"]
+#: How that command's lines of progress begin.
+PROGRESS = "counted"
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 # What decides a part's shapes, with the library's own defaults: configs differ in which defaults they spell out.
@@ -98,13 +102,18 @@ _RELEVANT: dict[str, dict[str, Any]] = {"unet": _UNET, "vae": _VAE, "text_encode
 
 def key(configs: Configs) -> str:
     """SHA-256 over what decides the shapes of the four parts; equal configs spelled differently have equal keys."""
+    return hashlib.sha256(json.dumps(shape_settings(configs), sort_keys=True).encode()).hexdigest()
+
+
+def shape_settings(configs: Configs) -> Configs:
+    """What decides the shapes of each part, defaults written out."""
     plain = {
         part: {name: configs[part].get(name, default) or None for name, default in relevant.items()}
         for part, relevant in _RELEVANT.items()
     }
     # The first encoder's projection is part of its config, but SDXL's `CLIPTextModel` has none.
     plain["text_encoder"].pop("projection_dim")
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return plain
 
 
 def sdxl_configs() -> Configs:
@@ -165,9 +174,23 @@ def _shipped() -> dict[str, ModelProfile]:
 
 def _take(configs: Configs, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run([*CHILD, str(target)], input=json.dumps(configs), capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    reason = "no message"
+    with (
+        Progress(sys.stderr) as progress,
+        subprocess.Popen([*CHILD, str(target)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child,
+    ):
+        assert child.stdin is not None
+        assert child.stderr is not None
+        child.stdin.write(json.dumps(configs))
+        child.stdin.close()
+        for line in child.stderr:
+            counted = re.fullmatch(rf"{PROGRESS} (\d+)/(\d+)\n", line)
+            if counted:
+                done, total = int(counted[1]), int(counted[2])
+                progress.row({"kind": "phase", "name": "counting a new architecture", "done": done, "total": total})
+            else:
+                reason = line.strip() or reason
+    if child.returncode != 0:
         raise UserError(f"the base's configs do not describe an SDXL that can be counted: {reason}")
 
 

@@ -116,6 +116,7 @@ def memory(s: RunShape) -> Memory:
     if s.stage == 3:
         phases.append(held.export())
     if s.device.kind == "cpu":
+        phases.append(held.checkpoint())
         # On a CPU nothing can be given back to another memory: every part of the pipeline stays beside the training,
         # and offloaded state moves from one place in it to another.
         process = PROCESS_BYTES[s.recipe.parallel.engine]
@@ -126,6 +127,19 @@ def memory(s: RunShape) -> Memory:
         return Memory(tuple(phases), 0, 0)
     peak = max(phase.total for phase in phases)
     return Memory(tuple(phases), CONTEXT_BYTES + round(peak * FRAGMENTATION), held.host_bytes())
+
+
+def moment_bytes(s: RunShape, scalars: int) -> int:
+    """The optimizer's state of so many trained scalars."""
+    name = s.recipe.optim.name
+    factored = name == "adafactor" and s.stage == 0
+    return round((_FACTORED_STATE if factored else _STATE[name]) * scalars)
+
+
+def checkpoint_bytes(s: RunShape) -> int:
+    """Of one checkpoint: fp32 weights, the optimizer's moments, and the average where there is one."""
+    average = 4 if s.recipe.optim.ema_decay is not None else 0
+    return (4 + average) * s.sizes.trained + moment_bytes(s, s.sizes.trained)
 
 
 class _Held:
@@ -155,9 +169,7 @@ class _Held:
 
     @property
     def moments(self) -> int:
-        name = self.s.recipe.optim.name
-        factored = name == "adafactor" and self.s.stage == 0
-        return round((_FACTORED_STATE if factored else _STATE[name]) * self.mine)
+        return moment_bytes(self.s, self.mine)
 
     @property
     def gradient_width(self) -> int:
@@ -245,6 +257,11 @@ class _Held:
         whole = self.s.width * (self.trained + self.frozen)
         parts = {**self.resident(), "gradients": self.gradients, "activations": 0, "workspace": whole}
         return Phase("export", parts)
+
+    def checkpoint(self) -> Phase:
+        """On a CPU: a worker's share of a checkpoint is copied as a whole before it is written."""
+        copied = -(-checkpoint_bytes(self.s) // self.s.workers)
+        return Phase("checkpoint", {**self.resident(), "gradients": 0, "activations": 0, "workspace": copied})
 
     def host_bytes(self) -> int:
         """CPU memory per worker: fp32 weights, gradients and moments of its part, and offloaded weights."""

@@ -49,6 +49,21 @@ class RunShape:
         return self.recipe.data.max_token_length // TOKEN_LENGTHS[0]
 
     @property
+    def artifact_dtype(self) -> str:
+        """Of the weights that the run leaves."""
+        return self.recipe.artifact.written_in(self.recipe.tuning.kind, self.precision)
+
+    @property
+    def artifact_width(self) -> int:
+        """Bytes of a number of the weights that the run leaves."""
+        return _WIDTHS[self.artifact_dtype]
+
+    @property
+    def artifact_bytes(self) -> int:
+        """Bytes of the weights that the run leaves."""
+        return self.sizes.file_bytes(self.artifact_width)
+
+    @property
     def autocast(self) -> bool:
         """Whether fp32 weights are cast in every forward: stage 0 and the local engine in 16 bits."""
         return self.stage == 0 and self.width == 2

@@ -51,10 +51,14 @@ class Sizes:
 
     @property
     def artifact_bytes(self) -> int:
-        """Bytes of the weights in fp16: the adapters' file, or a full run's whole pipeline. Headers are estimated."""
+        """Bytes of the weights in fp16."""
+        return self.file_bytes(2)
+
+    def file_bytes(self, width: int) -> int:
+        """Bytes of the adapters' file, or of a full run's whole pipeline. width: of a number. Headers are estimated."""
         if self.kind == "full":
-            return 2 * self.whole
-        return 2 * self.trained + _HEADER_PER_TENSOR * sum(part.tensors for part in self.parts)
+            return width * self.whole
+        return width * self.trained + _HEADER_PER_TENSOR * sum(part.tensors for part in self.parts)
 
     @property
     def trained_bytes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.display.table import Column, Table
-from sdxl_ray.display.units import bytes_text, count_text, seconds_text
+from sdxl_ray.display.units import bytes_text, count_text, file_size_text, seconds_text
 
 if TYPE_CHECKING:
     from sdxl_ray.plan import Plan
@@ -15,7 +15,7 @@ PARTS = ("weights", "optimizer", "ema", "gradients", "activations", "workspace",
 
 def text(plan: Plan) -> str:
     """The whole plan, as printed by `sdxl-ray plan`."""
-    blocks = [_head(plan), _layouts(plan), _phases(plan), _time(plan), f"advice: {plan.advice}"]
+    blocks = [_head(plan), _layouts(plan), _phases(plan), _time(plan), _saving(plan), f"advice: {plan.advice}"]
     notes = "\n".join(f"assumed: {note}" for note in plan.assumptions)
     return "\n\n".join([*blocks, notes])
 
@@ -29,7 +29,8 @@ def _head(plan: Plan) -> str:
         f"{s.recipe.base.id} at {s.resolution} px on {s.workers} x {device.name}{limit}, {s.precision}",
         f"trains {count_text(sizes.trained)} of {count_text(sizes.whole)} parameters"
         f" (the UNet has {count_text(unet)}, {unet / sizes.trained:,.1f} times what trains)",
-        f"artifact: {_file_size(sizes.artifact_bytes)} in fp16 ({_file_size(sizes.trained_bytes)} of it trained)",
+        f"artifact: {file_size_text(s.artifact_bytes)} in {s.artifact_dtype}"
+        f" ({file_size_text(s.artifact_width * sizes.trained)} of it trained)",
         f"batch: {s.global_batch} samples a step = {s.workers} workers x {s.accumulation} forwards x {s.micro_batch}",
     ]
     return "\n".join(lines)
@@ -75,11 +76,17 @@ def _time(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def _saving(plan: Plan) -> str:
+    saved = plan.saving
+    each = file_size_text(saved.checkpoint_bytes)
+    where = "the worker" if plan.setting.workers == 1 else "each worker"
+    return (
+        f"disk: {file_size_text(saved.disk_bytes)} ({saved.checkpoints} checkpoints of {each} and the artifact);"
+        f" a checkpoint takes {bytes_text(saved.host_bytes)} of CPU memory on {where} while it is written, and"
+        f" {seconds_text(saved.hash_seconds)} to hash"
+    )
+
+
 def _span(span: tuple[float, float]) -> str:
     low, high = (seconds_text(value) for value in span)
     return low if low == high else f"{low} to {high}"
-
-
-def _file_size(count: int) -> str:
-    """Files are sold and listed in powers of 1000."""
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

@@ -93,8 +93,11 @@ def step_floor(s: RunShape) -> float:
     return arithmetic + traffic + _exchange(s)
 
 
-def duration(s: RunShape, images: int | None, price_per_hour: float | None) -> Duration:
-    """Time of a whole run for so many training images (None: 20 are assumed where it matters)."""
+def duration(s: RunShape, images: int | None, price_per_hour: float | None, besides: Mapping[str, Range]) -> Duration:
+    """Time of a whole run for so many training images (None: 20 are assumed where it matters).
+
+    besides: seconds of what is no arithmetic, by name.
+    """
     recipe, flop = s.recipe, s.profile.flop
     count = images if images is not None else 20
     work: dict[str, float] = {}
@@ -117,6 +120,7 @@ def duration(s: RunShape, images: int | None, price_per_hour: float | None) -> D
     phases |= {name: (amount / _rate(s) / high, amount / _rate(s) / low) for name, amount in work.items()}
     floor = step_floor(s)
     phases["training"] = (floor / high * recipe.optim.steps, floor / low * recipe.optim.steps)
+    phases |= besides
     total = (sum(low for low, _ in phases.values()), sum(high for _, high in phases.values()))
     cost = None
     if price_per_hour is not None:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdxl_ray.config.schema_errors import first_problem
 from sdxl_ray.errors import UserError
-from sdxl_ray.io.artifact import LORA_WEIGHTS, MANIFEST, Artifact, Manifest
+from sdxl_ray.io.artifact import LORA_WEIGHTS, MANIFEST, SINGLE_FILE, Artifact, Manifest
 from sdxl_ray.io.atomic import write_text
 from sdxl_ray.io.records import read
 from sdxl_ray.io.rows import Row
@@ -197,11 +197,11 @@ def _artifact(folder: Path) -> tuple[Artifact | None, int | None]:
         return None, None
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
-        # A LoRA is there twice, for diffusers and in kohya's names: its size is that of one file.
+        # A model may be there twice, in the names of other tools too: its size is that of one.
         weights = (
             [LORA_WEIGHTS]
             if LORA_WEIGHTS in manifest.files
-            else [f for f in manifest.files if f.endswith(".safetensors")]
+            else [f for f in manifest.files if f.endswith(".safetensors") and f != SINGLE_FILE]
         )
         sizes = [(folder / name).stat().st_size for name in weights]
     except (OSError, ValueError) as error:

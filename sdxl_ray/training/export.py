@@ -10,11 +10,14 @@ import torch
 
 from sdxl_ray.config.schema import LoraTuning
 from sdxl_ray.errors import RunError
-from sdxl_ray.io.artifact import CARD_IMAGE, write_manifest
+from sdxl_ray.formats.metadata import checkpoint_metadata
+from sdxl_ray.formats.single_file import write_single_file
+from sdxl_ray.io.artifact import CARD_IMAGE, SINGLE_FILE, write_manifest
 from sdxl_ray.io.atomic import publish
 from sdxl_ray.io.model_card import write_card
 from sdxl_ray.models.adapters import TUNINGS
 from sdxl_ray.models.base_model import Components
+from sdxl_ray.models.device import DTYPES
 from sdxl_ray.training.disk_errors import disk_problem
 from sdxl_ray.training.loop import TrainingLoop
 from sdxl_ray.training.state import read_state
@@ -37,7 +40,7 @@ def go_back(run: TrainingLoop, last: int) -> int:
 
 
 def export(run: TrainingLoop, step: int, components: Components, final: Path, precision: torch.dtype) -> None:
-    """Collective. Write the run's weights, which are those of `step`, as the artifact `final` in `precision`.
+    """Collective. Write the run's weights, which are those of `step`, as the artifact `final`. precision: of the run.
 
     All ranks gather, rank 0 writes beside and renames. Raises RunError on every rank when the disk is full.
     """
@@ -66,9 +69,15 @@ def _write_artifact(
 ) -> None:
     """samples: the run's grid of sample images, shown by the model card where there is one."""
     recipe = run.recipe
+    name = next(name for name, dtype in DTYPES.items() if dtype == precision)
+    dtype = DTYPES[recipe.artifact.written_in(recipe.tuning.kind, name)]
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    TUNINGS[type(recipe.tuning)].export(run.engine.denoiser, components, beside, recipe, precision)
+    TUNINGS[type(recipe.tuning)].export(run.engine.denoiser, components, beside, recipe, dtype)
+    if recipe.artifact.single_file:
+        prediction = components.scheduler.config.get("prediction_type", "epsilon")
+        pixels = recipe.data.resolution or components.native_resolution
+        write_single_file(beside, beside / SINGLE_FILE, metadata=checkpoint_metadata(recipe, prediction, pixels))
     artifact = write_manifest(
         beside,
         kind="lora" if isinstance(recipe.tuning, LoraTuning) else "full",

@@ -182,8 +182,9 @@ def test_a_textual_inversion_goes_in_and_out(here: Here, tmp_path: Path) -> None
     assert (code, err) == (0, "")
     kept = load_file(tmp_path / "imported" / "corgi" / "embeddings" / "<corgi>.safetensors")
     assert all(torch.equal(kept[name], vectors[name]) for name in vectors)
-    code, out, _ = here("generate", "imported/corgi", "a photo of <corgi>", "--steps", "1", "--json")
+    code, out, err = here("generate", "imported/corgi", "a photo of <corgi>", "--steps", "1", "--json")
     assert code == 0
+    assert "does not know" not in err
     assert json.loads(out)["artifact"]
     assert here("export", "imported/corgi", "--to", "comfyui")[0] == 0
     bundled = load_file(tmp_path / "exported" / "corgi.safetensors")

@@ -111,7 +111,9 @@ def test_recording_sees_every_allocation() -> None:
 
 
 @pytest.mark.slow
-def test_an_unknown_architecture_is_counted_once_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_architecture_is_counted_once_in_a_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     configs = {part: dict(settings) for part, settings in taking.known()[TINY].items() if part != "scheduler"}
     configs["unet"]["block_out_channels"] = [16, 32]
     configs["unet"] |= {
@@ -128,8 +130,23 @@ def test_an_unknown_architecture_is_counted_once_in_a_child(tmp_path: Path, monk
     found = architecture.of(Base(id=str(base))).profile
     expected = sum(p.numel() for p in taking.build(configs)["unet"].parameters())
     assert found.components["unet"].parameters == expected
+    assert "counting a new architecture" in capsys.readouterr().err
     monkeypatch.setattr(architecture, "CHILD", [sys.executable, "-c", "raise SystemExit(1)"])
     assert architecture.of(Base(id=str(base))).profile == found  # read again, not taken again
+
+
+def test_parts_of_a_known_architecture_are_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taking, "MODES", ())
+    configs, known = taking.known()[TINY], shipped(TINY)
+    marked = known.model_copy(update={"flop": {**known.flop, "vae_decode": known.flop["unet"]}})
+    seen: list[tuple[int, int]] = []
+    other = {**configs, "unet": {**configs["unet"], "norm_num_groups": 4}}
+    found = taking.take("other", other, (configs, marked), lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]  # the UNet's arithmetic and memory
+    assert found.flop == marked.flop and found.inference == known.inference
+    assert (found.training["text_encoder"], found.training["unet"]) == (known.training["text_encoder"], ())
+    larger = {**configs, "unet": {**configs["unet"], "sample_size": 2 * configs["unet"]["sample_size"]}}
+    assert taking._same_parts(larger, configs) == frozenset()
 
 
 def _fast_child(folder: Path) -> Path:

@@ -126,6 +126,7 @@ def test_the_cut_gives_every_rank_as_much_and_loses_nothing(recipe: Recipe) -> N
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_killed_and_started_again_is_the_same_run(train: Train, recipe: Recipe, kind: str) -> None:
     changes = {"lora": {"optim.ema_decay": 0.9, "tuning.dropout": 0.1}, "full": FULL}[kind]
+    changes |= {"artifact.single_file": kind == "full"}
     changes |= {"optim.steps": 6, "optim.batch_size": 2, "optim.lr_scheduler": "cosine", "checkpoint.every": 3}
     recipe = override(recipe, changes)
     straight = train(recipe, "straight")
@@ -140,7 +141,7 @@ def test_killed_and_started_again_is_the_same_run(train: Train, recipe: Recipe, 
     assert all(torch.equal(w, theirs[name]) for name, w in mine.items())
     assert again.of("validation")[-1]["loss"].hex() == straight.of("validation")[-1]["loss"].hex()
     files = [p.relative_to(straight.folder) for p in (straight.folder / "artifact").rglob("*.safetensors")]
-    assert len(files) == {"lora": 2, "full": 4}[kind]
+    assert len(files) == {"lora": 2, "full": 5}[kind]
     for file in files:
         one, two = load_file(straight.folder / file), load_file(again.folder / file)
         assert one.keys() == two.keys()

@@ -18,9 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sdxl_ray.config.recipe import Recipe, override
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import RunError
-from sdxl_ray.io.artifact import Artifact
+from sdxl_ray.io.artifact import KOHYA_WEIGHTS, LORA_WEIGHTS, Artifact
 from sdxl_ray.models.base_model import Components, own_memory
-from sdxl_ray.models.pipeline import LORA_WEIGHTS, generate, load_pipeline
+from sdxl_ray.models.device import DTYPES
+from sdxl_ray.models.pipeline import generate, load_pipeline
+from sdxl_ray.plan import CPU, Plan
 from sdxl_ray.training.local import precision_on, run_local
 from sdxl_ray.training.run_directory import open_run, scan_images
 from sdxl_ray.training.samples import sample_prompts
@@ -120,6 +122,27 @@ def test_a_full_artifact_stands_alone_and_every_live_weight_has_moved(
     assert plain.scheduler.config.prediction_type == "v_prediction"
     own_memory(plain.unet, plain.vae, plain.text_encoder, plain.text_encoder_2)
     assert image(plain) == here
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision", "written"),
+    [("auto", "fp32", "fp16"), ("auto", "bf16", "bf16"), ("fp32", "fp32", "fp32"), ("bf16", "fp32", "bf16")],
+)
+def test_an_adapter_is_written_as_planned(
+    train: Train, recipe: Recipe, asked: str, precision: str, written: str
+) -> None:
+    recipe = override(recipe, {"optim.steps": 1, "artifact.dtype": asked, "parallel.precision": precision})
+    run = train(recipe, precision=DTYPES[precision])
+    planned = Plan.of(recipe, CPU).setting
+    assert planned.artifact_dtype == written
+    for name in (LORA_WEIGHTS, KOHYA_WEIGHTS):
+        file = run.folder / "artifact" / name
+        weights = {k: w for k, w in load_file(file).items() if not k.endswith(".alpha")}
+        assert {weight.dtype for weight in weights.values()} == {DTYPES[written]}
+        assert file.stat().st_size == pytest.approx(planned.artifact_bytes, rel=0.15)
+    pipe = load_pipeline(Base(), Artifact.open(run.folder / "artifact"), dtype=torch.float32, device="cpu")
+    layers = [p for name, p in pipe.unet.named_parameters() if "lora_A" in name]
+    assert layers and all(torch.equal(p, p.to(DTYPES[written]).float()) for p in layers)
 
 
 def test_the_artifact_holds_the_average(train: Train, recipe: Recipe) -> None:
