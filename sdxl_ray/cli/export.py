@@ -43,20 +43,24 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Write an artifact as the file or folder that another tool loads."""
+    if source == "base":
+        raise UserError("'base' is no artifact: give the artifact folder of a run")
     if to not in FORMATS:
         raise UserError(f"--to {to!r}: {nearest(to, FORMATS)}")
+
+    from sdxl_ray.models.opening import name_of, require_there
+
+    require_there(source)
 
     from sdxl_ray.config.recipe import read_base
     from sdxl_ray.models.device import DTYPES
     from sdxl_ray.models.exporting import Export, export_artifact
     from sdxl_ray.models.generation import GenerationSource
-    from sdxl_ray.models.opening import name_of
 
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: {nearest(dtype, DTYPES)}")
     model = GenerationSource.of(source, read_base(base) if base else None)
-    if model.artifact is None:
-        raise UserError("'base' is no artifact: give the artifact folder of a run")
+    assert model.artifact is not None
     what = Export(model.artifact, model.base, name_of(source), DTYPES[dtype] if dtype else None)
     target, notes = export_artifact(what, to, out)
     for note in notes:

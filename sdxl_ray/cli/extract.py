@@ -80,12 +80,14 @@ def run(
     """Make LoRAs of many ranks from a full model."""
     from sdxl_ray.config.recipe import read_base
     from sdxl_ray.models.generation import PRECISIONS
+    from sdxl_ray.models.opening import require_there
 
     if dtype is not None and dtype not in _DTYPES:
         raise UserError(f"--dtype {dtype!r}: choose from {', '.join(_DTYPES)}")
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision!r}: choose from {', '.join(PRECISIONS)}")
     length = read_token_length(max_token_length)
+    require_there(model)
 
     from sdxl_ray.display.progress import Progress
 

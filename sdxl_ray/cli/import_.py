@@ -47,8 +47,6 @@ def run(
     It reads files of kohya's scripts, ComfyUI, A1111, OneTrainer, LyCORIS, PEFT and diffusers.
     `generate`, `evaluate`, `serve` and `tuning.init` take such files directly too, and import them into the cache.
     """
-    from sdxl_ray.config.recipe import read_base
-    from sdxl_ray.models.importing import base_of, import_model
     from sdxl_ray.models.opening import is_foreign
 
     if not is_foreign(file):
@@ -56,6 +54,10 @@ def run(
             f"{str(file)!r} is no file or folder of another tool: give a .safetensors file, a PEFT folder or a "
             "diffusers folder"
         )
+
+    from sdxl_ray.config.recipe import read_base
+    from sdxl_ray.models.importing import base_of, import_model
+
     made_on = base_of(file, read_base(base) if base else None)
     folder = out or Path("imported") / file.name.removesuffix(".safetensors")
     if folder.exists() and any(folder.iterdir()):

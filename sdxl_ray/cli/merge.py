@@ -66,24 +66,28 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Merge LoRAs into one LoRA or into the base's weights."""
-    from sdxl_ray.config.merging import Merging, read_blocks
+    from sdxl_ray.config.merging import Merging, parse_source, read_blocks
     from sdxl_ray.config.recipe import read_base
     from sdxl_ray.config.schema_errors import validated
     from sdxl_ray.display.progress import Progress
+    from sdxl_ray.models.opening import require_there
 
     if dtype not in (None, *_DTYPES):
         raise UserError(f"--dtype {dtype!r}: {nearest(str(dtype), _DTYPES)}")
     plain = {"method": method, "density": density, "rank": rank, "seed": seed, "into": into}
     merging = validated(Merging, {**plain, "blocks": read_blocks(blocks)}, "merge")
+    weighted = [parse_source(text) for text in sources]
+    for path, _ in weighted:
+        require_there(path)
     with libraries_on_stderr(), Progress(sys.stderr) as progress:
         progress.row({"kind": "phase", "name": "loading the libraries"})
         from sdxl_ray.models.device import DTYPES
         from sdxl_ray.models.merge import merge
-        from sdxl_ray.models.merge_sources import open_merge, open_source, parse_source, require_new
+        from sdxl_ray.models.merge_sources import open_merge, open_source, require_new
         from sdxl_ray.training.disk_errors import disk_problem
 
         on = read_base(base) if base is not None else None
-        opened = open_merge([open_source(*parse_source(text), on) for text in sources], merging, base=on)
+        opened = open_merge([open_source(*one, on) for one in weighted], merging, base=on)
         require_new(out, opened.sources)
         try:
             result = merge(opened, out, dtype=DTYPES[dtype] if dtype else None, on_row=progress.row)

@@ -58,7 +58,7 @@ def run(
         required_name(name)
     chosen = read_recipe(recipe, settings, base)
     chosen.require_complete()
-    require_local_base(chosen.base)
+    require_inputs(chosen)
     plan = None
     if plan_check:
         remote = chosen.parallel.engine == "zero" and elsewhere(address)
@@ -83,6 +83,14 @@ def run(
     typer.echo(f"run       {result.kept_at}")
     typer.echo(f"artifact  {result.artifact}")
     typer.echo(f"next      {command('generate', result.artifact, chosen.data.instance_prompt or 'a prompt')}")
+
+
+def require_inputs(recipe: Recipe) -> None:
+    """Refuse what is not there, of images and of a local base, before anything slow is imported."""
+    from sdxl_ray.data.image_sources import require_sources
+
+    require_local_base(recipe.base)
+    require_sources(recipe.data)
 
 
 def require_local_base(base: Base) -> None:

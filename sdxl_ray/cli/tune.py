@@ -10,7 +10,7 @@ import typer
 
 from sdxl_ray.cli.arguments import AsJson, StorageAt, command, libraries_on_stderr, print_json
 from sdxl_ray.cli.devices import GpuMemoryOption, GpuOption, elsewhere
-from sdxl_ray.cli.train import planned_for, require_local_base
+from sdxl_ray.cli.train import planned_for, require_inputs
 from sdxl_ray.paths import required_name
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run(
         raise UserError(f"which space? Give a .yaml file or one of {', '.join(names())}")
     called = required_name(name or Path(space).stem)
     wanted, recipe = open_space(space, parse_assignments(settings or []))
-    require_local_base(recipe.base)
+    require_inputs(recipe)
     if plan_check:
         device = planned_for(recipe, gpu, gpu_memory, remote=elsewhere(address))
         if device is not None:

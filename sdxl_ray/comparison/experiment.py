@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.config.experiment import ArmRun, Experiment, load_experiment
+from sdxl_ray.data.image_sources import require_sources
 from sdxl_ray.io.rows import OnRow, Row
 from sdxl_ray.paths import required_name
 
@@ -34,6 +35,7 @@ def open_experiment(experiment: str | Path, changes: Mapping[str, Any], *, load:
     runs = read.runs(dict(changes))
     for run in runs:
         required_name(run.named(name), "the name of a run,")
+        require_sources(run.recipe.data)
     if read.load is not None and load:
         from serve.loadtest.generator import require_loadgen
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from sdxl_ray.config.schema import PositiveInt, Section
 from sdxl_ray.errors import UserError
+from sdxl_ray.paths import local_folder
 
 Method = Literal["linear", "concat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -100,3 +101,22 @@ class MergedArm(Merging):
             if problem := weight_problem(weight):
                 raise ValueError(f"sources: {name!r}: {problem}")
         return self
+
+
+def parse_source(text: str) -> tuple[str, float]:
+    """`"runs/dog/artifact=0.8"` -> its path and 0.8; 1 where there is no weight, or where all of it is a path.
+
+    Raises UserError for a weight that is no finite number, or 0.
+    """
+    path, equals, value = text.rpartition("=")
+    if not equals or local_folder(text).exists():
+        return text, 1.0
+    if not path:
+        raise UserError(f"{text!r} names no artifact: write ARTIFACT=WEIGHT, for example runs/dog/artifact=0.8")
+    try:
+        weight = float(value)
+    except ValueError:
+        raise UserError(f"{text!r}: the weight {value!r} is no number, and there is no folder of this name") from None
+    if problem := weight_problem(weight):
+        raise UserError(f"{path!r}: {problem}")
+    return path, weight

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from sdxl_ray.config.file_names import did_you_mean, existing, same_name
+from sdxl_ray.config.schema import Data
 from sdxl_ray.config.text_files import read_text
 from sdxl_ray.data.folder_listing import Listing, images_below, list_folder
 from sdxl_ray.data.image_io import MAX_FILE_BYTES
@@ -44,6 +45,26 @@ class ImageEntry:
     caption: str
 
 
+def require_sources(data: Data) -> None:
+    """Raise UserError when a folder or file of images that a recipe names is not there. No image is looked for."""
+    named = {"data.images": data.images, "data.validation": data.validation}
+    if data.prior is not None:
+        named["data.prior.images"] = data.prior.images
+    for setting, where in named.items():
+        if where is not None:
+            require_source(where, setting)
+
+
+def require_source(where: str, setting: str) -> Path:
+    """The path of images. Raises UserError where there is neither a folder nor a Parquet file."""
+    path = source_path(where)
+    if not path.is_dir() and not is_parquet(path):
+        what = "is a file, not a folder or .parquet" if path.is_file() else "does not exist"
+        near = did_you_mean(path)
+        raise UserError(f"{setting} {where!r} {what}: give a folder of images, a .parquet file or subject:NAME{near}")
+    return path
+
+
 def entries(
     where: str,
     captions: Captions,
@@ -58,13 +79,9 @@ def entries(
     captions, recursive, column: as in `sections.Data`. prompt: the caption of images without one. setting: the name of
     `where`. Raises UserError: nothing there, broken metadata (file and line), missing or duplicate captions.
     """
-    path = source_path(where)
+    path = require_source(where, setting)
     if is_parquet(path):
         return _parquet([path], captions, prompt, column)
-    if not path.is_dir():
-        what = "is a file, not a folder or .parquet" if path.is_file() else "does not exist"
-        near = did_you_mean(path)
-        raise UserError(f"{setting} {where!r} {what}: give a folder of images, a .parquet file or subject:NAME{near}")
     listing = list_folder(path, setting, recursive=recursive and not is_subject(where))
     if listing.images and listing.tables:
         raise UserError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdxl_ray.config.merging import SUMS, Merging, weight_problem
+from sdxl_ray.config.merging import SUMS, Merging
 from sdxl_ray.config.recipe import Recipe, parse_recorded
 from sdxl_ray.config.schema import Base, Data
 from sdxl_ray.errors import UserError
@@ -22,7 +22,6 @@ from sdxl_ray.models.lora_artifact import read_lora_artifact
 from sdxl_ray.models.noise_schedule import scheduler_overrides
 from sdxl_ray.models.opening import name_of, open_artifact
 from sdxl_ray.models.pipeline import require_same_base
-from sdxl_ray.paths import local_folder
 
 
 @dataclass(frozen=True)
@@ -80,25 +79,6 @@ class OpenedMerge:
             for s in self.sources
         ]
         return known
-
-
-def parse_source(text: str) -> tuple[str, float]:
-    """`"runs/dog/artifact=0.8"` -> its path and 0.8; 1 where there is no weight, or where all of it is a path.
-
-    Raises UserError for a weight that is no finite number, or 0.
-    """
-    path, equals, value = text.rpartition("=")
-    if not equals or local_folder(text).exists():
-        return text, 1.0
-    if not path:
-        raise UserError(f"{text!r} names no artifact: write ARTIFACT=WEIGHT, for example runs/dog/artifact=0.8")
-    try:
-        weight = float(value)
-    except ValueError:
-        raise UserError(f"{text!r}: the weight {value!r} is no number, and there is no folder of this name") from None
-    if problem := weight_problem(weight):
-        raise UserError(f"{path!r}: {problem}")
-    return path, weight
 
 
 def open_source(path: str | Path, weight: float = 1.0, base: Base | None = None) -> MergeSource:

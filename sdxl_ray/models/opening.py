@@ -53,6 +53,13 @@ def open_artifact(
     return importing.import_model(path, base, folder, allow_partial=allow_partial, on_note=on_note)
 
 
+def require_there(source: str | Path) -> None:
+    """Raise UserError for a source that does not exist; loads no framework, so it is the first thing to ask."""
+    path = existing(local_folder(source))
+    if not path.exists():
+        Artifact.open(path)
+
+
 def is_foreign(path: Path) -> bool:
     """Whether a path is no artifact folder, but a file or folder that another tool may have made."""
     if path.is_dir():

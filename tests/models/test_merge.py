@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-from sdxl_ray.config.merging import Merging
+from sdxl_ray.config.merging import Merging, parse_source
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.schema import Base
 from sdxl_ray.errors import UserError
@@ -22,7 +22,7 @@ from sdxl_ray.io.artifact import LORA_WEIGHTS, Artifact, write_manifest
 from sdxl_ray.models.base_model_files import component_configs, locate
 from sdxl_ray.models.lora_artifact import write_lora_artifact
 from sdxl_ray.models.merge import merge
-from sdxl_ray.models.merge_sources import open_merge, open_source, parse_source
+from sdxl_ray.models.merge_sources import open_merge, open_source
 from sdxl_ray.models.pipeline import load_pipeline
 from sdxl_ray.tiny import shipped
 from tests.conftest import Here
