@@ -42,7 +42,7 @@ def run(
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Make an artifact of another tool's LoRA, model or textual inversion.
+    """Import another tool's LoRA, model or textual inversion.
 
     It reads files of kohya's scripts, ComfyUI, A1111, OneTrainer, LyCORIS, PEFT and diffusers.
     `generate`, `evaluate`, `serve` and `tuning.init` take such files directly too, and import them into the cache.
