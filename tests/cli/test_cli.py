@@ -82,7 +82,18 @@ def test_help_of_a_command_ends_with_examples_of_it(here: Here, name: str) -> No
         (["plan", "lora", "--gpu-memory", "much"], "24GiB"),
         (["plan", "lora", "--gpu", "h100", "--price-per-hour", "nan"], "price"),
         (["plan", "lora", "--gpu", "h100", "--workers", "0"], "workers"),
-        (["train", "dreambooth", "data.images=x", "data.class_name=a", "parallel.workers=1", "--gpu", "4090"], "add "),
+        (
+            [
+                "train",
+                "dreambooth",
+                "data.images=subject:robot",
+                "data.class_name=a",
+                "parallel.workers=1",
+                "--gpu",
+                "4090",
+            ],
+            "add ",
+        ),
         (["train", "tiny_lora", "data.images=photos", "optim.stpes=3"], "did you mean 'steps'?"),
     ],
 )

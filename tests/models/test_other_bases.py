@@ -56,7 +56,9 @@ def _spoil(file: Path, value: float) -> str:
 def test_a_weight_that_is_no_number_is_named_with_its_file(folder: Path, part: str, value: float) -> None:
     name = _spoil(folder / part / FILES[part], value)
     said = _refused(Base(id=str(folder)))
-    assert f"{part}/{FILES[part]} has NaN or infinity in {name.removeprefix('text_model.')} (1 of " in said
+    # In memory a layer's name may lack the wrapper that files have.
+    names = {name, name.removeprefix("text_model.")}
+    assert any(f"{part}/{FILES[part]} has NaN or infinity in {one} (1 of " in said for one in names)
     assert "is damaged" in said
     assert "lower optim.lr" not in said
     with pytest.raises(UserError, match="is damaged"):  # as generate, evaluate and serve load it
