@@ -53,7 +53,7 @@ def draw_on_workers(
 ) -> None:
     """Draw what `home` lacks on so many workers of the cluster that is connected; nothing starts when nothing is.
 
-    workers: at most what the cluster has room for is used, since they wait for each other. place: the storage that
+    workers: at most what the cluster has room for is used, since they wait for each other. store: the storage that
     `home` and the artifacts are in; None: every node sees both. gpus: of each worker; None: one where there are any.
 
     Raises UserError as `evaluate` does, before any worker starts, and RunError when one of them fails.

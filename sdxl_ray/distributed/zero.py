@@ -1,4 +1,4 @@
-"""ZeroEngine: DeepSpeed ZeRO 0-3 behind the `Engine` that the training loop knows (arXiv 1910.02054).
+"""ZeroEngine: DeepSpeed ZeRO 0-3 behind the `TrainingEngine` that the training loop knows (arXiv 1910.02054).
 
 State leaves and enters as full tensors per parameter, through DeepSpeed's public accessors, so a checkpoint fits any
 number of workers and any stage. `_deepspeed_private` has what the accessors lack. One thing is done here: putting a

@@ -1,6 +1,6 @@
 """Evaluate: draw every model's images under equal conditions, and score them beside the rows that give meaning.
 
-Every rank of the group calls `evaluate`; each draws its share, rank 0 scores. The images stay in `home/images`, so
+Every rank of the group calls `evaluate`; each draws its share, rank 0 scores. The images stay in `home/pictures`, so
 the same call again only scores, a call with another model only draws that one's, and workers of a cluster that have
 called `render` leave a process alone nothing but the scoring.
 """
@@ -240,7 +240,7 @@ def render(
     group: Collectives,
     on_row: OnRow,
 ) -> dict[str, FloatArray]:
-    """Collective. Draw what `home/images` lacks, each rank its share; the prior losses by model, on every rank.
+    """Collective. Draw what `home/pictures` lacks, each rank its share; the prior losses by model, on every rank.
 
     There are no losses without the base, whose class images they are of. Raises RunError as `generate` does.
     """

@@ -3,7 +3,7 @@
     adapter, unused = read_adapter(tensors, metadata, names, where="dog.safetensors")
 
 A file may be kohya's (ComfyUI, A1111, Forge), LyCORIS', OneTrainer's, PEFT's or diffusers', old and new. A LoRA of
-another family than SDXL is told by `formats.inspect` before it comes here.
+another family than SDXL is refused by `models.importing` before it comes here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Plan: bytes, seconds and money of a run, before anything is rented; refuses what cannot fit.
 
-    plan = Plan.of(config.load("lora"), "4090", images=5)
+    plan = Plan.of(load_recipe("lora"), "4090", images=5)
     plan.check()              # DoesNotFit names settings that fit
     print(plan.text())
 

@@ -1,4 +1,4 @@
-"""Census: what planning knows of an architecture, counted on the meta device and kept as JSON.
+"""What planning knows of an architecture: counted on the meta device and kept as JSON.
 
 Sizes are polynomials in the latent pixels of one sample, since that is what convolutions (linear) and
 self-attention (quadratic) cost, whatever the aspect ratio.

@@ -1,4 +1,4 @@
-"""Chronicle: writes down what the trials of a search do, while Ray Tune runs them."""
+"""Records what the trials of a search do, while Ray Tune runs them."""
 
 from __future__ import annotations
 

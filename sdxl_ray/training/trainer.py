@@ -78,7 +78,7 @@ class Splits:
 
 
 def run_training(recipe: Recipe, images: Splits, context: RunContext) -> dict[str, Any]:
-    """Collective. Train (or go on training) in `place.folder` and write the artifact; a summary of plain numbers."""
+    """Collective. Train, or resume training, in `context.folder` and write the artifact; a summary of plain numbers."""
     started = time.monotonic()
     context.report({"kind": "phase", "name": f"loading the base {recipe.base.id}", "done": 0, "total": 0})
     components = load_components(locate(recipe.base), recipe.base, dtype=context.precision, device="cpu")

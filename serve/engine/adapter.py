@@ -1,7 +1,7 @@
 """A LoRA artifact as an engine keeps it: for each layer a pair of matrices, with the strength already in them.
 
 Only adapters that are plain sums (y = W x + s B A x) can share a batch with others. DoRA, LyCORIS and bias adapters
-are refused here; `Engine(fuse=...)` serves them.
+are refused here; `ServingEngine(fuse=...)` serves them.
 """
 
 from __future__ import annotations

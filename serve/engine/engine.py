@@ -1,6 +1,6 @@
 """Engine: the base, its adapters and every running image, in one process.
 
-    engine = Engine(Base(), adapters={"dog": Artifact.open("runs/dog/artifact")}, settings=EngineSettings())
+    engine = ServingEngine(Base(), adapters={"dog": Artifact.open("runs/dog/artifact")}, settings=EngineSettings())
     await engine.start()
     drawn = await engine.draw(ImageRequest("a photo of sks dog", seed=1, adapters=(AdapterUse("dog", 0.8),)))
 

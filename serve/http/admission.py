@@ -33,7 +33,7 @@ class AdmissionLedger:
         self._most = (images, work)
 
     def admit(self, images: int, work: float) -> None:
-        """Count it in, or raise Problem 429 with when to come back."""
+        """Count it in, or raise ApiError 429 with when to come back."""
         if self.images + images > self._most[0] or (self.images and self.work + work > self._most[1]):
             raise busy("queue_full", f"{self.images} images are under way, and more would wait too long", self.wait_s)
         if not self.images:

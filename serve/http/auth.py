@@ -36,7 +36,7 @@ class Keys:
         return scheme.lower() == "bearer" and any(matches)
 
     def require(self, authorization: str | None) -> None:
-        """Check an `Authorization: Bearer KEY` header. Raises Problem 401."""
+        """Check an `Authorization: Bearer KEY` header. Raises ApiError 401."""
         if not self.allows(authorization):
             raise ApiError(401, "no valid API key: send the header Authorization: Bearer KEY", "invalid_api_key")
 

@@ -47,7 +47,7 @@ async def draw(
     on_retry: Callable[[], None],
     on_preview: Callable[[Preview], None] | None = None,
 ) -> EncodedImage:
-    """Order one image. Raises Problem; CancelledError when the caller is cancelled, after cancelling the order."""
+    """Order one image. Raises ApiError; CancelledError when the caller is cancelled, after cancelling the order."""
     deadline = time.monotonic() + order.seconds
     failure = busy("restarting", f"the replica of model {order.variant!r} died {retries + 1} times; it is restarted", 5)
     show = on_preview and _once_each(on_preview)

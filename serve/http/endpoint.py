@@ -64,7 +64,7 @@ class Endpoint:
         self._ledgers = {group: AdmissionLedger(*self._most(group)) for group in handles}
 
     def take(self, raw: bytes) -> ParsedRequest:
-        """Check a body and admit it; what is admitted must be given to `start` at once. Raises Problem."""
+        """Check a body and admit it; what is admitted must be given to `start` at once. Raises ApiError."""
         try:
             asked = self.parser.take(raw)
         except ApiError as problem:
@@ -87,7 +87,7 @@ class Endpoint:
     def start(
         self, asked: ParsedRequest, on_preview: Callable[[Preview], None] | None = None
     ) -> asyncio.Task[GeneratedImages]:
-        """Draw what was just admitted. The task raises Problem; when it is cancelled, so are its images.
+        """Draw what was just admitted. The task raises ApiError; when it is cancelled, so are its images.
 
         What was admitted is given back by callbacks, since a task that is cancelled early never runs its `finally`.
         """

@@ -104,7 +104,7 @@ class ImageLinkReplica:
 
 
 class ImageLinks:
-    """An ingress's side of the deployment. Every method raises Problem."""
+    """An ingress's side of the deployment. Every method raises ApiError."""
 
     def __init__(self, handle: Any, keep_s: int) -> None:
         self._handle = handle

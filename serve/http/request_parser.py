@@ -62,7 +62,7 @@ class RequestParser:
         self.max_edge = limits.max_edge or max(self.min_edge, layout.edge * 2)
 
     def take(self, raw: bytes) -> ParsedRequest:
-        """Check a body. Raises Problem: which field, its value, the limit and the nearest that is allowed."""
+        """Check a body. Raises ApiError: which field, its value, the limit and the nearest that is allowed."""
         try:
             body = self.body.model_validate_json(raw)
         except ValidationError as error:
