@@ -14,6 +14,7 @@ from sdxl_ray.config import recipe as recipe_files
 from sdxl_ray.config.recipe import Recipe
 from sdxl_ray.config.schema import Base, Data
 from sdxl_ray.errors import UserError
+from sdxl_ray.formats.families import SDXL, family_of
 from sdxl_ray.formats.layer_names import LayerNames
 from sdxl_ray.formats.lora_files import read_lora
 from sdxl_ray.formats.peft_metadata import PeftAlphas
@@ -107,6 +108,11 @@ def import_model(
 
 def _import_lora(path: Path, base: Base, folder: Path, allow_partial: bool, on_note: Callable[[str], None]) -> Artifact:
     files, file, where = locate(base), weights_of(path), repr(str(path))
+    family = family_of(read_header(file, where))
+    if family not in (SDXL, None):
+        raise UserError(
+            f"{where} is a LoRA of {family}, and {base.id!r} is an SDXL: give a LoRA that was made for SDXL"
+        )
     names = LayerNames.of(component_configs(files))
     config = file.parent / PEFT_CONFIG
     alphas = PeftAlphas(dict.fromkeys(("unet",), read_json(config))) if file.name == PEFT_WEIGHTS else None

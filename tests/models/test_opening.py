@@ -123,7 +123,7 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, cache: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(kohya_file(tmp_path, random_adapter([ATTENTION])).read_bytes()[:-10])
     for source, said in (
-        (nothing_fits, "made for another model"),
+        (nothing_fits, "is a LoRA of FLUX"),
         (pickle, "pickle"),
         (cut, "download it again"),
         (tmp_path / "nowhere", "no such folder"),
