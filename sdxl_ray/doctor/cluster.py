@@ -124,7 +124,7 @@ def autoscaler(capacity: ClusterCapacity) -> Iterator[Finding]:
 
 
 def versions(reported: dict[str, NodeFacts]) -> Iterator[Finding]:
-    """One finding for each package that is missing, outside its range or not the same everywhere, and one for the others."""
+    """One finding for each package missing, outside its range or not the same everywhere, and one for the others."""
     same = []
     ranges = required()
     for name in dict.fromkeys((*_MUST_AGREE, *PACKAGES)):

@@ -345,7 +345,7 @@ def test_doctor_names_every_shipped_file_that_is_not_whole(tmp_path: Path) -> No
     assert (found.state, found.fix[:20]) == ("broken", "reinstall sdxl-ray, ")
 
 
-def test_doctor_knows_old_new_missing_and_safe() -> None:
+def test_doctor_knows_old_new_missing_and_safe(tmp_path: Path) -> None:
     ranges = {
         "Pillow": ">=99",
         "pyarrow": ">=99.1",
