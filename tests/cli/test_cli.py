@@ -362,6 +362,9 @@ def test_doctor_knows_old_new_missing_and_safe(tmp_path: Path) -> None:
         "note",
         "pip install 'peft>=0.1,<0.2': newer ones are not tested",
     )
+    assert ray_authentication({"RAY_AUTH_MODE": "token"}).state == "ok"
+    assert ray_authentication({}).state == "unsafe"
+    assert all(finding.fix for finding in examine(tmp_path, {}) if finding.state in ("unsafe", "broken"))
 
 
 def test_doctor_judges_versions_by_what_the_project_requires() -> None:
@@ -369,9 +372,6 @@ def test_doctor_judges_versions_by_what_the_project_requires() -> None:
     ranges = {one.name: one.specifier for one in map(Requirement, declared)}
     assert required() == {name: ranges[name] for name in PACKAGES}
     assert all(found.state == "ok" for found in packages())
-    assert ray_authentication({"RAY_AUTH_MODE": "token"}).state == "ok"
-    assert ray_authentication({}).state == "unsafe"
-    assert all(finding.fix for finding in examine(tmp_path, {}) if finding.state in ("unsafe", "broken"))
 
 
 def test_doctor_does_not_show_the_secrets_of_a_storage() -> None:
