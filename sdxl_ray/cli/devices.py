@@ -45,8 +45,9 @@ def cpu_here() -> Device:
     """This machine's CPU, with the memory that all workers share."""
     import psutil
 
-    from sdxl_ray.doctor.machine import container_memory_bytes, has_amx_bf16
+    from sdxl_ray.doctor.machine import has_amx_bf16
     from sdxl_ray.plan import CPU
+    from sdxl_ray.plan.container_memory import container_memory_bytes
 
     whole = psutil.virtual_memory().total
     return replace(CPU, memory_bytes=min(whole, container_memory_bytes() or whole), bf16=has_amx_bf16(), shared=True)

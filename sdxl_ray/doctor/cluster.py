@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from sdxl_ray.display.units import bytes_text
 from sdxl_ray.distributed._ray_private import dashboard_url
-from sdxl_ray.doctor.machine import FLOORS, MISSING, Finding, container_memory_bytes, package
+from sdxl_ray.doctor.machine import MISSING, PACKAGES, Finding, package, required
 from sdxl_ray.io.storage import Storage, shown
+from sdxl_ray.plan.container_memory import container_memory_bytes
 from sdxl_ray.plan.gpu_driver import Gpu, gpus_here
 
 if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
     from sdxl_ray.distributed.capacity import ClusterCapacity, NodeKind
     from sdxl_ray.distributed.nodes import Node
 
@@ -88,7 +91,7 @@ def about_this_node() -> NodeFacts:
     import psutil
 
     found = {"python": platform.python_version()}
-    for name in FLOORS:
+    for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -121,13 +124,14 @@ def autoscaler(capacity: ClusterCapacity) -> Iterator[Finding]:
 
 
 def versions(reported: dict[str, NodeFacts]) -> Iterator[Finding]:
-    """One finding for each package that is missing, too old or not the same everywhere, and one for the others."""
+    """One finding for each package missing, outside its range or not the same everywhere, and one for the others."""
     same = []
-    for name in dict.fromkeys((*_MUST_AGREE, *FLOORS)):
+    ranges = required()
+    for name in dict.fromkeys((*_MUST_AGREE, *PACKAGES)):
         by_version: dict[str, list[str]] = {}
         for address, answer in reported.items():
             by_version.setdefault(answer.versions.get(name, MISSING), []).append(address)
-        found = list(_too_old(name, by_version, len(reported)))
+        found = list(_outside(name, by_version, len(reported), ranges.get(name)))
         yield from found
         if name in _MUST_AGREE and len(by_version) > 1:
             text = "; ".join(f"{version} on {', '.join(where)}" for version, where in sorted(by_version.items()))
@@ -138,11 +142,13 @@ def versions(reported: dict[str, NodeFacts]) -> Iterator[Finding]:
         yield Finding("versions", f"the same on every node: {', '.join(same)}")
 
 
-def _too_old(name: str, by_version: dict[str, list[str]], nodes: int) -> Iterator[Finding]:
-    if name not in FLOORS:
+def _outside(
+    name: str, by_version: dict[str, list[str]], nodes: int, allowed: SpecifierSet | None
+) -> Iterator[Finding]:
+    if allowed is None:
         return
     for version, where in sorted(by_version.items()):
-        found = package(name, version, FLOORS[name])
+        found = package(name, version, allowed)
         if found.state != "ok":
             on = "every node" if len(where) == nodes else ", ".join(where)
             yield Finding(name, f"{version} on {on}", found.state, f"there: {found.fix}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,25 +19,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from sdxl_ray.display.units import bytes_text
 from sdxl_ray.errors import UserError
 from sdxl_ray.io.storage import Storage, shown
+from sdxl_ray.plan.container_memory import container_memory_bytes
 from sdxl_ray.tiny import shipped
 
-#: Lowest versions that work; for these below, everything older also has a published vulnerability.
-FLOORS = {
-    "accelerate": "1.10",
-    "deepspeed": "0.19",
-    "diffusers": "0.38",
-    "peft": "0.19",
-    "Pillow": "12.3",
-    "pyarrow": "17",
-    "ray": "2.60",
-    "torch": "2.11",
-    "transformers": "5",
-}
-SECURITY_FLOORS = frozenset({"diffusers", "Pillow", "ray"})
+#: Dependencies whose versions are reported; which ones work is what this project's own metadata requires.
+PACKAGES = ("accelerate", "deepspeed", "diffusers", "peft", "Pillow", "pyarrow", "ray", "torch", "transformers")
+#: Of these, versions below the range also have a published vulnerability.
+UNSAFE_BELOW = frozenset({"diffusers", "Pillow", "ray"})
 #: In place of the version of a package that is not there.
 MISSING = "missing"
 
@@ -82,25 +75,39 @@ def examine(storage: str | Path, environment: Mapping[str, str] = os.environ) ->
     ]
 
 
-def packages(floors: Mapping[str, str] = FLOORS) -> Iterator[Finding]:
-    """One finding for each package of `floors`."""
-    for name, floor in floors.items():
+def required() -> dict[str, SpecifierSet]:
+    """The range of versions of each of PACKAGES; any version where this project runs from a folder, not installed."""
+    try:
+        lines = metadata.requires("sdxl-ray") or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    named = {one.name: one.specifier for one in map(Requirement, lines) if one.marker is None}
+    return {name: named.get(name, SpecifierSet()) for name in PACKAGES}
+
+
+def packages(ranges: Mapping[str, SpecifierSet] | None = None) -> Iterator[Finding]:
+    """One finding for each package of `ranges`. ranges: None for those that this project requires."""
+    for name, allowed in (required() if ranges is None else ranges).items():
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             version = MISSING
-        yield package(name, version, floor)
+        yield package(name, version, allowed)
 
 
-def package(name: str, version: str, floor: str) -> Finding:
-    """What there is to say about a version of a package, or about MISSING."""
+def package(name: str, version: str, allowed: SpecifierSet) -> Finding:
+    """What there is to say about a version of a package, or about MISSING. allowed: the versions that work."""
+    fix = f"pip install '{name}{','.join(sorted(map(str, allowed), reverse=True))}'"
     if version == MISSING:
-        return Finding(name, version, "broken", f"pip install '{name}>={floor}'")
-    if _numbers(version) >= _numbers(floor):
+        return Finding(name, version, "broken", fix)
+    if allowed.contains(version, prereleases=True):
         return Finding(name, version)
-    unsafe = name in SECURITY_FLOORS
+    caps = [one for one in allowed if one.operator in ("<", "<=")]
+    if not all(one.contains(version, prereleases=True) for one in caps):
+        return Finding(name, version, "note", f"{fix}: newer ones are not tested")
+    unsafe = name in UNSAFE_BELOW
     why = "older ones have known vulnerabilities" if unsafe else "older ones are not tested"
-    return Finding(name, version, "unsafe" if unsafe else "broken", f"pip install '{name}>={floor}': {why}")
+    return Finding(name, version, "unsafe" if unsafe else "broken", f"{fix}: {why}")
 
 
 def ray_authentication(environment: Mapping[str, str]) -> Finding:
@@ -126,17 +133,6 @@ def store(storage: Storage) -> Iterator[Finding]:
     else:
         if storage.url is not None:
             yield Finding("storage", f"{shown(storage.url)} answers")
-
-
-def container_memory_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The container's memory limit (cgroup 2, else 1), or None when there is none; psutil sees the whole machine."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            text = (groups / name).read_text().strip()
-        except OSError:
-            continue
-        return int(text) if text.isdigit() and int(text) < 2**60 else None
-    return None
 
 
 def has_amx_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -246,10 +242,6 @@ def _shipped_files(root: Path) -> Finding:
     return Finding(
         name, f"{len(listed)} files, {bytes_text(size)}, every hash right; revision {shipped.revision(root)[:12]}"
     )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
 def summary(findings: list[Finding]) -> dict[str, Any]:

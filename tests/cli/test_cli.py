@@ -6,12 +6,15 @@ import json
 import shlex
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from PIL import Image
 
 from sdxl_ray import __version__
@@ -21,11 +24,12 @@ from sdxl_ray.cli.devices import count_images, cpu_here, elsewhere
 from sdxl_ray.cli.serve import _configuration
 from sdxl_ray.cli.settings_reference import reference
 from sdxl_ray.config.recipe import Recipe, load, names, override, read_base
-from sdxl_ray.doctor.machine import FLOORS, container_memory_bytes, embedded_base, examine, packages, ray_authentication
+from sdxl_ray.doctor.machine import PACKAGES, embedded_base, examine, packages, ray_authentication, required
 from sdxl_ray.errors import RunError
 from sdxl_ray.io.artifact import Artifact
 from sdxl_ray.io.records import read
 from sdxl_ray.paths import local_path
+from sdxl_ray.plan.container_memory import container_memory_bytes
 from sdxl_ray.tiny import shipped
 
 #: The fixtures of conftest.py: a child process, and `here(*words)` -> exit code, stdout, stderr.
@@ -325,7 +329,7 @@ def test_doctor_looks_at_this_machine(here: Here, monkeypatch: pytest.MonkeyPatc
     report = json.loads(out)
     by_name = {finding["name"]: finding for finding in report["findings"]}
     assert code == (1 if report["state"] == "broken" else 0)
-    assert set(FLOORS) <= set(by_name)
+    assert set(PACKAGES) <= set(by_name)
     assert {"torch build", "cpu cores", "memory", "disk", "g++"} <= set(by_name)
     assert by_name["ray authentication"]["state"] == "unsafe"
     assert "RAY_AUTH_MODE=token" in by_name["ray authentication"]["fix"]
@@ -352,15 +356,33 @@ def test_doctor_names_every_shipped_file_that_is_not_whole(tmp_path: Path) -> No
     assert (found.state, found.fix[:20]) == ("broken", "reinstall sdxl-ray, ")
 
 
-def test_doctor_knows_old_missing_and_safe(tmp_path: Path) -> None:
-    states = {f.name: f for f in packages({"Pillow": "99", "pyarrow": "99.1", "ray": "2.9", "no-such-thing": "1"})}
+def test_doctor_knows_old_new_missing_and_safe(tmp_path: Path) -> None:
+    ranges = {
+        "Pillow": ">=99",
+        "pyarrow": ">=99.1",
+        "ray": ">=2.9,<99",
+        "peft": ">=0.1,<0.2",
+        "no-such-thing": ">=1,<2",
+    }
+    states = {f.name: f for f in packages({name: SpecifierSet(text) for name, text in ranges.items()})}
     assert states["Pillow"].state == "unsafe"
     assert states["pyarrow"].state == "broken"
     assert states["ray"].state == "ok"
-    assert states["no-such-thing"].fix == "pip install 'no-such-thing>=1'"
+    assert states["no-such-thing"].fix == "pip install 'no-such-thing>=1,<2'"
+    assert (states["peft"].state, states["peft"].fix) == (
+        "note",
+        "pip install 'peft>=0.1,<0.2': newer ones are not tested",
+    )
     assert ray_authentication({"RAY_AUTH_MODE": "token"}).state == "ok"
     assert ray_authentication({}).state == "unsafe"
     assert all(finding.fix for finding in examine(tmp_path, {}) if finding.state in ("unsafe", "broken"))
+
+
+def test_doctor_judges_versions_by_what_the_project_requires() -> None:
+    declared = tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]
+    ranges = {one.name: one.specifier for one in map(Requirement, declared)}
+    assert required() == {name: ranges[name] for name in PACKAGES}
+    assert all(found.state == "ok" for found in packages())
 
 
 def test_doctor_does_not_show_the_secrets_of_a_storage() -> None:

@@ -27,27 +27,31 @@ from sdxl_ray.doctor.cluster import (
     least_memory,
     versions,
 )
+from sdxl_ray.doctor.machine import required
 from sdxl_ray.plan.gpu_driver import Gpu
 from tests.conftest import Cli, Here
 from tests.nodes import Cluster
+
+#: The lowest versions that the project requires.
+LOWEST = {name: next(one.version for one in allowed if one.operator == ">=") for name, allowed in required().items()}
 
 
 def _answer(auth: str = "token", **changed: str) -> NodeFacts:
     names = ("python", "ray", "torch", "deepspeed", "diffusers", "transformers", "peft")
     names += ("accelerate", "Pillow", "pyarrow")
-    return NodeFacts(dict.fromkeys(names, "99.0") | changed, (Gpu("NVIDIA L4", 23034),), 2**34, auth)
+    return NodeFacts(dict.fromkeys(names, "99.0") | LOWEST | changed, (Gpu("NVIDIA L4", 23034),), 2**34, auth)
 
 
 def test_nodes_that_differ_are_named_with_the_fix() -> None:
-    reported = {"10.0.0.1": _answer(), "10.0.0.2": _answer(torch="98.0", ray="100"), "10.0.0.3": _answer()}
+    reported = {"10.0.0.1": _answer(), "10.0.0.2": _answer(torch="2.12", ray="2.60.1"), "10.0.0.3": _answer()}
     ray, torch, same = versions(reported)
     assert (torch.name, torch.state) == ("torch versions", "broken")
-    assert torch.value == "98.0 on 10.0.0.2; 99.0 on 10.0.0.1, 10.0.0.3"
-    assert ray.value == "100 on 10.0.0.2; 99.0 on 10.0.0.1, 10.0.0.3"
+    assert torch.value == "2.11 on 10.0.0.1, 10.0.0.3; 2.12 on 10.0.0.2"
+    assert ray.value == "2.60 on 10.0.0.1, 10.0.0.3; 2.60.1 on 10.0.0.2"
     assert "on every node" in torch.fix
-    assert same.value.startswith("the same on every node: python 99.0, deepspeed 99.0, ")
+    assert same.value.startswith("the same on every node: python 99.0, deepspeed 0.19, ")
     (same,) = versions({"10.0.0.1": _answer(), "10.0.0.3": _answer()})
-    assert same.state == "ok" and "torch 99.0" in same.value
+    assert same.state == "ok" and "torch 2.11" in same.value
 
 
 def test_nodes_that_agree_on_what_does_not_work_are_told_the_lowest_version_that_does() -> None:
@@ -56,7 +60,7 @@ def test_nodes_that_agree_on_what_does_not_work_are_told_the_lowest_version_that
     assert (ray.name, ray.value, ray.state) == ("ray", "2.10 on every node", "unsafe")
     assert (torch.name, torch.value, torch.state) == ("torch", "missing on every node", "broken")
     assert (accelerate.value, accelerate.state) == ("1.0 on every node", "broken")
-    assert "pip install 'ray>=2.60'" in ray.fix and "pip install 'torch>=2.11'" in torch.fix
+    assert "pip install 'ray>=2.60,<2.61'" in ray.fix and "pip install 'torch>=2.11,<2.14'" in torch.fix
     assert same.state == "ok" and "torch" not in same.value and "ray" not in same.value
     one, differing = (found for found in versions({"a": _answer(), "b": _answer(ray="2.10")}) if "ray" in found.name)
     assert (one.value, one.state) == ("2.10 on b", "unsafe") and differing.name == "ray versions"
