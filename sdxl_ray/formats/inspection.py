@@ -5,6 +5,7 @@ print(inspect(Path("pixel_art.safetensors")).kind)      # "LoRA in kohya's names
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,15 @@ from sdxl_ray.formats.tensor_keys import TensorKey, split
 from sdxl_ray.io.safetensors_files import PICKLES, read_header, read_metadata
 
 #: LyCORIS' kinds as people call them.
-_KINDS = {"loha": "LoHa", "lokr": "LoKr", "glora": "GLoRA", "oft": "OFT", "full": "full difference", "norm": "norms"}
+_KINDS = {
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "glora": "GLoRA",
+    "oft": "OFT",
+    "boft": "BOFT",
+    "full": "full difference",
+    "norm": "norms",
+}
 #: Beginning of a tensor's name -> what the file is, most certain first.
 _OTHER_KINDS: tuple[tuple[str | tuple[str, ...], str], ...] = (
     (("clip_l", "clip_g"), "textual inversion"),
@@ -33,7 +42,9 @@ _OTHER_KINDS: tuple[tuple[str | tuple[str, ...], str], ...] = (
     (("encoder.", "decoder."), "VAE of a diffusers folder"),
     ("text_model.", "text encoder"),
 )
-_CHECKPOINT = ("model.diffusion_model.", "first_stage_model.", "conditioner.")
+#: Text encoders in a whole model: SDXL's, and those of SD 1.x, 2.x and 3.
+_ENCODERS = ("conditioner.", "cond_stage_model.", "text_encoders.")
+_CHECKPOINT = ("model.diffusion_model.", "first_stage_model.", *_ENCODERS)
 #: Beginning of a module's name -> part of SDXL.
 _PARTS = (
     ("lora_te1_", "text encoder 1"),
@@ -81,7 +92,7 @@ class Inspection:
 def inspect(file: Path) -> Inspection:
     """Read a file's header, its alphas and all its bytes once for the hashes.
 
-    Raises UserError, one line: a pickle, no safetensors file, or one that is cut off.
+    Raises UserError, one line: a pickle, no safetensors file, one that is cut off, or an alpha that is no number.
     """
     where = repr(str(file))
     if file.suffix in PICKLES:
@@ -116,7 +127,7 @@ def inspect(file: Path) -> Inspection:
 
 
 def _adapter_kind(header: Mapping[str, Any], keys: Mapping[str, TensorKey]) -> str:
-    kinds = {key.kind for key in keys.values()} - {""}
+    kinds = {_kind(key, header[name]["shape"]) for name, key in keys.items()} - {""}
     dora = any(key.role in ("dora_scale", "magnitude") for key in keys.values())
     others = sorted(_KINDS.get(kind, kind.upper()) for kind in kinds - {"pair"})
     if others:
@@ -129,6 +140,11 @@ def _adapter_kind(header: Mapping[str, Any], keys: Mapping[str, TensorKey]) -> s
     ):
         what += " with convolutions (LoCon)"
     return f"{what} in {_spelling(keys)} names"
+
+
+def _kind(key: TensorKey, shape: list[int]) -> str:
+    """BOFT has OFT's names, and blocks of one dimension more."""
+    return "boft" if key.role == "oft_blocks" and len(shape) == 4 else key.kind
 
 
 def _spelling(keys: Mapping[str, TensorKey]) -> str:
@@ -144,7 +160,7 @@ def _spelling(keys: Mapping[str, TensorKey]) -> str:
 def _other_kind(header: Mapping[str, Any]) -> str:
     for begins, kind in _OTHER_KINDS:
         if any(name.startswith(begins) for name in header):
-            if kind == "whole model in one file" and not any(name.startswith("conditioner.") for name in header):
+            if kind == "whole model in one file" and not any(name.startswith(_ENCODERS) for name in header):
                 return "UNet in one file"
             return kind
     return "unknown"
@@ -153,7 +169,8 @@ def _other_kind(header: Mapping[str, Any]) -> str:
 def _readers(header: Mapping[str, Any], keys: Mapping[str, TensorKey], kind: str) -> tuple[str, ...]:
     """As the load matrix in `docs/formats.md` has it."""
     if kind.startswith("LyCORIS"):
-        return (_ALL, "ComfyUI", "A1111 and Forge")
+        # Neither this project nor ComfyUI applies IA3.
+        return () if "IA3" in kind else (_ALL, "ComfyUI", "A1111 and Forge")
     if kind.startswith("DoRA") and "kohya" in kind:
         return (_ALL, "A1111 and Forge")
     if "kohya" in kind:
@@ -174,14 +191,21 @@ def _parts(file: Path, header: Mapping[str, Any], keys: Mapping[str, TensorKey])
         for name, key in keys.items():
             part = next((what for head, what in _PARTS if key.module.startswith(head)), "UNet")
             modules[part].add(key.module)
-            if key.role == "down":
+            if key.role == "down" and header[name]["shape"]:
                 ranks[part].append(header[name]["shape"][0])
                 alpha = stored.get(key.module)
-                alphas[part].append(float(opened.get_tensor(alpha)) if alpha is not None else None)
+                alphas[part].append(_alpha(file, alpha, opened.get_tensor(alpha)) if alpha is not None else None)
     return {
         part: PartRanks(len(found), tuple(sorted(set(ranks[part]))), tuple(dict.fromkeys(alphas[part])))
         for part, found in modules.items()
     }
+
+
+def _alpha(file: Path, name: str, alpha: Any) -> float:
+    if alpha.numel() != 1 or not math.isfinite(alpha.item()):
+        what = "NaN or infinity" if alpha.numel() == 1 else f"{alpha.numel()} numbers"
+        raise UserError(f"{str(file)!r} is damaged: {name} holds {what}, an alpha is one number; download it again")
+    return float(alpha)
 
 
 def shown_metadata(metadata: Mapping[str, str], most: int = 100) -> dict[str, str]:

@@ -171,4 +171,13 @@ def _cast(entry: Entry, dtype: torch.dtype | None) -> Entry:
     """In another precision, but for numbers that are no weights."""
     if dtype is None or not entry.dtype.is_floating_point:
         return entry
-    return Entry(entry.name, dtype, entry.shape, lambda: entry.read().to(dtype))
+    return Entry(entry.name, dtype, entry.shape, lambda: _within(entry.name, entry.read(), dtype))
+
+
+def _within(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another precision. Raises UserError for a number beyond it, which would become infinity."""
+    cast = tensor.to(dtype)
+    if not bool(torch.isfinite(cast).all()):
+        largest = float(tensor.abs().max())
+        raise UserError(f"{name} holds {largest:g}, beyond what {dtype} reaches: write it in bf16 or fp32")
+    return cast

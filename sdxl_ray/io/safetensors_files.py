@@ -139,7 +139,9 @@ def _whole_header(file: Path, where: str) -> tuple[dict[str, Any], dict[str, str
             stream.seek(8)
             header = json.loads(stream.read(length))
             metadata = dict(header.pop("__metadata__", None) or {})
-            end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
+            end = max((_end_of(tensor) for tensor in header.values()), default=0)
+            if not all(isinstance(value, str) for value in metadata.values()):
+                raise ValueError("metadata values are strings")
     except OSError as error:
         raise UserError(f"{where}: {file.name} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
@@ -149,6 +151,13 @@ def _whole_header(file: Path, where: str) -> tuple[dict[str, Any], dict[str, str
     if size != 8 + length + end:
         raise UserError(f"{where}: {file.name} has {size} bytes of {8 + length + end}; copy or download it again")
     return dict(header), metadata
+
+
+def _end_of(tensor: dict[str, Any]) -> int:
+    """Where a tensor's bytes end. Raises ValueError, KeyError or TypeError for an entry that the format has not."""
+    if not isinstance(tensor["dtype"], str) or not all(isinstance(edge, int) and edge >= 0 for edge in tensor["shape"]):
+        raise ValueError("a tensor has a dtype and a shape")
+    return int(tensor["data_offsets"][1])
 
 
 def content_revision(path: Path, patterns: Sequence[str] = ()) -> str:

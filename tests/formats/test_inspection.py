@@ -40,6 +40,13 @@ def _one(name: str, width: int = 4) -> Callable[[], dict[str, Tensor]]:
     return lambda: {name: torch.zeros(4, width)}
 
 
+def _sd15() -> dict[str, Tensor]:
+    return {
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(4, 768),
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.zeros(4),
+    }
+
+
 def saved(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
     save_file(tensors, folder / "x.safetensors", metadata)
     return folder / "x.safetensors"
@@ -77,6 +84,9 @@ def test_a_stored_hash_of_other_bytes_is_found(tmp_path: Path) -> None:
         (_one(f"lora_unet_{_BLOCK}.lora_down.weight", 2048), _SPELT, "ComfyUI", "PEFT"),
         (_one(f"lora_unet_{_BLOCK}.hada_w1_a"), "LyCORIS (LoHa)", "ComfyUI", "diffusers"),
         (_one(f"lora_unet_{_BLOCK}.lokr_w1"), "LyCORIS (LoKr)", "ComfyUI", "diffusers"),
+        (_one(f"lora_unet_{_BLOCK}.on_input"), "LyCORIS (IA3)", None, "sdxl-ray"),
+        (lambda: {f"lora_unet_{_BLOCK}.oft_blocks": torch.zeros(2, 4, 4, 4)}, "LyCORIS (BOFT)", "ComfyUI", "diffusers"),
+        (_sd15, "whole model in one file", None, "diffusers"),
         (_one("clip_l", 768), "textual inversion", "ComfyUI", "kohya's scripts"),
         (_one("down_blocks.0.resnets.0.conv1.weight"), "UNet of a diffusers folder", None, "ComfyUI"),
         (_one("what.is.this"), "unknown", None, "sdxl-ray"),
@@ -130,3 +140,25 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said) as error:
             inspect(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(float("nan")), torch.zeros(3)])
+def test_an_alpha_that_is_no_number_is_named(alpha: Tensor, tmp_path: Path) -> None:
+    tensors = {f"lora_unet_{_BLOCK}.lora_down.weight": torch.zeros(4, 8), f"lora_unet_{_BLOCK}.alpha": alpha}
+    with pytest.raises(UserError, match=r"alpha holds .*download it again"):
+        inspect(saved(tmp_path, tensors))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a.lora_down.weight":{"data_offsets":[0,0]}}',
+        b'{"a.lora_down.weight":{"dtype":"F32","shape":"4x4","data_offsets":[0,0]}}',
+        b'{"__metadata__":{"ss_sd_model_name":{}}}',
+    ],
+)
+def test_a_header_that_the_format_has_not_is_one_line(header: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="broken header"):
+        inspect(file)

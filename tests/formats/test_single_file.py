@@ -104,6 +104,18 @@ def test_a_stranger_among_the_weights_is_named_and_nothing_is_written(embedded: 
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_a_number_beyond_the_precision_is_no_infinity(embedded: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(embedded, folder)
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = {name: value.float() for name, value in load_file(file).items()}
+    weights["decoder.conv_in.bias"][0] = 1e6
+    save_file(weights, file)
+    with pytest.raises(UserError, match=r"decoder\.conv_in\.bias holds 1e\+06"):
+        write_single_file(folder, tmp_path / "x.safetensors", metadata={}, dtype=torch.float16)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_sdxls_own_shape_has_the_released_checkpoints_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The released file has 2,515 tensors; ours has as many, from the configs alone and models without data."""
     names: list[str] = []
